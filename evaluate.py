@@ -1,0 +1,16 @@
+"""Evaluate a network with and without ExPrune: ``python evaluate.py model=gnn exprune.tau=0.1``. See ``--help``."""
+
+import hydra
+from omegaconf import DictConfig
+
+from exprune.lab import entry
+from exprune.lab.experiment import evaluate
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    entry.job(evaluate, cfg)
+
+
+if __name__ == "__main__":
+    entry.run(main)

@@ -1,0 +1,79 @@
+"""Trained weights: which configuration they belong to, where they lie, and loading them safely."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from exprune.core.errors import SettingError
+from exprune.lab.files import load_tensors, save_tensors
+
+# Settings of the data module that change where or how fast data is read, not what is learned.
+_NOT_LEARNED = ("data_dir", "cache_dir", "eval_batch_size", "num_workers")
+
+
+def training_config(cfg: DictConfig) -> dict:
+    """The part of the configuration that decides what is learned."""
+    part = OmegaConf.to_container(
+        OmegaConf.masked_copy(cfg, ["model", "data", "static", "seed", "paths"]), resolve=True
+    )
+    del part["paths"]
+    part["data"]["module"] = {k: v for k, v in part["data"]["module"].items() if k not in _NOT_LEARNED}
+    del part["data"]["epochs"]  # model.epochs is what counts
+    return part
+
+
+def checkpoint_name(cfg: DictConfig) -> str:
+    """``<model>-<data>-<static>-seed<N>-<digest of the training configuration>``."""
+    digest = hashlib.sha256(json.dumps(training_config(cfg), sort_keys=True).encode()).hexdigest()[:8]
+    return f"{cfg.model.name}-{cfg.data.name}-{cfg.static.name}-seed{cfg.seed}-{digest}"
+
+
+def cached_path(cfg: DictConfig) -> Path:
+    """Where training keeps the weights of this configuration unless told otherwise."""
+    return Path(cfg.paths.cache_dir).expanduser() / "checkpoints" / f"{checkpoint_name(cfg)}.safetensors"
+
+
+def find_checkpoint(cfg: DictConfig) -> Path | None:
+    """The weights named by ``checkpoint``, else this configuration's in the cache, else the released ones."""
+    if cfg.checkpoint is not None:
+        return Path(cfg.checkpoint).expanduser()
+    cached = cached_path(cfg)
+    released = Path(cfg.paths.released) / cached.name
+    return next((path for path in (cached, released) if path.exists()), None)
+
+
+def save_weights(path: Path, network: nn.Module, cfg: DictConfig, dtype: str, history: dict[str, str]) -> None:
+    """Write the network's floating-point tensors as ``dtype``, with its training configuration."""
+    if dtype not in ("float32", "float16"):
+        raise SettingError(f"checkpoint_dtype={dtype}: float32 or float16")
+    target = getattr(torch, dtype)
+    weights = {k: v.to(target) if v.is_floating_point() else v for k, v in network.state_dict().items()}
+    save_tensors(path, weights, {"config": json.dumps(training_config(cfg), sort_keys=True), **history})
+
+
+def load_weights(path: Path, network: nn.Module, model_name: str) -> None:
+    """Load weights in place, as float32.
+
+    Raises:
+        SettingError: the file is missing or truncated, or its weights are another model's.
+    """
+    weights, metadata = load_tensors(path)
+    trained_as = json.loads(metadata.get("config", "{}")).get("model", {}).get("name")
+    if trained_as not in (None, model_name):
+        raise SettingError(f"checkpoint={path}: weights of model={trained_as}, not of model={model_name}")
+    own = network.state_dict()
+    if weights.keys() != own.keys():
+        name = min(weights.keys() ^ own.keys())
+        where = "not in the network" if name in weights else "not in the checkpoint"
+        raise SettingError(f"checkpoint={path}: not the weights of model={model_name}: {name!r} is {where}")
+    for name, tensor in weights.items():
+        if tensor.shape != own[name].shape:
+            raise SettingError(
+                f"checkpoint={path}: {name!r} has shape {tuple(tensor.shape)}, "
+                f"model={model_name} as configured needs {tuple(own[name].shape)}"
+            )
+    network.load_state_dict(weights)

@@ -1,0 +1,138 @@
+"""Molecules as PyG graphs: processed once, cached, split by scaffold."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import rdkit
+import torch
+from rdkit.rdBase import BlockLogs
+from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
+from tqdm import tqdm
+
+from exprune.core.errors import SettingError
+from exprune.lab.data.molecules import featurise, parse
+from exprune.lab.data.scaffold import scaffold_split
+from exprune.lab.data.smiles import Molecules
+from exprune.lab.files import load_tensors, save_tensors
+
+_FORMAT = 1  # raise it when the processing changes, so that no old cache is read
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """All molecules in five flat tensors, and the indices of each part of the split."""
+
+    tensors: dict[str, Tensor]
+    split: dict[str, list[int]]
+
+    def part(self, name: str) -> list[Data]:
+        """The graphs of one part, in the order of the split."""
+        flat = self.tensors
+        nodes = flat["nodes"].tolist()
+        edges = flat["edges"].tolist()
+        x = flat["x"].long().split(nodes)
+        edge_index = flat["edge_index"].long().split(edges, dim=1)
+        edge_attr = flat["edge_attr"].long().split(edges)
+        y = flat["y"].float().view(-1, 1)
+        return [
+            Data(x=x[i], edge_index=edge_index[i], edge_attr=edge_attr[i], y=y[i : i + 1])
+            for i in self.split[name]
+        ]
+
+
+def process(molecules: Molecules) -> Graphs:
+    """Turn every SMILES string into a graph and split them by scaffold.
+
+    Raises:
+        SettingError: a string is no SMILES; names its row (from 1, the header not counted).
+    """
+    graphs, scaffolds = [], []
+    rows = tqdm(molecules.smiles, "building molecular graphs", disable=None, leave=False)
+    with BlockLogs():
+        for row, smiles in enumerate(rows, start=1):
+            molecule, sanitised = parse(smiles, where=f"{molecules.source}, row {row}")
+            graphs.append(featurise(molecule))
+            scaffolds.append(MurckoScaffoldSmiles(mol=molecule, includeChirality=False) if sanitised else None)
+    x, edge_index, edge_attr = zip(*graphs, strict=True)
+    tensors = {
+        "x": torch.cat(x),
+        "edge_index": torch.cat(edge_index, dim=1),
+        "edge_attr": torch.cat(edge_attr),
+        "nodes": torch.tensor([len(nodes) for nodes in x]),
+        "edges": torch.tensor([len(bonds) for bonds in edge_attr]),
+        "y": torch.tensor(molecules.labels, dtype=torch.uint8),
+    }
+    return Graphs(tensors, scaffold_split(scaffolds))
+
+
+def cached(molecules: Molecules, name: str, cache_dir: Path) -> Graphs:
+    """:func:`process`, or what it gave the last time for the same strings and the same RDKit."""
+    path = cache_dir / "graphs" / f"{name}-{molecules.digest()[:12]}-rdkit{rdkit.__version__}-{_FORMAT}.safetensors"
+    if path.exists():
+        tensors, metadata = load_tensors(path)
+        return Graphs(tensors, json.loads(metadata["split"]))
+    graphs = process(molecules)
+    save_tensors(path, graphs.tensors, {"split": json.dumps(graphs.split)})
+    return graphs
+
+
+class MoleculeData(lightning.LightningDataModule):
+    """Molecular graphs with one binary label, in the scaffold split.
+
+    Args:
+        read: gives the molecules from the data and the cache folder.
+        limit: keep only the first so many graphs of each part (for quick tries); None keeps all.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[Path, Path], Molecules],
+        data_dir: str,
+        cache_dir: str,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        if limit is not None and limit < 1:
+            raise SettingError(f"data.limit={limit}: at least 1, or null for all graphs")
+        self.name = name
+        self.read = read
+        self.data_dir = Path(data_dir).expanduser()
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.limit = limit
+        self.parts: dict[str, list[Data]] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        if not self.parts:
+            graphs = cached(self.read(self.data_dir, self.cache_dir), self.name, self.cache_dir)
+            self.parts = {name: graphs.part(name)[: self.limit] for name in graphs.split}
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("valid", self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test", self.eval_batch_size)
+
+    def _loader(self, part: str, batch_size: int, shuffle: bool = False) -> DataLoader:
+        return DataLoader(
+            self.parts[part],
+            batch_size=batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )

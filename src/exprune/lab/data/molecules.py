@@ -1,0 +1,100 @@
+"""A SMILES string as a graph with the features of the Open Graph Benchmark (docs/method.md, section 6)."""
+
+import torch
+from rdkit import Chem
+from rdkit.Chem.rdchem import BondStereo, BondType, ChiralType, HybridizationType
+from torch import Tensor
+
+from exprune.core.errors import SettingError
+
+# Each list is a vocabulary; what is not in it gets the index behind its end.
+_CHIRALITY = [
+    ChiralType.CHI_UNSPECIFIED,
+    ChiralType.CHI_TETRAHEDRAL_CW,
+    ChiralType.CHI_TETRAHEDRAL_CCW,
+    ChiralType.CHI_OTHER,
+]
+_HYBRIDIZATION = [
+    HybridizationType.SP,
+    HybridizationType.SP2,
+    HybridizationType.SP3,
+    HybridizationType.SP3D,
+    HybridizationType.SP3D2,
+]
+_BOND_TYPES = [BondType.SINGLE, BondType.DOUBLE, BondType.TRIPLE, BondType.AROMATIC]
+# This one has no entry for anything else: the six kinds are all that RDKit knew when OGB was made.
+_STEREO = [
+    BondStereo.STEREONONE,
+    BondStereo.STEREOZ,
+    BondStereo.STEREOE,
+    BondStereo.STEREOCIS,
+    BondStereo.STEREOTRANS,
+    BondStereo.STEREOANY,
+]
+
+ATOM_VOCABULARY = (119, 5, 12, 12, 10, 6, 6, 2, 2)
+BOND_VOCABULARY = (5, 6, 2)
+
+
+def parse(smiles: str, where: str) -> tuple[Chem.Mol, bool]:
+    """The molecule, also where RDKit's valence rules reject it (seven of HIV), and whether they accept it.
+
+    Raises:
+        SettingError: the string is no SMILES at all; the message begins with ``where``.
+    """
+    molecule = Chem.MolFromSmiles(smiles)
+    if molecule is not None:
+        return molecule, True
+    molecule = Chem.MolFromSmiles(smiles, sanitize=False)
+    if molecule is None or not molecule.GetNumAtoms():
+        raise SettingError(f"{where}: {smiles!r} is not a SMILES string with at least one atom")
+    molecule.UpdatePropertyCache(strict=False)
+    Chem.SanitizeMol(molecule, Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES)
+    return molecule, False
+
+
+def featurise(molecule: Chem.Mol) -> tuple[Tensor, Tensor, Tensor]:
+    """Atom features (nodes, 9), edges (2, edges) and bond features (edges, 3); each bond in both directions."""
+    atoms = [_atom_features(atom) for atom in molecule.GetAtoms()]
+    sources, targets, bonds = [], [], []
+    for bond in molecule.GetBonds():
+        i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+        features = _bond_features(bond)
+        sources += (i, j)
+        targets += (j, i)
+        bonds += (features, features)
+    return (
+        torch.tensor(atoms, dtype=torch.uint8).view(-1, len(ATOM_VOCABULARY)),
+        torch.tensor([sources, targets], dtype=torch.int32).view(2, -1),
+        torch.tensor(bonds, dtype=torch.uint8).view(-1, len(BOND_VOCABULARY)),
+    )
+
+
+def _position(vocabulary: list, value: object) -> int:
+    return vocabulary.index(value) if value in vocabulary else len(vocabulary)
+
+
+def _number(value: int, low: int, high: int) -> int:
+    return value - low if low <= value <= high else high - low + 1
+
+
+def _atom_features(atom: Chem.Atom) -> list[int]:
+    return [
+        _number(atom.GetAtomicNum(), 1, 118),
+        _position(_CHIRALITY, atom.GetChiralTag()),
+        _number(atom.GetTotalDegree(), 0, 10),
+        _number(atom.GetFormalCharge(), -5, 5),
+        _number(atom.GetTotalNumHs(), 0, 8),
+        _number(atom.GetNumRadicalElectrons(), 0, 4),
+        _position(_HYBRIDIZATION, atom.GetHybridization()),
+        int(atom.GetIsAromatic()),
+        int(atom.IsInRing()),
+    ]
+
+
+def _bond_features(bond: Chem.Bond) -> list[int]:
+    return [
+        _position(_BOND_TYPES, bond.GetBondType()),
+        _STEREO.index(bond.GetStereo()),
+        int(bond.GetIsConjugated()),
+    ]

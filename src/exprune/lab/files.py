@@ -1,0 +1,48 @@
+"""Writing files so that none is ever half-written."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file, safe_open, save_file
+from torch import Tensor
+
+from exprune.core.errors import SettingError
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it.
+
+    Raises:
+        SettingError: the folder cannot be written to.
+    """
+    partial = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        partial.replace(path)
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be written ({error.strerror or error}); choose a folder that can") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors as safetensors, a format that cannot carry code."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, lambda partial: save_file(contiguous, partial, metadata=dict(metadata)))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        SettingError: the file is missing, truncated or of another format.
+    """
+    if not path.is_file():
+        raise SettingError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return load_file(path), metadata
+    except Exception as error:  # safetensors' own error type is not public
+        raise SettingError(f"{path}: not a whole safetensors file ({error}); delete it or name another") from error

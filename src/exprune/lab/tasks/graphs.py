@@ -1,0 +1,62 @@
+"""Binary graph classification, measured by ROC-AUC."""
+
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch_geometric.data import Batch
+from torchmetrics.classification import BinaryAUROC
+
+from exprune.core.errors import SettingError
+
+
+class GraphTask(lightning.LightningModule):
+    """Trains and evaluates a network that maps a batch of graphs to one logit per graph.
+
+    AdamW under OneCycle (docs/method.md, section 6).
+
+    Args:
+        lr: the maximal learning rate.
+    """
+
+    metric_name = "roc_auc"
+    unit = "graph"
+    monitor = "valid/roc_auc"
+
+    def __init__(self, network: nn.Module, lr: float, weight_decay: float) -> None:
+        super().__init__()
+        if lr <= 0:
+            raise SettingError(f"model.task.lr={lr}: a learning rate above 0")
+        self.network = network
+        self.lr, self.weight_decay = lr, weight_decay
+        self.metric = BinaryAUROC()
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        loss = F.binary_cross_entropy_with_logits(self.network(batch).float(), batch.y)
+        self.log("train/loss", loss, batch_size=batch.num_graphs)
+        return loss
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        self.metric.update(self.network(batch).view(-1).float(), batch.y.view(-1).int())
+        self.log(self.monitor, self.metric, prog_bar=True, batch_size=batch.num_graphs)
+
+    def predict_step(self, batch: Batch, index: int) -> dict[str, Tensor | int]:
+        """Per graph: ``prediction`` (logit) and ``target``; and the batch's element-wise FLOPs."""
+        return {
+            "prediction": self.network(batch).view(-1).double(),
+            "target": batch.y.view(-1).int(),
+            "elementwise_flops": self.network.elementwise_flops(batch),
+        }
+
+    def network_inputs(self, batch: Batch) -> tuple[Batch]:
+        """The arguments with which this task calls the network."""
+        return (batch,)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=self.lr, total_steps=self.trainer.estimated_stepping_batches
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,68 @@
+"""Training a task with Lightning: best validation epoch kept, interrupted runs resumed."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from exprune.core.errors import SettingError
+from exprune.lab.checkpoints import checkpoint_name
+
+
+def make_trainer(cfg: DictConfig, **options: object) -> lightning.Trainer:
+    """A Lightning trainer on the configured device, with a progress bar where someone watches.
+
+    Raises:
+        SettingError: the accelerator is unknown or not there.
+    """
+    accelerator = cfg.trainer.accelerator
+    if accelerator not in ("cpu", "gpu", "auto"):
+        raise SettingError(f"trainer.accelerator={accelerator}: cpu, gpu or auto")
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise SettingError("trainer.accelerator=gpu: PyTorch sees no GPU here; use trainer=cpu or trainer=auto")
+    return lightning.Trainer(
+        accelerator=accelerator,
+        precision=cfg.trainer.precision,
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def fit(
+    task: lightning.LightningModule, data: lightning.LightningDataModule, cfg: DictConfig, logger: Logger | None
+) -> dict[str, str]:
+    """Train ``task`` and leave it with the weights of its best validation epoch.
+
+    What is needed to resume lies in the cache under the configuration's name until training ends.
+
+    Returns:
+        What is worth keeping beside the weights: the best epoch and its validation metric.
+    """
+    if cfg.model.epochs < 1:
+        raise SettingError(f"model.epochs={cfg.model.epochs}: at least 1")
+    folder = Path(cfg.paths.cache_dir).expanduser() / "training" / checkpoint_name(cfg)
+    best = ModelCheckpoint(folder, filename="best", monitor=task.monitor, mode="max", save_last=True)
+    trainer = make_trainer(
+        cfg,
+        devices=cfg.trainer.devices,
+        max_epochs=cfg.model.epochs,
+        callbacks=[best],
+        logger=logger or False,
+        num_sanity_val_steps=0,
+    )
+    last = folder / "last.ckpt"
+    if last.exists():
+        print(f"resuming the training in {folder}", flush=True)
+    trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    state = torch.load(best.best_model_path, weights_only=True)
+    task.load_state_dict(state["state_dict"])
+    shutil.rmtree(folder, ignore_errors=True)
+    return {"epoch": str(state["epoch"]), task.monitor: f"{best.best_model_score.item():.6f}"}

@@ -1,0 +1,178 @@
+"""The context under which a model runs pruned."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from exprune.core.chain import Chain, ChainFollower
+from exprune.core.errors import SettingError
+from exprune.core.flops import Flops, SiteFlops
+from exprune.core.heuristics import Heuristic, Prefix, per_site
+from exprune.core.partial import partial_squares, partial_sum
+from exprune.core.sites import Site
+
+
+class ExPrune:
+    """Run a model with the neurons of ``sites`` stopped early by ``heuristic``, and count what that saves.
+
+        with ExPrune(sites, StatsTest(0.1)) as run:
+            out = model(batch)
+        run.flops
+
+    Inside the context every output that the heuristic stops is exactly 0 after its ReLU; everything else is
+    computed as always. This simulates the method: the dense pre-activation is computed too, so it counts
+    FLOPs and does not run faster. For inference only: the model must be in eval mode. Neither the model
+    nor its parameters are changed, and nothing stays behind, also after an exception. Entering the context again
+    adds to the same counts; a new ``ExPrune`` starts from zero.
+
+    Args:
+        sites: from :func:`find_sites`. Those that cannot be pruned run dense; :attr:`sites` keeps the reason.
+        heuristic: when to stop.
+        rows: a bool tensor over the flattened leading dimensions of the sites' outputs (all but the channels
+            of a Linear, the batch of a Conv2d): rows that are no data (padding) are False and not
+            counted. It can be set anew for every batch: ``run.rows = mask``.
+
+    Raises:
+        SettingError: no site is left to prune, or the heuristic's tau does not fit the sites.
+    """
+
+    def __init__(self, sites: Sequence[Site], heuristic: Heuristic, rows: Tensor | None = None) -> None:
+        first = heuristic.stages[0]
+        self.sites = [
+            replace(site, reason=f"{site.terms} terms, fewer than n + 1 = {first + 1}")
+            if site.eligible and site.terms <= first
+            else site
+            for site in sites
+        ]
+        eligible = [site for site in self.sites if site.eligible]
+        if not eligible:
+            reasons = "; ".join(f"{site.name}: {site.reason}" for site in self.sites if site.relu)
+            raise SettingError(f"no site to prune with n={first} ({reasons or 'no layer feeds a ReLU'})")
+        self.heuristic = heuristic
+        self.rows = rows
+        self.taus = per_site(heuristic.tau, eligible)
+        self._counts = {site.name: _empty_count(site, heuristic) for site in eligible}
+        self._dense_flops = 0
+        self._pruner: _Pruner | None = None
+
+    def __enter__(self) -> "ExPrune":
+        if self._pruner is not None:
+            raise RuntimeError("this ExPrune context is already entered")
+        self._pruner = _Pruner(self)
+        self._pruner.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pruner, self._pruner = self._pruner, None
+        pruner.__exit__(*exception)
+        self._dense_flops += pruner.dense_flops
+        if exception[0] is None and pruner.dense_flops and not any(c.outputs for c in self._counts.values()):
+            raise SettingError(
+                "none of the sites was reached: they belong to another model object, or it was compiled since"
+            )
+
+    @property
+    def flops(self) -> Flops:
+        """What all passes so far cost, densely and pruned."""
+        running = self._pruner.dense_flops if self._pruner is not None else 0
+        return Flops(self._dense_flops + running, tuple(self._counts.values()))
+
+
+def _empty_count(site: Site, heuristic: Heuristic) -> SiteFlops:
+    kept = [k for k, n in enumerate(heuristic.stages) if n < site.terms]
+    stages = tuple(heuristic.stages[k] for k in kept)
+    return SiteFlops(site, stages, tuple(heuristic.overhead(k) for k in kept))
+
+
+class _Pruner(ChainFollower):
+    """Stops neurons where their chain reaches the ReLU."""
+
+    def __init__(self, run: ExPrune) -> None:
+        super().__init__({name: count.site.module for name, count in run._counts.items()})
+        self.run = run
+        self.orders = {name: count.site.order() for name, count in run._counts.items()}
+        self.counter = FlopCounterMode(display=False)
+        self.own_flops = 0
+
+    def __enter__(self) -> "_Pruner":
+        self.counter.__enter__()
+        try:
+            return super().__enter__()
+        except BaseException:
+            self.counter.__exit__(None, None, None)
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            super().__exit__(*exception)
+        finally:
+            self.counter.__exit__(*exception)
+
+    @property
+    def dense_flops(self) -> int:
+        """What the model itself computed, without the partial sums of the tests."""
+        return self.counter.get_total_flops() - self.own_flops
+
+    def at_batch_statistics(self, chain: Chain) -> None:
+        raise SettingError(f"{chain.name}: its BatchNorm is in training mode; call model.eval() before pruning")
+
+    def at_relu(self, chain: Chain, func: Callable, args: tuple, kwargs: dict) -> Any:
+        out = func(*args, **kwargs)
+        before = self.counter.get_total_flops()
+        with torch.no_grad(), torch.autocast(out.device.type, enabled=False):
+            stopped, pruned_at = self._stop(chain)
+            self._count(chain, out, stopped, pruned_at)
+            out.masked_fill_(stopped, 0)
+        self.own_flops += self.counter.get_total_flops() - before
+        return out
+
+    def _stop(self, chain: Chain) -> tuple[Tensor, list[Tensor]]:
+        """Which outputs stop, and those that stop at each stage."""
+        run, counts, order = self.run, self.run._counts[chain.name], self.orders[chain.name]
+        r = 0.0 if chain.shift is None else chain.shift
+        r = r if chain.residual is None else r + chain.residual
+        s = q = stopped = None
+        stopped_at, start = [], 0
+        for stage, n in enumerate(counts.stages):
+            part = partial_sum(chain.call, start, n, order, chain.scale)
+            s = part if s is None else s + part
+            if run.heuristic.needs_squares:
+                part = partial_squares(chain.call, start, n, order, chain.scale)
+                q = part if q is None else q + part
+            seen = Prefix(counts.site, stage, n, counts.site.terms, run.taus[chain.name], s, q, r)
+            now = run.heuristic.stop(seen)
+            if stopped is None:
+                stopped = now
+            else:
+                now = now & ~stopped
+                stopped = stopped | now
+            stopped_at.append(now)
+            start = n
+        return stopped, stopped_at
+
+    def _count(self, chain: Chain, out: Tensor, stopped: Tensor, stopped_at: list[Tensor]) -> None:
+        positive = out > 0  # a ReLU's output is positive exactly where its input is
+        outputs = out.numel()
+        if self.run.rows is not None:
+            data = self._data_rows(chain, out)
+            outputs = int(data.sum()) * (out.numel() // data.numel())
+            stopped_at = [stopped & data for stopped in stopped_at]
+            stopped = stopped & data
+            negative = (data & ~positive).sum()
+        else:
+            negative = outputs - positive.sum()
+        wrong = (stopped & positive).sum()
+        self.run._counts[chain.name].add(outputs, [now.sum() for now in stopped_at], negative, wrong)
+
+    def _data_rows(self, chain: Chain, out: Tensor) -> Tensor:
+        """The mask of rows in a shape that broadcasts with ``out``."""
+        leading = out.shape[: out.dim() + chain.call.channel_dim]
+        if self.run.rows.numel() != leading.numel():
+            raise SettingError(
+                f"rows: {self.run.rows.numel()} values, but {chain.name} has {leading.numel()} rows in this batch"
+            )
+        return self.run.rows.to(out.device, torch.bool).view(*leading, *(1,) * -chain.call.channel_dim)

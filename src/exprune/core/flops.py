@@ -1,0 +1,87 @@
+"""What was spent and what was saved, per site and in all (docs/method.md, section 5)."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from exprune.core.sites import Site
+
+
+@dataclass
+class SiteFlops:
+    """Counts of one site over all passes of a run; every count is of outputs (neurons of one input).
+
+    Attributes:
+        stages: terms evaluated before each test.
+        overhead: FLOPs of each test.
+        outputs: all outputs.
+        pruned_at: those stopped at each stage.
+        negative: those whose true pre-activation is <= 0, all that an oracle would stop.
+        wrong: those stopped although their pre-activation is positive.
+    """
+
+    site: Site
+    stages: tuple[int, ...]
+    overhead: tuple[int, ...]
+    outputs: int = 0
+    pruned_at: list[int | Tensor] = field(default_factory=list)
+    negative: int | Tensor = 0
+    wrong: int | Tensor = 0
+
+    def __post_init__(self) -> None:
+        self.pruned_at = self.pruned_at or [0] * len(self.stages)
+
+    def add(self, outputs: int, pruned_at: list[Tensor], negative: Tensor, wrong: Tensor) -> None:
+        """Count one call of the layer. Counts stay on their device; none waits for it."""
+        self.outputs += outputs
+        self.pruned_at = [a + b for a, b in zip(self.pruned_at, pruned_at, strict=True)]
+        self.negative = self.negative + negative
+        self.wrong = self.wrong + wrong
+
+    @property
+    def pruned(self) -> int:
+        return sum(int(count) for count in self.pruned_at)
+
+    @property
+    def dense_flops(self) -> int:
+        return self.outputs * self.site.dense_flops
+
+    @property
+    def pruned_flops(self) -> int:
+        """Terms evaluated plus tests, in FLOPs."""
+        alive, spent = self.outputs, 0
+        for n, overhead, count in zip(self.stages, self.overhead, self.pruned_at, strict=True):
+            spent += alive * overhead + int(count) * 2 * n * self.site.weights_per_term
+            alive -= int(count)
+        return spent + alive * self.site.dense_flops
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of a model's passes, dense and pruned: integers.
+
+    ``dense`` is what :class:`torch.utils.flop_counter.FlopCounterMode` counts, linear algebra without bias,
+    BatchNorm and activations; ``sites`` says where ``dense - pruned`` comes from.
+    """
+
+    dense: int
+    sites: tuple[SiteFlops, ...]
+
+    @property
+    def pruned(self) -> int:
+        return self.dense - sum(site.dense_flops - site.pruned_flops for site in self.sites)
+
+    @property
+    def saved(self) -> float:
+        """The fraction of the dense FLOPs that was saved; negative where the tests cost more."""
+        return 1 - self.pruned / self.dense if self.dense else 0.0
+
+    def __str__(self) -> str:
+        lines = [f"dense {self.dense:,} FLOPs, pruned {self.pruned:,}: {self.saved:.2%} saved"]
+        for count in self.sites:
+            outputs = max(count.outputs, 1)
+            lines.append(
+                f"  {count.site.name}: {count.pruned / outputs:.1%} of {count.outputs:,} neurons pruned, "
+                f"{int(count.negative) / outputs:.1%} negative, {int(count.wrong) / outputs:.2%} wrongly pruned"
+            )
+        return "\n".join(lines)

@@ -1,0 +1,139 @@
+"""When to stop a neuron: one small decision a class (docs/method.md, section 2)."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from exprune.core.errors import SettingError
+from exprune.core.sites import Site, matching
+
+Tau = float | Sequence[float] | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What is known of a site's neurons once ``n`` of their ``terms`` terms are evaluated.
+
+    All in units of the pre-activation, ``z = sum of all terms + r``: ``s`` is the sum of the first n terms, ``q``
+    the sum of their squares (None unless the heuristic needs squares), ``r`` what is added to the terms in any
+    case (bias, BatchNorm's shift, residual), a tensor that broadcasts with ``s``, or 0.0 where there is nothing.
+    ``tau`` is this site's knob.
+    """
+
+    site: Site
+    stage: int
+    n: int
+    terms: int
+    tau: float | None
+    s: Tensor
+    q: Tensor | None
+    r: Tensor | float
+
+    @property
+    def mean(self) -> Tensor:
+        """The estimated mean contribution per term of the whole pre-activation, ``s/n + r/terms``."""
+        mean = self.s / self.n
+        return mean.add_(self.r / self.terms) if isinstance(self.r, Tensor) else mean + self.r / self.terms
+
+
+class Heuristic(ABC):
+    """Decides which neurons to stop after each stage.
+
+    A subclass sets :attr:`stages` (how many terms are evaluated before each test, ascending) and implements
+    :meth:`stop`; the engine loops over the stages, counts and writes the zeros.
+
+    Args:
+        tau: the knob: one number, a list (one per eligible site), or a mapping of site names with wildcards.
+        n: the terms evaluated before the only test.
+    """
+
+    needs_squares: ClassVar[bool] = False
+    tau_range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+
+    def __init__(self, tau: Tau | None = None, n: int = 32) -> None:
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise SettingError(f"n={n}: a whole number of terms, at least 1")
+        self.tau = tau
+        self.stages: tuple[int, ...] = (n,)
+        if isinstance(tau, Mapping):
+            values = list(tau.values())
+        else:
+            values = list(tau) if isinstance(tau, Sequence) and not isinstance(tau, str) else [tau]
+        low, high = self.tau_range
+        for value in values if tau is not None else []:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not low <= value <= high or math.isnan(value):
+                raise SettingError(f"tau={value!r} of {type(self).__name__}: a number in [{low:g}, {high:g}]")
+
+    @abstractmethod
+    def stop(self, seen: Prefix) -> Tensor:
+        """Which neurons to stop now: a bool tensor in the shape of ``seen.s``. Stopped neurons output 0."""
+
+    def overhead(self, stage: int) -> int:
+        """FLOPs of the test at ``stage``, per neuron tested."""
+        return 1
+
+
+class Threshold(Heuristic):
+    """Stop where the estimated mean term is below ``tau <= 0``."""
+
+    tau_range = (-math.inf, 0.0)
+
+    def stop(self, seen: Prefix) -> Tensor:
+        return seen.mean < seen.tau
+
+
+class StatsTest(Heuristic):
+    """Stop where a one-sided Wald test at significance level ``tau`` rejects that the mean term is >= 0.
+
+    tau lies in [0, 0.5]; 0 never stops. Terms without variance are judged by their sign.
+    """
+
+    needs_squares = True
+    tau_range = (0.0, 0.5)
+
+    def stop(self, seen: Prefix) -> Tensor:
+        if seen.tau == 0:
+            return torch.zeros_like(seen.s, dtype=torch.bool)
+        quantile = NormalDist().inv_cdf(seen.tau)
+        sample_mean = seen.s / seen.n
+        variance = torch.addcmul(seen.q / seen.n, sample_mean, sample_mean, value=-1).clamp_(min=0)
+        # mean / sqrt(variance / n) < quantile, without the division by zero
+        return seen.mean < variance.div_(seen.n).sqrt_().mul_(quantile)
+
+    def overhead(self, stage: int) -> int:
+        return 2 * self.stages[stage] + 6
+
+
+def per_site(tau: Tau | None, sites: Sequence[Site]) -> dict[str, float | None]:
+    """The knob of every site, by name. In a mapping an exact name goes before a wildcard, then the first match wins.
+
+    Raises:
+        SettingError: a list of another length, a pattern that matches no site, a site without a value.
+    """
+    names = [site.name for site in sites]
+    if isinstance(tau, Mapping):
+        for pattern in tau:
+            if not matching(pattern, names):
+                raise SettingError(f"tau of {pattern!r}: no eligible site of that name; there are {', '.join(names)}")
+        found = {name: _lookup(tau, name) for name in names}
+        if missing := [name for name, value in found.items() if value is None]:
+            raise SettingError(f"tau: no value for site {missing[0]!r}; add it, or '*' for the rest")
+        return found
+    if isinstance(tau, Sequence):
+        if len(tau) != len(names):
+            raise SettingError(f"tau: {len(tau)} values for {len(names)} eligible sites ({', '.join(names)})")
+        return dict(zip(names, tau, strict=True))
+    return dict.fromkeys(names, tau)
+
+
+def _lookup(tau: Mapping[str, float], name: str) -> float | None:
+    if name in tau:
+        return tau[name]
+    return next((value for pattern, value in tau.items() if matching(pattern, [name])), None)

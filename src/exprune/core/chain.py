@@ -106,9 +106,12 @@ class ChainFollower(TorchFunctionMode):
 
     # What subclasses decide.
 
-    def at_relu(self, chain: Chain, func: Callable, args: tuple, kwargs: dict) -> Any:
-        """``chain`` reaches a ReLU: run it and return what it returns."""
+    def call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """Run a torch call of the model."""
         return func(*args, **kwargs)
+
+    def at_relu(self, chain: Chain, out: Tensor) -> None:
+        """``chain`` has reached a ReLU, whose output is ``out``."""
 
     def deeper(self, left: Tensor, right: Tensor) -> Tensor:
         """Of two tagged tensors that are added, the one whose chain goes on."""
@@ -119,20 +122,22 @@ class ChainFollower(TorchFunctionMode):
 
     # How a tag travels.
 
-    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         step = _STEPS.get(func)
-        return func(*args, **kwargs) if step is None else step(self, func, args, kwargs)
+        return self.call(func, args, kwargs) if step is None else step(self, func, args, kwargs)
 
     def _linear(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        out = func(*args, **kwargs)
+        out = self.call(func, args, kwargs)
         if self._running:
             given = _named(("input", "weight", "bias"), args, kwargs)
             self._tag(out, LinearCall(given["input"], given["weight"]), given.get("bias"))
         return out
 
     def _conv2d(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        out = func(*args, **kwargs)
+        out = self.call(func, args, kwargs)
         if self._running:
             names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
             given = _named(names, args, kwargs)
@@ -158,12 +163,12 @@ class ChainFollower(TorchFunctionMode):
         given = _named(names, args, kwargs)
         chain = self.chains.get(given["input"])
         if chain is None:
-            return func(*args, **kwargs)
+            return self.call(func, args, kwargs)
         mean, variance = given["running_mean"], given["running_var"]
         if given.get("training", False) or mean is None or variance is None:
             self.at_batch_statistics(chain)
-            return func(*args, **kwargs)
-        out = func(*args, **kwargs)
+            return self.call(func, args, kwargs)
+        out = self.call(func, args, kwargs)
         # BatchNorm's channels are dimension 1; of a Linear's output those are its own only where it is a matrix.
         if chain.call.is_conv or out.dim() == 2:
             scale = (variance + given.get("eps", 1e-5)).rsqrt()
@@ -181,13 +186,13 @@ class ChainFollower(TorchFunctionMode):
         left, right = given.get("left"), given.get("right")
         candidates = [x for x in (left, right) if isinstance(x, Tensor) and x in self.chains]
         if not candidates or given.get("alpha", 1) != 1 or given.get("out") is not None:
-            return func(*args, **kwargs)
+            return self.call(func, args, kwargs)
         own = self.deeper(left, right) if len(candidates) == 2 else candidates[0]
         other = right if own is left else left
         chain, shape = self.chains[own], own.shape
         if func in _IN_PLACE_ADDS and own is not left:
             other = left.clone()  # it is about to become the sum
-        out = func(*args, **kwargs)
+        out = self.call(func, args, kwargs)
         if left is not right and out.shape == shape:
             self.chains[out] = chain.plus(other)
         return out
@@ -196,8 +201,9 @@ class ChainFollower(TorchFunctionMode):
         tensor = args[0] if args else kwargs.get("input", kwargs.get("self"))
         chain = self.chains.get(tensor) if isinstance(tensor, Tensor) else None
         if chain is None or not _is_relu(func, args, kwargs):
-            return func(*args, **kwargs)
-        out = self.at_relu(chain, func, args, kwargs)
+            return self.call(func, args, kwargs)
+        out = self.call(func, args, kwargs)
+        self.at_relu(chain, out)
         self.chains.pop(out, None)  # an in-place ReLU returns the pre-activation's own object
         return out
 

@@ -1,14 +1,14 @@
 """The context under which a model runs pruned."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from exprune.core.chain import Chain, ChainFollower
+from exprune.core.counting import FlopTally
 from exprune.core.errors import SettingError
 from exprune.core.flops import Flops, SiteFlops
 from exprune.core.heuristics import Heuristic, Prefix, per_site
@@ -56,7 +56,7 @@ class ExPrune:
         self.rows = rows
         self.taus = per_site(heuristic.tau, eligible)
         self._counts = {site.name: _empty_count(site, heuristic) for site in eligible}
-        self._dense_flops = 0
+        self._tally = FlopTally()
         self._pruner: _Pruner | None = None
 
     def __enter__(self) -> "ExPrune":
@@ -69,8 +69,7 @@ class ExPrune:
     def __exit__(self, *exception: object) -> None:
         pruner, self._pruner = self._pruner, None
         pruner.__exit__(*exception)
-        self._dense_flops += pruner.dense_flops
-        if exception[0] is None and pruner.dense_flops and not any(c.outputs for c in self._counts.values()):
+        if exception[0] is None and self._tally.flops and not any(c.outputs for c in self._counts.values()):
             raise SettingError(
                 "none of the sites was reached: they belong to another model object, or it was compiled since"
             )
@@ -78,8 +77,7 @@ class ExPrune:
     @property
     def flops(self) -> Flops:
         """What all passes so far cost, densely and pruned."""
-        running = self._pruner.dense_flops if self._pruner is not None else 0
-        return Flops(self._dense_flops + running, tuple(self._counts.values()))
+        return Flops(self._tally.flops, tuple(self._counts.values()))
 
 
 def _empty_count(site: Site, heuristic: Heuristic) -> SiteFlops:
@@ -95,40 +93,28 @@ class _Pruner(ChainFollower):
         super().__init__({name: count.site.module for name, count in run._counts.items()})
         self.run = run
         self.orders = {name: count.site.order() for name, count in run._counts.items()}
-        self.counter = FlopCounterMode(display=False)
-        self.own_flops = 0
 
-    def __enter__(self) -> "_Pruner":
-        self.counter.__enter__()
-        try:
-            return super().__enter__()
-        except BaseException:
-            self.counter.__exit__(None, None, None)
-            raise
-
-    def __exit__(self, *exception: object) -> None:
-        try:
-            super().__exit__(*exception)
-        finally:
-            self.counter.__exit__(*exception)
-
-    @property
-    def dense_flops(self) -> int:
-        """What the model itself computed, without the partial sums of the tests."""
-        return self.counter.get_total_flops() - self.own_flops
+    def call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        return self.run._tally.call(func, args, kwargs)
 
     def at_batch_statistics(self, chain: Chain) -> None:
-        raise SettingError(f"{chain.name}: its BatchNorm is in training mode; call model.eval() before pruning")
+        raise SettingError(
+            f"{chain.name}: its BatchNorm is in training mode; call model.eval() before pruning"
+        )
 
-    def at_relu(self, chain: Chain, func: Callable, args: tuple, kwargs: dict) -> Any:
-        out = func(*args, **kwargs)
-        before = self.counter.get_total_flops()
+    def at_relu(self, chain: Chain, out: Tensor) -> None:
+        rows, leading = self.run.rows, out.shape[: out.dim() + chain.call.channel_dim]
+        if rows is not None and rows.numel() != leading.numel():
+            raise SettingError(
+                f"rows: {rows.numel()} values, but {chain.name} has {leading.numel()} rows in this batch"
+            )
         with torch.no_grad(), torch.autocast(out.device.type, enabled=False):
-            stopped, pruned_at = self._stop(chain)
-            self._count(chain, out, stopped, pruned_at)
-            out.masked_fill_(stopped, 0)
-        self.own_flops += self.counter.get_total_flops() - before
-        return out
+            for part, rows in _chunks(chain, out):
+                stopped, stopped_at = self._stop(part)
+                self._count(part, out[rows], stopped, stopped_at, rows)
+                out[rows].mul_(
+                    ~stopped
+                )  # a product vectorises where masked_fill_ branches: 4 times faster on a CPU
 
     def _stop(self, chain: Chain) -> tuple[Tensor, list[Tensor]]:
         """Which outputs stop, and those that stop at each stage."""
@@ -154,25 +140,46 @@ class _Pruner(ChainFollower):
             start = n
         return stopped, stopped_at
 
-    def _count(self, chain: Chain, out: Tensor, stopped: Tensor, stopped_at: list[Tensor]) -> None:
+    def _count(
+        self, chain: Chain, out: Tensor, stopped: Tensor, stopped_at: list[Tensor], rows: slice
+    ) -> None:
         positive = out > 0  # a ReLU's output is positive exactly where its input is
         outputs = out.numel()
         if self.run.rows is not None:
-            data = self._data_rows(chain, out)
+            data = self._data_rows(chain, out, rows)
             outputs = int(data.sum()) * (out.numel() // data.numel())
-            stopped_at = [stopped & data for stopped in stopped_at]
-            stopped = stopped & data
-            negative = (data & ~positive).sum()
-        else:
-            negative = outputs - positive.sum()
-        wrong = (stopped & positive).sum()
-        self.run._counts[chain.name].add(outputs, [now.sum() for now in stopped_at], negative, wrong)
+            stopped_at = [now & data for now in stopped_at]
+            positive = positive & data
+        # count_nonzero, not sum: a bool's sum converts to int64 first
+        negative = outputs - positive.count_nonzero()
+        wrong = (stopped & positive).count_nonzero()
+        self.run._counts[chain.name].add(
+            outputs, [now.count_nonzero() for now in stopped_at], negative, wrong
+        )
 
-    def _data_rows(self, chain: Chain, out: Tensor) -> Tensor:
-        """The mask of rows in a shape that broadcasts with ``out``."""
-        leading = out.shape[: out.dim() + chain.call.channel_dim]
-        if self.run.rows.numel() != leading.numel():
-            raise SettingError(
-                f"rows: {self.run.rows.numel()} values, but {chain.name} has {leading.numel()} rows in this batch"
-            )
-        return self.run.rows.to(out.device, torch.bool).view(*leading, *(1,) * -chain.call.channel_dim)
+    def _data_rows(self, chain: Chain, out: Tensor, rows: slice) -> Tensor:
+        """The mask of data rows in a shape that broadcasts with ``out``, a chunk of the layer's output."""
+        dims = -chain.call.channel_dim
+        leading = out.shape[: out.dim() - dims]
+        mask = self.run.rows.reshape(-1, *leading[1:])[rows]
+        return mask.to(out.device, torch.bool).view(*leading, *(1,) * dims)
+
+
+# Outputs tested at a time: on a CPU few enough that the passes over them stay in its caches.
+_CHUNK = {"cpu": 2**18}
+_CHUNK_ELSEWHERE = 2**26
+
+
+def _chunks(chain: Chain, out: Tensor) -> Iterator[tuple[Chain, slice]]:
+    """The chain of some rows (inputs of a batch) at a time."""
+    if out.dim() == -chain.call.channel_dim:  # no batch
+        yield chain, slice(None)
+        return
+    count = out.shape[0]
+    step = max(1, _CHUNK.get(out.device.type, _CHUNK_ELSEWHERE) * count // max(out.numel(), 1))
+    for start in range(0, count, step):
+        rows = slice(start, start + step)
+        residual = chain.residual
+        if residual is not None and residual.dim() == out.dim() and residual.shape[0] == count:
+            residual = residual[rows]
+        yield replace(chain, call=replace(chain.call, input=chain.call.input[rows]), residual=residual), rows

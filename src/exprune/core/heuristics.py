@@ -35,12 +35,6 @@ class Prefix:
     q: Tensor | None
     r: Tensor | float
 
-    @property
-    def mean(self) -> Tensor:
-        """The estimated mean contribution per term of the whole pre-activation, ``s/n + r/terms``."""
-        mean = self.s / self.n
-        return mean.add_(self.r / self.terms) if isinstance(self.r, Tensor) else mean + self.r / self.terms
-
 
 class Heuristic(ABC):
     """Decides which neurons to stop after each stage.
@@ -86,7 +80,8 @@ class Threshold(Heuristic):
     tau_range = (-math.inf, 0.0)
 
     def stop(self, seen: Prefix) -> Tensor:
-        return seen.mean < seen.tau
+        # s/n + r/N < tau; solved for s, it is one pass over s where r is one value per channel
+        return seen.s < seen.n * (seen.tau - seen.r / seen.terms)
 
 
 class StatsTest(Heuristic):
@@ -101,11 +96,10 @@ class StatsTest(Heuristic):
     def stop(self, seen: Prefix) -> Tensor:
         if seen.tau == 0:
             return torch.zeros_like(seen.s, dtype=torch.bool)
-        quantile = NormalDist().inv_cdf(seen.tau)
-        sample_mean = seen.s / seen.n
-        variance = torch.addcmul(seen.q / seen.n, sample_mean, sample_mean, value=-1).clamp_(min=0)
-        # mean / sqrt(variance / n) < quantile, without the division by zero
-        return seen.mean < variance.div_(seen.n).sqrt_().mul_(quantile)
+        # s/n + r/N < quantile * sqrt(v/n) as s/n + sqrt(quantile^2 v/n) < -r/N: no division by zero, few passes
+        factor = NormalDist().inv_cdf(seen.tau) ** 2 / seen.n**2
+        margin = (seen.q * factor).addcmul_(seen.s, seen.s, value=-factor / seen.n).clamp_(min=0).sqrt_()
+        return margin.add_(seen.s, alpha=1 / seen.n) < -seen.r / seen.terms
 
     def overhead(self, stage: int) -> int:
         return 2 * self.stages[stage] + 6
@@ -121,7 +115,9 @@ def per_site(tau: Tau | None, sites: Sequence[Site]) -> dict[str, float | None]:
     if isinstance(tau, Mapping):
         for pattern in tau:
             if not matching(pattern, names):
-                raise SettingError(f"tau of {pattern!r}: no eligible site of that name; there are {', '.join(names)}")
+                raise SettingError(
+                    f"tau of {pattern!r}: no eligible site of that name; there are {', '.join(names)}"
+                )
         found = {name: _lookup(tau, name) for name in names}
         if missing := [name for name, value in found.items() if value is None]:
             raise SettingError(f"tau: no value for site {missing[0]!r}; add it, or '*' for the rest")

@@ -80,7 +80,9 @@ def find_sites(model: nn.Module, *example: Any, **named_example: Any) -> list[Si
     try:
         with torch.no_grad(), watcher:
             watcher.use(model(*example, **named_example), "the model's output")
-            return [_site(name, layers[name], watcher.calls.get(name, [])) for name in watcher.in_call_order()]
+            return [
+                _site(name, layers[name], watcher.calls.get(name, [])) for name in watcher.in_call_order()
+            ]
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -118,9 +120,13 @@ def _refuse_opaque(model: nn.Module) -> None:
     for name, module in model.named_modules():
         where = f"{name or type(module).__name__}"
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
-            raise SettingError(f"{where}: compiled by torch.compile, its calls cannot be seen; pass the eager model")
+            raise SettingError(
+                f"{where}: compiled by torch.compile, its calls cannot be seen; pass the eager model"
+            )
         if isinstance(module, torch.jit.ScriptModule):
-            raise SettingError(f"{where}: scripted by torch.jit, its calls cannot be seen; pass the eager model")
+            raise SettingError(
+                f"{where}: scripted by torch.jit, its calls cannot be seen; pass the eager model"
+            )
 
 
 @dataclass
@@ -166,7 +172,9 @@ class _Watcher(ChainFollower):
     def in_call_order(self) -> list[str]:
         return [*self.calls, *(name for name in self.layers if name not in self.calls)]
 
-    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         inputs = list(_tensors((args, kwargs)))
         before = [(t, t._version, self.chains.get(t)) for t in inputs]
@@ -185,14 +193,13 @@ class _Watcher(ChainFollower):
             if (chain := self.chains.get(tensor)) is not None:
                 self._call_of(chain).uses[chain.stage].append(what)
 
-    def at_relu(self, chain: Chain, func: Callable, args: tuple, kwargs: dict) -> Any:
+    def at_relu(self, chain: Chain, out: Tensor) -> None:
         call = self._call_of(chain)
         stale = [t for t, version in call.versions if t._version != version]
         if stale:
             call.why = "its input or residual is changed in place before the ReLU"
         call.closed = not stale
         call.residual = chain.residual is not None
-        return func(*args, **kwargs)
 
     def at_batch_statistics(self, chain: Chain) -> None:
         self._call_of(chain).why = "its BatchNorm uses the statistics of the batch"
@@ -219,7 +226,9 @@ class _Watcher(ChainFollower):
     def _call_of(self, chain: Chain) -> _Call:
         return self.by_chain[id(chain)]
 
-    def _follow_uses(self, func: Callable, before: list[tuple[Tensor, int, Chain | None]], outputs: list) -> None:
+    def _follow_uses(
+        self, func: Callable, before: list[tuple[Tensor, int, Chain | None]], outputs: list
+    ) -> None:
         carried = {t: self.chains[t] for t in outputs if t in self.chains}
         for tensor, version, chain in before:
             if chain is None:
@@ -242,7 +251,9 @@ class _Watcher(ChainFollower):
     def _origin(self, func: Callable, inputs: list[Tensor], origins: list[_Origin], out: Tensor) -> _Origin:
         has_parameter = any(isinstance(t, nn.Parameter) for t in inputs)
         is_layer = func in (F.linear, torch.conv2d)
-        learned = any(o.learned for o in origins) or is_layer or (has_parameter and func not in _NORMALISATIONS)
+        learned = (
+            any(o.learned for o in origins) or is_layer or (has_parameter and func not in _NORMALISATIONS)
+        )
         depth = max((o.depth for o in origins), default=0) + is_layer
         spatial = 1
         if not is_layer and inputs:
@@ -250,7 +261,10 @@ class _Watcher(ChainFollower):
             if func in _FLATTENS and source.dim() == 4 and out.shape == (source.shape[0], source[0].numel()):
                 spatial = source.shape[2] * source.shape[3]
             else:
-                spatial = max((o.spatial for t, o in zip(inputs, origins, strict=True) if t.shape == out.shape), default=1)
+                spatial = max(
+                    (o.spatial for t, o in zip(inputs, origins, strict=True) if t.shape == out.shape),
+                    default=1,
+                )
         return _Origin(learned, depth, spatial)
 
 
@@ -286,7 +300,9 @@ def _reason(call: _Call) -> str | None:
         return call.why or (f"feeds {last[0]}, not a ReLU" if any(last) else "feeds no ReLU")
     for uses in call.uses.values():
         if len(uses) > 1:
-            others = sorted({use for use in uses if use and use not in ("relu", "relu_")}) or ["another operation"]
+            others = sorted({use for use in uses if use and use not in ("relu", "relu_")}) or [
+                "another operation"
+            ]
             return f"its pre-activation is also read by {', '.join(others)}"
     if call.groups != 1:
         return f"grouped convolution ({call.groups} groups)"

@@ -24,7 +24,9 @@ def make_trainer(cfg: DictConfig, **options: object) -> lightning.Trainer:
     if accelerator not in ("cpu", "gpu", "auto"):
         raise SettingError(f"trainer.accelerator={accelerator}: cpu, gpu or auto")
     if accelerator == "gpu" and not torch.cuda.is_available():
-        raise SettingError("trainer.accelerator=gpu: PyTorch sees no GPU here; use trainer=cpu or trainer=auto")
+        raise SettingError(
+            "trainer.accelerator=gpu: PyTorch sees no GPU here; use trainer=cpu or trainer=auto"
+        )
     return lightning.Trainer(
         accelerator=accelerator,
         precision=cfg.trainer.precision,
@@ -35,7 +37,10 @@ def make_trainer(cfg: DictConfig, **options: object) -> lightning.Trainer:
 
 
 def fit(
-    task: lightning.LightningModule, data: lightning.LightningDataModule, cfg: DictConfig, logger: Logger | None
+    task: lightning.LightningModule,
+    data: lightning.LightningDataModule,
+    cfg: DictConfig,
+    logger: Logger | None,
 ) -> dict[str, str]:
     """Train ``task`` and leave it with the weights of its best validation epoch.
 

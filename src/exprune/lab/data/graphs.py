@@ -8,8 +8,8 @@ from pathlib import Path
 import lightning
 import rdkit
 import torch
-from rdkit.rdBase import BlockLogs
 from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
+from rdkit.rdBase import BlockLogs
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
@@ -58,7 +58,9 @@ def process(molecules: Molecules) -> Graphs:
         for row, smiles in enumerate(rows, start=1):
             molecule, sanitised = parse(smiles, where=f"{molecules.source}, row {row}")
             graphs.append(featurise(molecule))
-            scaffolds.append(MurckoScaffoldSmiles(mol=molecule, includeChirality=False) if sanitised else None)
+            scaffolds.append(
+                MurckoScaffoldSmiles(mol=molecule, includeChirality=False) if sanitised else None
+            )
     x, edge_index, edge_attr = zip(*graphs, strict=True)
     tensors = {
         "x": torch.cat(x),
@@ -73,7 +75,11 @@ def process(molecules: Molecules) -> Graphs:
 
 def cached(molecules: Molecules, name: str, cache_dir: Path) -> Graphs:
     """:func:`process`, or what it gave the last time for the same strings and the same RDKit."""
-    path = cache_dir / "graphs" / f"{name}-{molecules.digest()[:12]}-rdkit{rdkit.__version__}-{_FORMAT}.safetensors"
+    path = (
+        cache_dir
+        / "graphs"
+        / f"{name}-{molecules.digest()[:12]}-rdkit{rdkit.__version__}-{_FORMAT}.safetensors"
+    )
     if path.exists():
         tensors, metadata = load_tensors(path)
         return Graphs(tensors, json.loads(metadata["split"]))

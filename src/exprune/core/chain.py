@@ -122,9 +122,7 @@ class ChainFollower(TorchFunctionMode):
 
     # How a tag travels.
 
-    def __torch_function__(
-        self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         step = _STEPS.get(func)
         return self.call(func, args, kwargs) if step is None else step(self, func, args, kwargs)

@@ -98,9 +98,7 @@ class _Pruner(ChainFollower):
         return self.run._tally.call(func, args, kwargs)
 
     def at_batch_statistics(self, chain: Chain) -> None:
-        raise SettingError(
-            f"{chain.name}: its BatchNorm is in training mode; call model.eval() before pruning"
-        )
+        raise SettingError(f"{chain.name}: its BatchNorm is in training mode; call model.eval() before pruning")
 
     def at_relu(self, chain: Chain, out: Tensor) -> None:
         rows, leading = self.run.rows, out.shape[: out.dim() + chain.call.channel_dim]
@@ -112,9 +110,7 @@ class _Pruner(ChainFollower):
             for part, rows in _chunks(chain, out):
                 stopped, stopped_at = self._stop(part)
                 self._count(part, out[rows], stopped, stopped_at, rows)
-                out[rows].mul_(
-                    ~stopped
-                )  # a product vectorises where masked_fill_ branches: 4 times faster on a CPU
+                out[rows].mul_(~stopped)  # a product vectorises where masked_fill_ branches: 4 times faster on a CPU
 
     def _stop(self, chain: Chain) -> tuple[Tensor, list[Tensor]]:
         """Which outputs stop, and those that stop at each stage."""
@@ -140,9 +136,7 @@ class _Pruner(ChainFollower):
             start = n
         return stopped, stopped_at
 
-    def _count(
-        self, chain: Chain, out: Tensor, stopped: Tensor, stopped_at: list[Tensor], rows: slice
-    ) -> None:
+    def _count(self, chain: Chain, out: Tensor, stopped: Tensor, stopped_at: list[Tensor], rows: slice) -> None:
         positive = out > 0  # a ReLU's output is positive exactly where its input is
         outputs = out.numel()
         if self.run.rows is not None:
@@ -153,9 +147,7 @@ class _Pruner(ChainFollower):
         # count_nonzero, not sum: a bool's sum converts to int64 first
         negative = outputs - positive.count_nonzero()
         wrong = (stopped & positive).count_nonzero()
-        self.run._counts[chain.name].add(
-            outputs, [now.count_nonzero() for now in stopped_at], negative, wrong
-        )
+        self.run._counts[chain.name].add(outputs, [now.count_nonzero() for now in stopped_at], negative, wrong)
 
     def _data_rows(self, chain: Chain, out: Tensor, rows: slice) -> Tensor:
         """The mask of data rows in a shape that broadcasts with ``out``, a chunk of the layer's output."""

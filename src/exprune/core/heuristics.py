@@ -115,9 +115,7 @@ def per_site(tau: Tau | None, sites: Sequence[Site]) -> dict[str, float | None]:
     if isinstance(tau, Mapping):
         for pattern in tau:
             if not matching(pattern, names):
-                raise SettingError(
-                    f"tau of {pattern!r}: no eligible site of that name; there are {', '.join(names)}"
-                )
+                raise SettingError(f"tau of {pattern!r}: no eligible site of that name; there are {', '.join(names)}")
         found = {name: _lookup(tau, name) for name in names}
         if missing := [name for name, value in found.items() if value is None]:
             raise SettingError(f"tau: no value for site {missing[0]!r}; add it, or '*' for the rest")

@@ -11,9 +11,7 @@ from torch.nn import functional as F
 from exprune.core.chain import LinearCall
 
 
-def partial_sum(
-    call: LinearCall, start: int, stop: int, order: Tensor | None, scale: Tensor | None
-) -> Tensor:
+def partial_sum(call: LinearCall, start: int, stop: int, order: Tensor | None, scale: Tensor | None) -> Tensor:
     """``scale * (t_start + ... + t_(stop-1))`` for every output of the call, in its output's shape.
 
     ``order`` permutes the terms (None: the model's own channel order); ``scale`` is one factor per output channel.
@@ -24,9 +22,7 @@ def partial_sum(
     return F.conv2d(x, weight, None, call.stride, call.padding, call.dilation)
 
 
-def partial_squares(
-    call: LinearCall, start: int, stop: int, order: Tensor | None, scale: Tensor | None
-) -> Tensor:
+def partial_squares(call: LinearCall, start: int, stop: int, order: Tensor | None, scale: Tensor | None) -> Tensor:
     """``scale^2 * (t_start^2 + ... + t_(stop-1)^2)``, likewise.
 
     For a Linear layer ``(w x)^2 = w^2 x^2``: one matrix product. The square of a convolution's term is the sum

@@ -80,9 +80,7 @@ def find_sites(model: nn.Module, *example: Any, **named_example: Any) -> list[Si
     try:
         with torch.no_grad(), watcher:
             watcher.use(model(*example, **named_example), "the model's output")
-            return [
-                _site(name, layers[name], watcher.calls.get(name, [])) for name in watcher.in_call_order()
-            ]
+            return [_site(name, layers[name], watcher.calls.get(name, [])) for name in watcher.in_call_order()]
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -120,13 +118,9 @@ def _refuse_opaque(model: nn.Module) -> None:
     for name, module in model.named_modules():
         where = f"{name or type(module).__name__}"
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
-            raise SettingError(
-                f"{where}: compiled by torch.compile, its calls cannot be seen; pass the eager model"
-            )
+            raise SettingError(f"{where}: compiled by torch.compile, its calls cannot be seen; pass the eager model")
         if isinstance(module, torch.jit.ScriptModule):
-            raise SettingError(
-                f"{where}: scripted by torch.jit, its calls cannot be seen; pass the eager model"
-            )
+            raise SettingError(f"{where}: scripted by torch.jit, its calls cannot be seen; pass the eager model")
 
 
 @dataclass
@@ -172,9 +166,7 @@ class _Watcher(ChainFollower):
     def in_call_order(self) -> list[str]:
         return [*self.calls, *(name for name in self.layers if name not in self.calls)]
 
-    def __torch_function__(
-        self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         inputs = list(_tensors((args, kwargs)))
         before = [(t, t._version, self.chains.get(t)) for t in inputs]
@@ -226,9 +218,7 @@ class _Watcher(ChainFollower):
     def _call_of(self, chain: Chain) -> _Call:
         return self.by_chain[id(chain)]
 
-    def _follow_uses(
-        self, func: Callable, before: list[tuple[Tensor, int, Chain | None]], outputs: list
-    ) -> None:
+    def _follow_uses(self, func: Callable, before: list[tuple[Tensor, int, Chain | None]], outputs: list) -> None:
         carried = {t: self.chains[t] for t in outputs if t in self.chains}
         for tensor, version, chain in before:
             if chain is None:
@@ -251,9 +241,7 @@ class _Watcher(ChainFollower):
     def _origin(self, func: Callable, inputs: list[Tensor], origins: list[_Origin], out: Tensor) -> _Origin:
         has_parameter = any(isinstance(t, nn.Parameter) for t in inputs)
         is_layer = func in (F.linear, torch.conv2d)
-        learned = (
-            any(o.learned for o in origins) or is_layer or (has_parameter and func not in _NORMALISATIONS)
-        )
+        learned = any(o.learned for o in origins) or is_layer or (has_parameter and func not in _NORMALISATIONS)
         depth = max((o.depth for o in origins), default=0) + is_layer
         spatial = 1
         if not is_layer and inputs:
@@ -272,9 +260,7 @@ def _site(name: str, module: nn.Module, calls: list[_Call]) -> Site:
     conv = isinstance(module, nn.Conv2d)
     area = module.weight.shape[2] * module.weight.shape[3] if conv else 1
     terms = calls[0].terms if calls else module.weight.shape[1]
-    reasons = [_reason(call) for call in calls] or [
-        "not seen as a torch call: unused in this pass, fused or scripted"
-    ]
+    reasons = [_reason(call) for call in calls] or ["not seen as a torch call: unused in this pass, fused or scripted"]
     failed = [reason for reason in reasons if reason is not None]
     reason = failed[0] if failed else None
     if failed and len(failed) < len(reasons):
@@ -300,9 +286,7 @@ def _reason(call: _Call) -> str | None:
         return call.why or (f"feeds {last[0]}, not a ReLU" if any(last) else "feeds no ReLU")
     for uses in call.uses.values():
         if len(uses) > 1:
-            others = sorted({use for use in uses if use and use not in ("relu", "relu_")}) or [
-                "another operation"
-            ]
+            others = sorted({use for use in uses if use and use not in ("relu", "relu_")}) or ["another operation"]
             return f"its pre-activation is also read by {', '.join(others)}"
     if call.groups != 1:
         return f"grouped convolution ({call.groups} groups)"

@@ -46,9 +46,7 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
     return next((path for path in (cached, released) if path.exists()), None)
 
 
-def save_weights(
-    path: Path, network: nn.Module, cfg: DictConfig, dtype: str, history: dict[str, str]
-) -> None:
+def save_weights(path: Path, network: nn.Module, cfg: DictConfig, dtype: str, history: dict[str, str]) -> None:
     """Write the network's floating-point tensors as ``dtype``, with its training configuration."""
     if dtype not in ("float32", "float16"):
         raise SettingError(f"checkpoint_dtype={dtype}: float32 or float16")

@@ -21,9 +21,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(partial)
         partial.replace(path)
     except OSError as error:
-        raise SettingError(
-            f"{path}: cannot be written ({error.strerror or error}); choose a folder that can"
-        ) from error
+        raise SettingError(f"{path}: cannot be written ({error.strerror or error}); name another folder") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -47,6 +45,4 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = file.metadata() or {}
         return load_file(path), metadata
     except Exception as error:  # safetensors' own error type is not public
-        raise SettingError(
-            f"{path}: not a whole safetensors file ({error}); delete it or name another"
-        ) from error
+        raise SettingError(f"{path}: not a whole safetensors file ({error}); delete it or name another") from error

@@ -24,9 +24,7 @@ def make_trainer(cfg: DictConfig, **options: object) -> lightning.Trainer:
     if accelerator not in ("cpu", "gpu", "auto"):
         raise SettingError(f"trainer.accelerator={accelerator}: cpu, gpu or auto")
     if accelerator == "gpu" and not torch.cuda.is_available():
-        raise SettingError(
-            "trainer.accelerator=gpu: PyTorch sees no GPU here; use trainer=cpu or trainer=auto"
-        )
+        raise SettingError("trainer.accelerator=gpu: PyTorch sees no GPU here; use trainer=cpu or trainer=auto")
     return lightning.Trainer(
         accelerator=accelerator,
         precision=cfg.trainer.precision,

@@ -41,8 +41,7 @@ class Graphs:
         edge_attr = flat["edge_attr"].long().split(edges)
         y = flat["y"].float().view(-1, 1)
         return [
-            Data(x=x[i], edge_index=edge_index[i], edge_attr=edge_attr[i], y=y[i : i + 1])
-            for i in self.split[name]
+            Data(x=x[i], edge_index=edge_index[i], edge_attr=edge_attr[i], y=y[i : i + 1]) for i in self.split[name]
         ]
 
 
@@ -58,9 +57,7 @@ def process(molecules: Molecules) -> Graphs:
         for row, smiles in enumerate(rows, start=1):
             molecule, sanitised = parse(smiles, where=f"{molecules.source}, row {row}")
             graphs.append(featurise(molecule))
-            scaffolds.append(
-                MurckoScaffoldSmiles(mol=molecule, includeChirality=False) if sanitised else None
-            )
+            scaffolds.append(MurckoScaffoldSmiles(mol=molecule, includeChirality=False) if sanitised else None)
     x, edge_index, edge_attr = zip(*graphs, strict=True)
     tensors = {
         "x": torch.cat(x),
@@ -75,11 +72,7 @@ def process(molecules: Molecules) -> Graphs:
 
 def cached(molecules: Molecules, name: str, cache_dir: Path) -> Graphs:
     """:func:`process`, or what it gave the last time for the same strings and the same RDKit."""
-    path = (
-        cache_dir
-        / "graphs"
-        / f"{name}-{molecules.digest()[:12]}-rdkit{rdkit.__version__}-{_FORMAT}.safetensors"
-    )
+    path = cache_dir / "graphs" / f"{name}-{molecules.digest()[:12]}-rdkit{rdkit.__version__}-{_FORMAT}.safetensors"
     if path.exists():
         tensors, metadata = load_tensors(path)
         return Graphs(tensors, json.loads(metadata["split"]))

@@ -4,9 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 
-def scaffold_split(
-    scaffolds: Sequence[str | None], train: float = 0.8, valid: float = 0.1
-) -> dict[str, list[int]]:
+def scaffold_split(scaffolds: Sequence[str | None], train: float = 0.8, valid: float = 0.1) -> dict[str, list[int]]:
     """Indices of ``train``, ``valid`` and ``test``: the largest groups first, into the first part that has room.
 
     ``scaffolds`` names each molecule's group; one without a scaffold (``None``) is a group of its own. On

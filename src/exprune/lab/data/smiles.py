@@ -88,9 +88,7 @@ def read_nci(data_dir: Path, cache_dir: Path) -> Molecules:
     alerts = FilterCatalog(FilterCatalogParams(FilterCatalogParams.FilterCatalogs.NIH))
     smiles, labels = [], []
     with BlockLogs():
-        for text in tqdm(
-            [line[0] for line in lines if line], "labelling molecules", disable=None, leave=False
-        ):
+        for text in tqdm([line[0] for line in lines if line], "labelling molecules", disable=None, leave=False):
             molecule = MolFromSmiles(text)
             if molecule is not None:
                 smiles.append(text)

@@ -48,21 +48,23 @@ class Heuristic(ABC):
     """
 
     needs_squares: ClassVar[bool] = False
-    tau_range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    tau_range: ClassVar[tuple[float, float] | None] = None  # of every value; None: tau is not checked
 
     def __init__(self, tau: Tau | None = None, n: int = 32) -> None:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise SettingError(f"n={n}: a whole number of terms, at least 1")
         self.tau = tau
         self.stages: tuple[int, ...] = (n,)
+        if self.tau_range is None:
+            return
+        low, high = self.tau_range
         if isinstance(tau, Mapping):
             values = list(tau.values())
         else:
             values = list(tau) if isinstance(tau, Sequence) and not isinstance(tau, str) else [tau]
-        low, high = self.tau_range
-        for value in values if tau is not None else []:
+        for value in values:
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not low <= value <= high or math.isnan(value):
+            if not number or not low <= value <= high:
                 raise SettingError(f"tau={value!r} of {type(self).__name__}: a number in [{low:g}, {high:g}]")
 
     @abstractmethod

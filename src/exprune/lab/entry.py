@@ -27,10 +27,13 @@ def job(task: Callable[[DictConfig], object], cfg: DictConfig) -> None:
         return
     try:
         task(cfg)
-    except SettingError as error:
+    except Exception as error:
+        message = _known(error)
+        if message is None:
+            raise
         record = Path(HydraConfig.get().runtime.output_dir) / "error.json"
-        record.write_text(json.dumps({"error": str(error)}))
-        _failed.append(f"{' '.join(HydraConfig.get().overrides.task)}: {error}")
+        record.write_text(json.dumps({"error": message}))
+        _failed.append(f"{' '.join(HydraConfig.get().overrides.task)}: {message}")
 
 
 def run(main: Callable[[], None]) -> None:
@@ -38,14 +41,31 @@ def run(main: Callable[[], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, not to Hydra's own printer
     try:
         main()
-    except (SettingError, HydraException, OmegaConfBaseException, PermissionError) as error:
-        while not str(error) and error.__cause__ is not None:  # Hydra's wrappers can be empty
-            error = error.__cause__
-        sys.exit("error: " + " ".join(str(error).split()))
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        message = _known(error)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")
     if _failed:
         sys.exit("\n".join(f"error: {line}" for line in _failed))
+
+
+def _known(error: BaseException | None) -> str | None:
+    """The one line of an error that a setting or a file causes, also where Hydra wraps it; None for a bug."""
+    chain = []
+    while error is not None:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    # The innermost says what is wrong; Hydra's wrappers say where in its code.
+    for kind in (SettingError, (HydraException, OmegaConfBaseException)):
+        for link in chain:
+            if isinstance(link, kind) and str(link):
+                return " ".join(str(link).split())
+    if isinstance(chain[0], PermissionError | NotADirectoryError | FileExistsError):
+        return f"{chain[0].filename}: {chain[0].strerror}; name a folder that can be written to"
+    return None
 
 
 def _hush_libraries() -> None:

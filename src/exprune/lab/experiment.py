@@ -1,15 +1,27 @@
 """Where the parts of an experiment meet: :func:`train` and :func:`evaluate`."""
 
 import logging
+import platform
+import shlex
+from importlib.metadata import version
 from pathlib import Path
 
 import lightning
+import pandas as pd
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.flop_counter import FlopCounterMode
 
-from exprune.lab.checkpoints import cached_path, save_weights
-from exprune.lab.tracking import lightning_logger
-from exprune.lab.training import fit
+from exprune.core import ExPrune, Flops, find_sites, select_sites
+from exprune.core.errors import SettingError
+from exprune.lab.checkpoints import cached_path, find_checkpoint, load_weights, save_weights
+from exprune.lab.files import write_whole
+from exprune.lab.intervals import paired_bootstrap
+from exprune.lab.passes import Pass, run_pass
+from exprune.lab.report import print_result
+from exprune.lab.result import Metric, Result, flops_per_input, site_rows
+from exprune.lab.tracking import lightning_logger, log_result, tracked
+from exprune.lab.training import fit, make_trainer
 
 log = logging.getLogger(__name__)
 
@@ -17,15 +29,108 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig) -> Path:
     """Train the configured network and write its weights; returns where they lie."""
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    make_trainer(cfg)  # a device that is not there is said before the data is read
     data = instantiate(cfg.data.module)
     data.setup()
     task = instantiate(cfg.model.task, network=instantiate(cfg.model.network))
     log.info("training %s on %s, %d epochs", cfg.model.name, cfg.data.name, cfg.model.epochs)
-    history = fit(task, data, cfg, lightning_logger(cfg))
+    with tracked(cfg, "train") as tracker:
+        history = fit(task, data, cfg, lightning_logger(tracker))
     path = Path(cfg.checkpoint).expanduser() if cfg.checkpoint is not None else cached_path(cfg)
     save_weights(path, task.network, cfg, cfg.checkpoint_dtype, history)
     log.info("weights of epoch %s (%s %s): %s", history["epoch"], task.monitor, history[task.monitor], path)
     return path
 
 
-def evaluate(cfg: DictConfig) -> None: ...
+def evaluate(cfg: DictConfig) -> Result:
+    """Evaluate the configured network densely and under ExPrune; writes and prints the result.
+
+    Whatever is wrong with the settings is said before anything is trained.
+    """
+    trainer = make_trainer(cfg, devices=1, logger=False)
+    heuristic = instantiate(cfg.exprune.heuristic, _convert_="all")
+    data = instantiate(cfg.data.module)
+    data.setup()
+    loader = _loader(data, cfg.split)
+    task = instantiate(cfg.model.task, network=instantiate(cfg.model.network))
+    inputs = task.network_inputs(next(iter(loader)))
+    sites = find_sites(task.network, *inputs)
+    run = None
+    if heuristic is not None:
+        selected = OmegaConf.to_object(cfg.exprune.sites) if OmegaConf.is_list(cfg.exprune.sites) else cfg.exprune.sites
+        sites = select_sites(sites, selected)
+        run = ExPrune(sites, heuristic)
+
+    path = find_checkpoint(cfg)
+    if path is None:
+        log.info("no trained weights for this configuration of %s on %s yet", cfg.model.name, cfg.data.name)
+        path = train(cfg)
+    log.info("weights: %s", path)
+    load_weights(path, task.network, cfg.model.name)
+
+    counter = FlopCounterMode(display=False)
+    task.network.eval()
+    dense = run_pass(trainer, task, loader, None)
+    pruned = run_pass(trainer, task, loader, run) if run is not None else dense
+    if run is None:
+        with counter:
+            run_pass(trainer, task, loader, None)
+    flops = Flops(counter.get_total_flops(), ()) if run is None else run.flops
+
+    result = Result(
+        model=cfg.model.name,
+        data=cfg.data.name,
+        split=cfg.split,
+        inputs=len(dense.targets),
+        static=cfg.static.name,
+        seed=cfg.seed,
+        checkpoint=path.name,
+        heuristic="none" if heuristic is None else type(heuristic).__name__,
+        tau=None if heuristic is None else heuristic.tau,
+        n=cfg.exprune.n,
+        site_selection=OmegaConf.to_object(cfg.exprune.sites) if OmegaConf.is_list(cfg.exprune.sites) else None,
+        metric=_compare(task, dense, pruned, cfg.bootstrap, cfg.seed),
+        flops=flops_per_input(task.unit, flops, dense.elementwise_flops, len(dense.targets)),
+        sites=site_rows(sites, run),
+        seconds={"dense": dense.seconds, "pruned": None if run is None else pruned.seconds},
+        versions=_versions(),
+        command=shlex.join(["python", "evaluate.py", *cfg.overrides]),
+    )
+    folder = Path(cfg.paths.output_dir)
+    examples = pd.DataFrame({"target": dense.targets, "dense": dense.predictions, "pruned": pruned.predictions})
+    write_whole(folder / "examples.parquet", examples.to_parquet)
+    result.write(folder / "result.json")
+    with tracked(cfg, "evaluate") as tracker:
+        log_result(tracker, result, folder)
+    print_result(result)
+    log.info("results: %s", folder)
+    return result
+
+
+def _loader(data: lightning.LightningDataModule, split: str) -> object:
+    loaders = {"test": data.test_dataloader, "valid": data.val_dataloader}
+    if split not in loaders:
+        raise SettingError(f"split={split}: test or valid")
+    return loaders[split]()
+
+
+def _compare(task: lightning.LightningModule, dense: Pass, pruned: Pass, resamples: int, seed: int) -> Metric:
+    of_dense, of_pruned = (task.score(one.predictions, one.targets) for one in (dense, pruned))
+    intervals = paired_bootstrap(
+        task.weighted_metric, dense.predictions, pruned.predictions, dense.targets, resamples, seed
+    )
+    low, high = intervals.drop
+    return Metric(
+        name=task.metric_name,
+        dense=of_dense,
+        pruned=of_pruned,
+        drop=100 * (of_dense - of_pruned),
+        interval=(100 * low, 100 * high),
+        dense_interval=intervals.dense,
+        pruned_interval=intervals.pruned,
+    )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("exprune", "torch", "lightning", "torchmetrics", "torch_geometric", "rdkit")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

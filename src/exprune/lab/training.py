@@ -1,17 +1,20 @@
 """Training a task with Lightning: best validation epoch kept, interrupted runs resumed."""
 
+import logging
 import shutil
 import sys
 from pathlib import Path
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from exprune.core.errors import SettingError
 from exprune.lab.checkpoints import checkpoint_name
+
+log = logging.getLogger(__name__)
 
 
 def make_trainer(cfg: DictConfig, **options: object) -> lightning.Trainer:
@@ -50,18 +53,19 @@ def fit(
     if cfg.model.epochs < 1:
         raise SettingError(f"model.epochs={cfg.model.epochs}: at least 1")
     folder = Path(cfg.paths.cache_dir).expanduser() / "training" / checkpoint_name(cfg)
-    best = ModelCheckpoint(folder, filename="best", monitor=task.monitor, mode="max", save_last=True)
+    best = ModelCheckpoint(folder, filename="best", monitor=task.monitor, mode="max", enable_version_counter=False)
+    latest = ModelCheckpoint(folder, filename="last", enable_version_counter=False)  # of every epoch, to resume from
     trainer = make_trainer(
         cfg,
         devices=cfg.trainer.devices,
         max_epochs=cfg.model.epochs,
-        callbacks=[best],
+        callbacks=[best, latest, *([] if sys.stderr.isatty() else [_EpochLog()])],
         logger=logger or False,
         num_sanity_val_steps=0,
     )
     last = folder / "last.ckpt"
     if last.exists():
-        print(f"resuming the training in {folder}", flush=True)
+        log.info("resuming the interrupted training in %s", folder)
     trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -69,3 +73,11 @@ def fit(
     task.load_state_dict(state["state_dict"])
     shutil.rmtree(folder, ignore_errors=True)
     return {"epoch": str(state["epoch"]), task.monitor: f"{best.best_model_score.item():.6f}"}
+
+
+class _EpochLog(Callback):
+    """One line an epoch, where nobody watches a progress bar."""
+
+    def on_validation_end(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        value = trainer.callback_metrics[task.monitor].item()
+        log.info("epoch %d of %d: %s %.4f", trainer.current_epoch + 1, trainer.max_epochs, task.monitor, value)

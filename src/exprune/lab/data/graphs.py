@@ -31,18 +31,17 @@ class Graphs:
     tensors: dict[str, Tensor]
     split: dict[str, list[int]]
 
-    def part(self, name: str) -> list[Data]:
-        """The graphs of one part, in the order of the split."""
+    def part(self, name: str, limit: int | None = None) -> list[Data]:
+        """The (first so many) graphs of one part, in the order of the split."""
         flat = self.tensors
         nodes = flat["nodes"].tolist()
         edges = flat["edges"].tolist()
         x = flat["x"].long().split(nodes)
         edge_index = flat["edge_index"].long().split(edges, dim=1)
         edge_attr = flat["edge_attr"].long().split(edges)
-        y = flat["y"].float().view(-1, 1)
-        return [
-            Data(x=x[i], edge_index=edge_index[i], edge_attr=edge_attr[i], y=y[i : i + 1]) for i in self.split[name]
-        ]
+        y = flat["y"].float().view(-1, 1, 1)
+        chosen = self.split[name][:limit]
+        return [Data(x=x[i], edge_index=edge_index[i], edge_attr=edge_attr[i], y=y[i]) for i in chosen]
 
 
 def process(molecules: Molecules) -> Graphs:
@@ -111,12 +110,12 @@ class MoleculeData(lightning.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.limit = limit
+        self.graphs: Graphs | None = None
         self.parts: dict[str, list[Data]] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        if not self.parts:
-            graphs = cached(self.read(self.data_dir, self.cache_dir), self.name, self.cache_dir)
-            self.parts = {name: graphs.part(name)[: self.limit] for name in graphs.split}
+        if self.graphs is None:
+            self.graphs = cached(self.read(self.data_dir, self.cache_dir), self.name, self.cache_dir)
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", self.batch_size, shuffle=True)
@@ -128,6 +127,8 @@ class MoleculeData(lightning.LightningDataModule):
         return self._loader("test", self.eval_batch_size)
 
     def _loader(self, part: str, batch_size: int, shuffle: bool = False) -> DataLoader:
+        if part not in self.parts:
+            self.parts[part] = self.graphs.part(part, self.limit)
         return DataLoader(
             self.parts[part],
             batch_size=batch_size,

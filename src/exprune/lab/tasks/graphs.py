@@ -4,12 +4,15 @@ from typing import Any
 
 import lightning
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Batch
 from torchmetrics.classification import BinaryAUROC
+from torchmetrics.functional.classification import binary_auroc
 
 from exprune.core.errors import SettingError
+from exprune.lab.intervals import weighted_roc_auc
 
 
 class GraphTask(lightning.LightningModule):
@@ -24,6 +27,7 @@ class GraphTask(lightning.LightningModule):
     metric_name = "roc_auc"
     unit = "graph"
     monitor = "valid/roc_auc"
+    weighted_metric = staticmethod(weighted_roc_auc)
 
     def __init__(self, network: nn.Module, lr: float, weight_decay: float) -> None:
         super().__init__()
@@ -49,6 +53,10 @@ class GraphTask(lightning.LightningModule):
             "target": batch.y.view(-1).int(),
             "elementwise_flops": self.network.elementwise_flops(batch),
         }
+
+    def score(self, predictions: NDArray, targets: NDArray) -> float:
+        """The metric of a whole split."""
+        return binary_auroc(torch.from_numpy(predictions), torch.from_numpy(targets)).item()
 
     def network_inputs(self, batch: Batch) -> tuple[Batch]:
         """The arguments with which this task calls the network."""

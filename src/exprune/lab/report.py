@@ -1,0 +1,60 @@
+"""What an evaluation prints."""
+
+from rich.console import Console
+from rich.table import Table
+
+from exprune.lab.result import Result
+
+
+def print_result(result: Result, console: Console | None = None) -> None:
+    """The result as two tables: the network, and its sites."""
+    console = console or Console(width=None if Console().is_terminal else 120)
+    console.print(_summary(result))
+    if result.heuristic != "none":
+        console.print(_sites(result))
+        for row in result.sites:
+            if row["relu"] and not row["eligible"]:
+                console.print(f"{row['name']} ran dense: {row['reason']}", highlight=False)
+        if others := [row["name"] for row in result.sites if not row["relu"]]:
+            console.print(f"{len(others)} more layers feed no ReLU: {_some(others)}", highlight=False)
+    console.print("FLOPs are counted; this simulation does not run faster.", highlight=False)
+
+
+def _summary(result: Result) -> Table:
+    metric, flops = result.metric, result.flops
+    knobs = "" if result.tau is None else f", tau {result.tau}, n {result.n}"
+    table = Table(
+        title=f"{result.model} on {result.data} ({result.split} split, {result.inputs:,} inputs), "
+        f"{result.heuristic}{knobs}",
+        title_justify="left",
+    )
+    for column in ("", "dense", "pruned", "difference", "95 % interval"):
+        table.add_column(column, justify="left" if not column else "right")
+    low, high = metric.interval
+    table.add_row(
+        metric.name,
+        f"{metric.dense:.4f}",
+        f"{metric.pruned:.4f}",
+        f"drop {metric.drop:+.2f} points",
+        f"[{low:+.2f}, {high:+.2f}]",
+    )
+    table.add_row(
+        f"FLOPs per {flops.unit}", f"{flops.dense:,.0f}", f"{flops.pruned:,.0f}", f"{flops.saved:.2%} saved", ""
+    )
+    return table
+
+
+def _sites(result: Result) -> Table:
+    table = Table(title="share of each site's neurons", title_justify="left")
+    for column in ("site", "terms", "tau", "pruned", "negative (oracle)", "wrongly pruned"):
+        table.add_column(column, justify="left" if column == "site" else "right")
+    for row in result.sites:
+        if row["outputs"]:
+            shares = [row[key] / row["outputs"] for key in ("pruned", "negative", "wrong")]
+            formats = [f"{shares[0]:.1%}", f"{shares[1]:.1%}", f"{shares[2]:.2%}"]
+            table.add_row(row["name"], str(row["terms"]), str(row["tau"]), *formats)
+    return table
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

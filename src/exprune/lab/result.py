@@ -1,0 +1,122 @@
+"""The outcome of one evaluation, as it stands in ``result.json``."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from exprune.core import ExPrune, Flops, Site, SiteFlops
+from exprune.core.errors import SettingError
+from exprune.lab.files import write_whole
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The primary metric. ``drop`` is in points (hundredths), positive where pruning is worse; intervals are 95 %."""
+
+    name: str
+    dense: float
+    pruned: float
+    drop: float
+    interval: tuple[float, float]
+    dense_interval: tuple[float, float]
+    pruned_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class FlopsPerInput:
+    """FLOPs per input, named in ``unit``.
+
+    ``unpruned`` is the network before static pruning, ``dense`` without ExPrune, ``pruned`` with it; ``saved``
+    is a fraction of ``dense``. ``paper_scope`` holds the same in the scope of the published figure.
+    """
+
+    unit: str
+    unpruned: float
+    dense: float
+    pruned: float
+    saved: float
+    paper_scope: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything ``evaluate.py`` reports."""
+
+    model: str
+    data: str
+    split: str
+    inputs: int
+    static: str
+    seed: int
+    checkpoint: str
+    heuristic: str
+    tau: Any
+    n: int | None
+    site_selection: list[str] | None
+    metric: Metric
+    flops: FlopsPerInput
+    sites: list[dict[str, Any]]
+    seconds: dict[str, float | None]
+    versions: dict[str, str]
+    command: str
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        text = json.dumps(asdict(self), indent=2)
+        write_whole(path, lambda partial: partial.write_text(text))
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The contents of a ``result.json``.
+
+    Raises:
+        SettingError: it is missing or no result.
+    """
+    try:
+        result = json.loads(path.read_text())
+        result["metric"]["dense"], result["flops"]["saved"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingError(f"{path}: not a result.json of evaluate.py ({error})") from error
+    return result
+
+
+def flops_per_input(unit: str, linear: Flops, elementwise: int, inputs: int) -> FlopsPerInput:
+    """Add the paper's element-wise terms, which pruning does not change, and divide by the inputs."""
+    dense, pruned = linear.dense + elementwise, linear.pruned + elementwise
+    scope = {"dense": dense / inputs, "pruned": pruned / inputs, "saved": 1 - pruned / dense}
+    return FlopsPerInput(unit, unpruned=dense / inputs, **scope, paper_scope=scope)
+
+
+def site_rows(sites: list[Site], run: ExPrune | None) -> list[dict[str, Any]]:
+    """One row per layer: what it is, and what happened there in the pruned pass."""
+    counts: dict[str, SiteFlops] = {} if run is None else {count.site.name: count for count in run.flops.sites}
+    rows = []
+    for site in sites if run is None else run.sites:
+        row = {
+            "name": site.name,
+            "kind": site.kind,
+            "relu": site.relu,
+            "residual": site.residual,
+            "eligible": site.eligible,
+            "reason": site.reason,
+            "terms": site.terms,
+            "stages": [],
+            "tau": None,
+            "outputs": None,
+            "pruned": None,
+            "negative": None,
+            "wrong": None,
+        }
+        if (count := counts.get(site.name)) is not None:
+            stopped = [int(number) for number in count.pruned_at]
+            row |= {
+                "stages": [{"n": n, "pruned": k} for n, k in zip(count.stages, stopped, strict=True)],
+                "tau": run.taus[site.name],
+                "outputs": count.outputs,
+                "pruned": count.pruned,
+                "negative": int(count.negative),
+                "wrong": int(count.wrong),
+            }
+        rows.append(row)
+    return rows

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -11,19 +12,19 @@ from torch import nn
 from exprune.core.errors import SettingError
 from exprune.lab.files import load_tensors, save_tensors
 
-# Settings of the data module that change where or how fast data is read, not what is learned.
-_NOT_LEARNED = ("data_dir", "cache_dir", "eval_batch_size", "num_workers")
+
+def training_config(cfg: DictConfig) -> dict[str, Any]:
+    """The part of the configuration that decides what is learned, without the names of our classes."""
+    model = OmegaConf.to_container(cfg.model, resolve=True)
+    data = {key: cfg.data[key] for key in ("name", "limit", "batch_size")}
+    static = OmegaConf.to_container(cfg.static, resolve=True)
+    return _without_targets({"model": model, "data": data, "static": static, "seed": cfg.seed})
 
 
-def training_config(cfg: DictConfig) -> dict:
-    """The part of the configuration that decides what is learned."""
-    part = OmegaConf.to_container(
-        OmegaConf.masked_copy(cfg, ["model", "data", "static", "seed", "paths"]), resolve=True
-    )
-    del part["paths"]
-    part["data"]["module"] = {k: v for k, v in part["data"]["module"].items() if k not in _NOT_LEARNED}
-    del part["data"]["epochs"]  # model.epochs is what counts
-    return part
+def _without_targets(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _without_targets(value) for key, value in node.items() if key != "_target_"}
+    return node
 
 
 def checkpoint_name(cfg: DictConfig) -> str:

@@ -1,8 +1,11 @@
 """Writing files so that none is ever half-written."""
 
+import contextlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor
 
@@ -15,15 +18,17 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         SettingError: the folder cannot be written to.
     """
-    partial = path.with_name(f".{path.name}.tmp")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # jobs of a sweep may write the same cache
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         partial.replace(path)
-    except OSError as error:
-        raise SettingError(f"{path}: cannot be written ({error.strerror or error}); name another folder") from error
+    except (OSError, SafetensorError) as error:  # safetensors wraps the OSErrors of its own writing
+        why = getattr(error, "strerror", None) or error
+        raise SettingError(f"{path}: cannot be written ({why}); name another folder") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # also where a parent is no folder
+            partial.unlink()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from exprune.core.errors import SettingError
+
 Array = NDArray[np.float64]
 # (predictions (n,), targets (n,), weights (resamples, n)) -> one value per resample
 WeightedMetric = Callable[[Array, NDArray, Array], Array]
@@ -44,7 +46,12 @@ def paired_bootstrap(
     """Resample examples, the same ones for both predictions, and take the metric of each resample.
 
     ``drop`` is dense minus pruned: pairing removes the sampling noise that both share.
+
+    Raises:
+        SettingError: fewer than one resample.
     """
+    if resamples < 1:
+        raise SettingError(f"bootstrap={resamples}: at least 1 resample")
     rng = np.random.default_rng(seed)
     count = len(targets)
     values: list[Array] = []

@@ -21,7 +21,7 @@ from exprune.lab.data.scaffold import scaffold_split
 from exprune.lab.data.smiles import Molecules
 from exprune.lab.files import load_tensors, save_tensors
 
-_FORMAT = 1  # raise it when the processing changes, so that no old cache is read
+_FORMAT = 2  # raise it when the processing changes, so that no old cache is read
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,13 @@ def process(molecules: Molecules) -> Graphs:
     Raises:
         SettingError: a string is no SMILES; names its row (from 1, the header not counted).
     """
-    graphs, scaffolds = [], []
+    graphs, labels, scaffolds = [], [], []
     rows = tqdm(molecules.smiles, "building molecular graphs", disable=None, leave=False)
     with BlockLogs():
         for row, smiles in enumerate(rows, start=1):
             molecule, sanitised = parse(smiles, where=f"{molecules.source}, row {row}")
             graphs.append(featurise(molecule))
+            labels.append(molecules.label(row - 1, molecule))
             scaffolds.append(MurckoScaffoldSmiles(mol=molecule, includeChirality=False) if sanitised else None)
     x, edge_index, edge_attr = zip(*graphs, strict=True)
     tensors = {
@@ -64,7 +65,7 @@ def process(molecules: Molecules) -> Graphs:
         "edge_attr": torch.cat(edge_attr),
         "nodes": torch.tensor([len(nodes) for nodes in x]),
         "edges": torch.tensor([len(bonds) for bonds in edge_attr]),
-        "y": torch.tensor(molecules.labels, dtype=torch.uint8),
+        "y": torch.tensor(labels, dtype=torch.uint8),
     }
     return Graphs(tensors, scaffold_split(scaffolds))
 

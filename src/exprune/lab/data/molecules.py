@@ -22,7 +22,8 @@ _HYBRIDIZATION = [
     HybridizationType.SP3D2,
 ]
 _BOND_TYPES = [BondType.SINGLE, BondType.DOUBLE, BondType.TRIPLE, BondType.AROMATIC]
-# This one has no entry for anything else: the six kinds are all that RDKit knew when OGB was made.
+# This one has no entry for anything else: the six kinds are all that RDKit knew when OGB was made. Newer ones
+# (atropisomers) count as none.
 _STEREO = [
     BondStereo.STEREONONE,
     BondStereo.STEREOZ,
@@ -49,7 +50,10 @@ def parse(smiles: str, where: str) -> tuple[Chem.Mol, bool]:
     if molecule is None or not molecule.GetNumAtoms():
         raise SettingError(f"{where}: {smiles!r} is not a SMILES string with at least one atom")
     molecule.UpdatePropertyCache(strict=False)
-    Chem.SanitizeMol(molecule, Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES)
+    try:
+        Chem.SanitizeMol(molecule, Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES)
+    except Chem.MolSanitizeException as error:
+        raise SettingError(f"{where}: {smiles!r} is no molecule ({str(error).strip()})") from error
     return molecule, False
 
 
@@ -95,6 +99,6 @@ def _atom_features(atom: Chem.Atom) -> list[int]:
 def _bond_features(bond: Chem.Bond) -> list[int]:
     return [
         _position(_BOND_TYPES, bond.GetBondType()),
-        _STEREO.index(bond.GetStereo()),
+        _position(_STEREO, bond.GetStereo()) % len(_STEREO),
         int(bond.GetIsConjugated()),
     ]

@@ -78,7 +78,7 @@ def find_sites(model: nn.Module, *example: Any, **named_example: Any) -> list[Si
     watcher = _Watcher(layers)
     model.eval()
     try:
-        with torch.no_grad(), watcher:
+        with torch.inference_mode(False), torch.no_grad(), watcher:  # versions of tensors are needed
             watcher.use(model(*example, **named_example), "the model's output")
             return [_site(name, layers[name], watcher.calls.get(name, [])) for name in watcher.in_call_order()]
     finally:
@@ -169,13 +169,13 @@ class _Watcher(ChainFollower):
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         inputs = list(_tensors((args, kwargs)))
-        before = [(t, t._version, self.chains.get(t)) for t in inputs]
+        before = [(t, _version(t), self.chains.get(t)) for t in inputs]
         origins = [self.origins.get(t, _EXAMPLE) for t in inputs]
         out = super().__torch_function__(func, types, args, kwargs)
         outputs = list(_tensors(out))
         self._follow_uses(func, before, outputs)
         for tensor in outputs:
-            if not any(tensor is t and t._version == version for t, version, _ in before):
+            if not any(tensor is t and _version(t) == version for t, version, _ in before):
                 self.origins[tensor] = self._origin(func, inputs, origins, tensor)
         return out
 
@@ -187,7 +187,7 @@ class _Watcher(ChainFollower):
 
     def at_relu(self, chain: Chain, out: Tensor) -> None:
         call = self._call_of(chain)
-        stale = [t for t, version in call.versions if t._version != version]
+        stale = [t for t, version in call.versions if _version(t) != version]
         if stale:
             call.why = "its input or residual is changed in place before the ReLU"
         call.closed = not stale
@@ -207,7 +207,7 @@ class _Watcher(ChainFollower):
         chain = self.chains[out]
         origin = self.origins.get(call.input, _EXAMPLE)
         record = _Call(not origin.learned, call.groups, call.weight.shape[1], origin.spatial)
-        record.versions.append((call.input, call.input._version))
+        record.versions.append((call.input, _version(call.input)))
         self.calls.setdefault(chain.name, []).append(record)
         self._keep(chain, record)
 
@@ -229,13 +229,13 @@ class _Watcher(ChainFollower):
                 if id(moved[0]) not in self.by_chain:
                     self._keep(moved[0], record)
                     if moved[0].residual is not None and moved[0].residual is not chain.residual:
-                        record.versions.append((moved[0].residual, moved[0].residual._version))
+                        record.versions.append((moved[0].residual, _version(moved[0].residual)))
                 record.uses[chain.stage].append("")
-            elif any(out is tensor for out in outputs) and tensor._version == version:
+            elif any(out is tensor for out in outputs) and _version(tensor) == version:
                 pass  # the same tensor, untouched: dropout in eval mode, contiguous, ...
-            elif outputs or tensor._version != version:
+            elif outputs or _version(tensor) != version:
                 record.uses[chain.stage].append(getattr(func, "__name__", str(func)).strip("_"))
-                if tensor._version != version:
+                if _version(tensor) != version:
                     self.chains.pop(tensor, None)
 
     def _origin(self, func: Callable, inputs: list[Tensor], origins: list[_Origin], out: Tensor) -> _Origin:
@@ -293,6 +293,11 @@ def _reason(call: _Call) -> str | None:
     if call.raw:
         return f"reads the raw input ({call.terms} terms)"
     return None
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; an inference tensor (an example input) does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _tensors(structure: Any) -> Iterator[Tensor]:

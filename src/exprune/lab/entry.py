@@ -22,18 +22,18 @@ _failed: list[str] = []
 def job(task: Callable[[DictConfig], object], cfg: DictConfig) -> None:
     """Run one job. In a multirun a wrong setting is recorded in the job's folder and the sweep goes on."""
     _hush_libraries()
-    if HydraConfig.get().mode == RunMode.RUN:
-        task(cfg)
-        return
+    config = HydraConfig.get()
     try:
         task(cfg)
     except Exception as error:
         message = _known(error)
         if message is None:
             raise
-        record = Path(HydraConfig.get().runtime.output_dir) / "error.json"
+        if config.mode == RunMode.RUN:
+            sys.exit(f"error: {message}")  # from here: Hydra would print a line of its own
+        record = Path(config.runtime.output_dir) / "error.json"
         record.write_text(json.dumps({"error": message}))
-        _failed.append(f"{' '.join(HydraConfig.get().overrides.task)}: {message}")
+        _failed.append(f"{' '.join(config.overrides.task)}: {message}")
 
 
 def run(main: Callable[[], None]) -> None:

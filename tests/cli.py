@@ -1,0 +1,48 @@
+"""Running the entry points as a user does, in this process."""
+
+import runpy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Settings that make any command quick; the numbers mean nothing then.
+TINY = ("data.limit=64", "model.epochs=1", "bootstrap=50", "trainer=cpu")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code, what it printed, and the folder it ran in."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+
+    def runs(self) -> list[Path]:
+        """The folders of its results."""
+        return sorted(path.parent for path in self.folder.rglob("result.json"))
+
+
+class CommandLine:
+    """Runs ``python SCRIPT.py ARGUMENT...`` in a folder of its own."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.monkeypatch, self.capfd = folder, monkeypatch, capfd
+
+    def __call__(self, script: str, *arguments: str) -> Outcome:
+        self.monkeypatch.chdir(self.folder)
+        self.monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments])
+        self.capfd.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as stop:
+            if isinstance(stop.code, str):
+                print(stop.code, file=sys.stderr)
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        printed = self.capfd.readouterr()
+        return Outcome(code, printed.out, printed.err, self.folder)

@@ -1,0 +1,152 @@
+"""The data set that comes with RDKit: its molecules, its split, its cache and its batches."""
+
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from rdkit.Chem import Mol, MolFromSmiles
+from rdkit.Chem.FilterCatalog import FilterCatalog, FilterCatalogParams
+from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
+from torch.utils.flop_counter import FlopCounterMode
+
+from exprune.lab.data import graphs as graphs_module
+from exprune.lab.data.graphs import Graphs, MoleculeData, cached
+from exprune.lab.data.smiles import Molecules
+from exprune.lab.models.gcn import GCN
+
+from .conftest import Refused
+
+FEW = Molecules("few", ["CC", "CO"], [0, 1])
+
+
+def module(molecules: Molecules, cache_dir: Path, limit: int | None = None) -> MoleculeData:
+    """The data module as its configuration makes it, but for molecules that are read already."""
+    return MoleculeData(
+        "nci",
+        lambda data_dir, cache_dir: molecules,
+        "no folder",
+        str(cache_dir),
+        batch_size=8,
+        eval_batch_size=64,
+        limit=limit,
+    )
+
+
+def test_molecules(nci: Molecules, nci_graphs: Graphs) -> None:
+    labels = nci_graphs.tensors["y"]
+    assert len(nci.smiles) == len(labels) == 4991
+    assert labels.unique().tolist() == [0, 1]
+    assert round(labels.double().mean().item(), 2) == 0.26
+
+
+def test_labels_are_alerts_of_the_nih_filter(nci: Molecules, nci_graphs: Graphs) -> None:
+    alerts = FilterCatalog(FilterCatalogParams(FilterCatalogParams.FilterCatalogs.NIH))
+    expected = [int(alerts.HasMatch(MolFromSmiles(smiles))) for smiles in nci.smiles[:100]]
+    assert nci_graphs.tensors["y"][:100].tolist() == expected
+    assert 0 < sum(expected) < 100
+
+
+def test_split_parts_are_disjoint_and_complete(nci_graphs: Graphs) -> None:
+    assert list(nci_graphs.split) == ["train", "valid", "test"]
+    assert sorted(chain.from_iterable(nci_graphs.split.values())) == list(range(4991))
+    sizes = [len(part) / 4991 for part in nci_graphs.split.values()]
+    assert sizes == pytest.approx([0.8, 0.1, 0.1], abs=0.001)
+
+
+def test_no_scaffold_on_two_sides(nci: Molecules, nci_graphs: Graphs) -> None:
+    sides = {
+        name: {MurckoScaffoldSmiles(mol=MolFromSmiles(nci.smiles[index])) for index in part}
+        for name, part in nci_graphs.split.items()
+    }
+    assert sum(map(len, sides.values())) == len(set().union(*sides.values())) > 500
+
+
+def test_graphs_keep_the_order_of_the_molecules(nci: Molecules, nci_graphs: Graphs) -> None:
+    labels = nci_graphs.tensors["y"].tolist()
+    indices = nci_graphs.split["valid"]
+    part = nci_graphs.part("valid")
+    assert [int(graph.y) for graph in part] == [labels[index] for index in indices]
+    for graph, index in list(zip(part, indices, strict=True))[:50]:
+        molecule = MolFromSmiles(nci.smiles[index])
+        assert (graph.num_nodes, graph.num_edges) == (molecule.GetNumAtoms(), 2 * molecule.GetNumBonds())
+        assert graph.x[:, 0].tolist() == [atom.GetAtomicNum() - 1 for atom in molecule.GetAtoms()]
+
+
+def test_processed_once(nci: Molecules, nci_cache: Path, nci_graphs: Graphs) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs_module, "process", lambda molecules: pytest.fail("processed again"))
+        again = cached(nci, "nci", nci_cache)
+    assert again.split == nci_graphs.split
+    assert again.tensors.keys() == nci_graphs.tensors.keys()
+    for name, tensor in nci_graphs.tensors.items():
+        assert torch.equal(again.tensors[name], tensor) and again.tensors[name].dtype == tensor.dtype
+    assert [path.suffix for path in nci_cache.rglob("*") if path.is_file()] == [".safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("smiles", "labels"), [(["CC", "CN"], [0, 1]), (["CC", "CO"], [0, 0])], ids=["smiles", "labels"]
+)
+def test_other_molecules_do_not_get_this_cache(smiles: list[str], labels: list[int], tmp_path: Path) -> None:
+    first = cached(FEW, "few", tmp_path)
+    other = cached(Molecules("others", smiles, labels), "few", tmp_path)
+    assert len(list((tmp_path / "graphs").iterdir())) == 2
+    assert other.tensors["y"].tolist() == labels
+    assert torch.equal(other.tensors["x"], first.tensors["x"]) == (smiles == ["CC", "CO"])
+
+
+def test_labels_may_be_a_function_of_the_molecule(tmp_path: Path) -> None:
+    def has_oxygen(molecule: Mol) -> int:
+        return int(any(atom.GetSymbol() == "O" for atom in molecule.GetAtoms()))
+
+    def has_nitrogen(molecule: Mol) -> int:
+        return int(any(atom.GetSymbol() == "N" for atom in molecule.GetAtoms()))
+
+    for label, expected in ((has_oxygen, [0, 1, 0]), (has_nitrogen, [0, 0, 1])):
+        graphs = cached(Molecules("few", ["CC", "CO", "CN"], label), "few", tmp_path)
+        assert graphs.tensors["y"].tolist() == expected
+
+
+def test_batches(nci: Molecules, nci_cache: Path, nci_graphs: Graphs) -> None:
+    data = module(nci, nci_cache)
+    data.setup()
+    batch = next(iter(data.test_dataloader()))
+    first = nci_graphs.part("test")[:64]
+    assert torch.equal(batch.y, torch.tensor([[float(graph.y)] for graph in first]))
+    assert torch.equal(batch.x, torch.cat([graph.x for graph in first]))
+    assert len(data.test_dataloader().dataset) == len(nci_graphs.split["test"])
+    assert len(data.val_dataloader().dataset) == len(nci_graphs.split["valid"])
+    assert next(iter(data.train_dataloader())).num_graphs == 8
+    beginnings = {tuple(next(iter(data.train_dataloader())).x.flatten()[:99].tolist()) for _ in range(3)}
+    assert len(beginnings) > 1, "training batches are not shuffled"
+
+
+def test_limit_keeps_the_first_of_each_part(nci: Molecules, nci_cache: Path, nci_graphs: Graphs) -> None:
+    data = module(nci, nci_cache, limit=5)
+    data.setup()
+    for name, loader in (("valid", data.val_dataloader()), ("test", data.test_dataloader())):
+        (batch,) = loader
+        assert torch.equal(batch.x, torch.cat([graph.x for graph in nci_graphs.part(name)[:5]]))
+    assert len(data.train_dataloader().dataset) == 5
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_limit_below_one_is_refused(limit: int, tmp_path: Path, refused: Refused) -> None:
+    with refused(f"data.limit={limit}"):
+        module(FEW, tmp_path, limit=limit)
+
+
+def test_dense_flops_of_a_batch(nci: Molecules, nci_cache: Path) -> None:
+    """Linear algebra as PyTorch counts it, the rest as docs/method.md, section 5 lists it."""
+    data = module(nci, nci_cache, limit=20)
+    data.setup()
+    (batch,) = data.test_dataloader()
+    network = GCN().eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(batch)
+    nodes, edges = batch.num_nodes, batch.num_edges
+    assert counter.get_total_flops() == 5 * 2 * 300 * 300 * nodes + 2 * 300 * 20
+    encoders = 9 * 300 * nodes + 5 * 3 * 300 * edges
+    messages = 5 * 2 * 3 * 300 * edges
+    norms_relus_pool = (5 * 2 + 4 + 1) * 300 * nodes
+    assert network.elementwise_flops(batch) == encoders + messages + norms_relus_pool

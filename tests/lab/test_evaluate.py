@@ -1,0 +1,160 @@
+"""``train.py`` and ``evaluate.py`` from the command line, on the embedded data."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import wandb
+from torchmetrics.functional.classification import binary_auroc
+
+from exprune.lab.files import load_tensors
+from exprune.lab.tasks.graphs import GraphTask
+from tests.cli import TINY, CommandLine
+
+
+def test_evaluate_trains_once_and_writes_everything(command: CommandLine, session_cache: Path) -> None:
+    """The first run says that it trains; result.json holds what the documentation names, and it adds up."""
+    first = command("evaluate.py", "model=gnn", "exprune.tau=0.1", "seed=11", "logger=none", *TINY)
+    assert first.code == 0, first.err
+    assert "no trained weights" in first.out
+    (folder,) = first.runs()
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["model"], result["data"], result["split"], result["static"]) == ("gnn", "nci", "test", "none")
+    assert (result["heuristic"], result["tau"], result["n"], result["seed"]) == ("StatsTest", 0.1, 32, 11)
+    assert result["command"] == "python evaluate.py " + " ".join(
+        ["model=gnn", "exprune.tau=0.1", "seed=11", "logger=none", *TINY]
+    )
+    assert (session_cache / "checkpoints" / result["checkpoint"]).is_file()
+
+    examples = pd.read_parquet(folder / "examples.parquet")
+    assert len(examples) == result["inputs"] == 64
+    for side in ("dense", "pruned"):
+        expected = binary_auroc(torch.tensor(examples[side]), torch.tensor(examples["target"])).item()
+        assert result["metric"][side] == pytest.approx(expected)
+    metric = result["metric"]
+    assert metric["drop"] == pytest.approx(100 * (metric["dense"] - metric["pruned"]))
+    assert metric["interval"][0] <= metric["interval"][1]
+
+    flops = result["flops"]
+    spent = 0
+    for site in result["sites"]:
+        if site["eligible"]:
+            (stage,) = site["stages"]
+            assert stage == {"n": 32, "pruned": site["pruned"]}
+            kept = site["outputs"] - site["pruned"]
+            spent += 64 * site["pruned"] + 600 * kept + (2 * 32 + 6) * site["outputs"] - 600 * site["outputs"]
+            assert 0 <= site["wrong"] <= site["pruned"] <= site["outputs"]
+    assert flops["unit"] == "graph"
+    assert flops["pruned"] == pytest.approx(flops["dense"] + spent / 64, abs=1e-3)
+    assert flops["saved"] == pytest.approx(1 - flops["pruned"] / flops["dense"])
+    assert set(flops["paper_scope"]) == {"dense", "pruned", "saved"}
+    assert set(result["seconds"]) == {"dense", "pruned"}
+
+    second = command("evaluate.py", "model=gnn", "exprune.tau=0.2", "seed=11", "logger=none", *TINY)
+    assert second.code == 0 and "training" not in second.out
+
+
+def test_dense_flops_match_the_accounting(command: CommandLine) -> None:
+    """``exprune=none``: no sites, no drop, and the paper's count of the dense network."""
+    outcome = command("evaluate.py", "model=gnn", "exprune=none", "logger=none", *TINY)
+    assert outcome.code == 0, outcome.err
+    (folder,) = outcome.runs()
+    result = json.loads((folder / "result.json").read_text())
+    assert result["heuristic"] == "none" and result["metric"]["drop"] == 0
+    pruned = command("evaluate.py", "model=gnn", "exprune.tau=0", "logger=none", *TINY)
+    other = json.loads((pruned.runs()[-1] / "result.json").read_text())
+    assert other["flops"]["dense"] == result["flops"]["dense"] == result["flops"]["pruned"]
+    assert other["metric"]["drop"] == 0 and other["flops"]["saved"] < 0
+
+
+def test_multirun_sweeps_without_retraining(command: CommandLine) -> None:
+    """One job per value, one training for all; a wrong value is recorded and the others finish."""
+    outcome = command("evaluate.py", "-m", "model=gnn", "exprune.tau=0.01,0.7,0.1", "seed=12", "logger=none", *TINY)
+    assert outcome.code == 1
+    assert outcome.out.count("no trained weights") == 1
+    assert len(outcome.runs()) == 2
+    (record,) = outcome.folder.rglob("error.json")
+    assert "tau=0.7" in json.loads(record.read_text())["error"]
+    assert outcome.err.count("error:") == 1 and "Traceback" not in outcome.err
+
+
+def test_sites_and_taus_by_name(command: CommandLine) -> None:
+    """``exprune.sites`` restricts pruning; ``exprune.tau`` takes a mapping with wildcards."""
+    outcome = command(
+        "evaluate.py",
+        "model=gnn",
+        "exprune.sites=[convolutions.0.linear,'convolutions.[23].*']",
+        "exprune.tau={convolutions.0.linear: 0.3, *: 0.05}",
+        "logger=none",
+        *TINY,
+    )
+    assert outcome.code == 0, outcome.err
+    result = json.loads((outcome.runs()[0] / "result.json").read_text())
+    taus = {site["name"]: site["tau"] for site in result["sites"] if site["eligible"]}
+    assert taus == {"convolutions.0.linear": 0.3, "convolutions.2.linear": 0.05, "convolutions.3.linear": 0.05}
+    reasons = {site["name"]: site["reason"] for site in result["sites"]}
+    assert reasons["convolutions.1.linear"] == "not selected"
+
+
+def test_wandb_offline(command: CommandLine) -> None:
+    """The default logger writes an offline run below the run's folder, and finishes it."""
+    outcome = command("evaluate.py", "model=gnn", "exprune.tau=0.1", *TINY)
+    assert outcome.code == 0, outcome.err
+    assert wandb.run is None
+    assert list(outcome.runs()[0].glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_train_writes_where_it_is_told(command: CommandLine) -> None:
+    """``checkpoint=PATH`` is what train.py writes and evaluate.py reads; float16 halves it."""
+    for dtype in ("float32", "float16"):
+        outcome = command(
+            "train.py",
+            "model=gnn",
+            f"checkpoint={dtype}.safetensors",
+            f"checkpoint_dtype={dtype}",
+            "logger=none",
+            *TINY[:2],
+        )
+        assert outcome.code == 0, outcome.err
+    full, half = (outcome.folder / f"{dtype}.safetensors" for dtype in ("float32", "float16"))
+    assert half.stat().st_size < 0.6 * full.stat().st_size
+    tensors, metadata = load_tensors(half)
+    assert json.loads(metadata["config"])["model"]["epochs"] == 1
+    assert tensors["head.weight"].dtype == torch.float16
+    outcome = command("evaluate.py", "model=gnn", "checkpoint=float16.safetensors", "logger=none", *TINY)
+    assert outcome.code == 0, outcome.err
+
+
+def test_interrupted_training_resumes(
+    command: CommandLine, monkeypatch: pytest.MonkeyPatch, session_cache: Path
+) -> None:
+    """A training that dies goes on at the epoch it was in, and ends with the same weights as one that did not."""
+
+    settings = ("model=gnn", "seed=13", "logger=none", "data.limit=64", "model.epochs=3", "trainer=cpu")
+    step = GraphTask.training_step
+
+    def die(self: GraphTask, batch: object, index: int) -> object:
+        if self.current_epoch == 2:
+            raise RuntimeError("power cut")
+        return step(self, batch, index)
+
+    monkeypatch.setattr(GraphTask, "training_step", die)
+    with pytest.raises(RuntimeError, match="power cut"):
+        command("train.py", *settings, "checkpoint=resumed.safetensors")
+    assert not (command.folder / "resumed.safetensors").exists()
+    monkeypatch.setattr(GraphTask, "training_step", step)
+    resumed = command("train.py", *settings, "checkpoint=resumed.safetensors")
+    assert resumed.code == 0 and "resuming" in resumed.out
+    assert resumed.out.count("epoch 3 of 3") == 1 and "epoch 2 of 3" not in resumed.out
+    assert not list((session_cache / "training").iterdir())
+    tensors, _ = load_tensors(command.folder / "resumed.safetensors")
+    assert all(torch.isfinite(tensor.float()).all() for tensor in tensors.values())
+
+
+def test_help_names_the_axes(command: CommandLine) -> None:
+    outcome = command("evaluate.py", "--help")
+    assert outcome.code == 0
+    for word in ("model: gnn", "exprune: none, stats_test, threshold", "exprune.tau", "trainer: auto, cpu, gpu"):
+        assert word in outcome.out

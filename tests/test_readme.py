@@ -1,0 +1,38 @@
+"""Every command and every Python block of the README runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.cli import ROOT, TINY, CommandLine
+
+README = (ROOT / "README.md").read_text()
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def _commands() -> list[list[str]]:
+    parts = [part for block in _blocks("bash") for line in block.splitlines() for part in line.split("&&")]
+    return [shlex.split(part) for part in parts if part.strip().startswith("python ")]
+
+
+@pytest.mark.parametrize("words", [c for c in _commands() if "experiment" not in " ".join(c)], ids=" ".join)
+def test_commands(command: CommandLine, words: list[str]) -> None:
+    tiny = TINY if words[1] == "evaluate.py" else [s for s in TINY if not s.startswith("bootstrap")]
+    outcome = command(words[1], *words[2:], *tiny)
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize("code", _blocks("python"), ids=range(len(_blocks("python"))))
+def test_python(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    assert "saved" in capsys.readouterr().out
+
+
+def test_files_that_it_names_exist() -> None:
+    named = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert named and [name for name in named if not (Path(ROOT) / name).exists()] == []

@@ -117,8 +117,8 @@ class ChainFollower(TorchFunctionMode):
         """Of two tagged tensors that are added, the one whose chain goes on."""
         return left
 
-    def at_batch_statistics(self, chain: Chain) -> None:
-        """``chain`` meets a BatchNorm that uses the statistics of the batch, so that it ends there."""
+    def at_batch_statistics(self, training_mode: bool) -> None:
+        """A BatchNorm uses the statistics of the batch: it is in training mode, or keeps no others."""
 
     # How a tag travels.
 
@@ -159,12 +159,12 @@ class ChainFollower(TorchFunctionMode):
     def _batch_norm(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
         given = _named(names, args, kwargs)
-        chain = self.chains.get(given["input"])
-        if chain is None:
-            return self.call(func, args, kwargs)
         mean, variance = given["running_mean"], given["running_var"]
-        if given.get("training", False) or mean is None or variance is None:
-            self.at_batch_statistics(chain)
+        of_batch = given.get("training", False) or mean is None
+        if of_batch:
+            self.at_batch_statistics(training_mode=mean is not None)
+        chain = self.chains.get(given["input"])
+        if chain is None or of_batch:
             return self.call(func, args, kwargs)
         out = self.call(func, args, kwargs)
         # BatchNorm's channels are dimension 1; of a Linear's output those are its own only where it is a matrix.
@@ -185,7 +185,7 @@ class ChainFollower(TorchFunctionMode):
         candidates = [x for x in (left, right) if isinstance(x, Tensor) and x in self.chains]
         if not candidates or given.get("alpha", 1) != 1 or given.get("out") is not None:
             return self.call(func, args, kwargs)
-        own = self.deeper(left, right) if len(candidates) == 2 else candidates[0]
+        own = self.deeper(left, right) if len(candidates) == 2 and left is not right else candidates[0]
         other = right if own is left else left
         chain, shape = self.chains[own], own.shape
         if func in _IN_PLACE_ADDS and own is not left:

@@ -97,8 +97,9 @@ class _Pruner(ChainFollower):
     def call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         return self.run._tally.call(func, args, kwargs)
 
-    def at_batch_statistics(self, chain: Chain) -> None:
-        raise SettingError(f"{chain.name}: its BatchNorm is in training mode; call model.eval() before pruning")
+    def at_batch_statistics(self, training_mode: bool) -> None:
+        if training_mode:
+            raise SettingError("a BatchNorm is in training mode; call model.eval() before pruning")
 
     def at_relu(self, chain: Chain, out: Tensor) -> None:
         rows, leading = self.run.rows, out.shape[: out.dim() + chain.call.channel_dim]
@@ -110,7 +111,7 @@ class _Pruner(ChainFollower):
             for part, rows in _chunks(chain, out):
                 stopped, stopped_at = self._stop(part)
                 self._count(part, out[rows], stopped, stopped_at, rows)
-                out[rows].mul_(~stopped)  # a product vectorises where masked_fill_ branches: 4 times faster on a CPU
+                _write_zeros(out[rows], stopped)
 
     def _stop(self, chain: Chain) -> tuple[Tensor, list[Tensor]]:
         """Which outputs stop, and those that stop at each stage."""
@@ -155,6 +156,15 @@ class _Pruner(ChainFollower):
         leading = out.shape[: out.dim() - dims]
         mask = self.run.rows.reshape(-1, *leading[1:])[rows]
         return mask.to(out.device, torch.bool).view(*leading, *(1,) * dims)
+
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _write_zeros(out: Tensor, stopped: Tensor) -> None:
+    """``out.masked_fill_(stopped, 0)``, 4 times faster on a CPU: a bit mask vectorises where that branches."""
+    bits = _BITS[out.element_size()]
+    out.view(bits).bitwise_and_(stopped.to(bits).sub_(1))  # stopped: no bit; else 0 - 1: all bits
 
 
 # Outputs tested at a time: on a CPU few enough that the passes over them stay in its caches.

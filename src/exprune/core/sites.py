@@ -150,6 +150,8 @@ class _Origin:
 
 _EXAMPLE = _Origin()
 _NORMALISATIONS = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, getattr(F, "rms_norm", None)}
+# Calls that read a tensor's shape alone.
+_SHAPE_ONLY = {torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like, Tensor.new_zeros, Tensor.new_ones}
 _FLATTENS = {torch.flatten, Tensor.flatten, torch.reshape, Tensor.reshape, Tensor.view}
 
 
@@ -193,9 +195,6 @@ class _Watcher(ChainFollower):
         call.closed = not stale
         call.residual = chain.residual is not None
 
-    def at_batch_statistics(self, chain: Chain) -> None:
-        self._call_of(chain).why = "its BatchNorm uses the statistics of the batch"
-
     def deeper(self, left: Tensor, right: Tensor) -> Tensor:
         depths = [self.origins.get(x, _EXAMPLE).depth for x in (left, right)]
         own, other = (right, left) if depths[1] > depths[0] else (left, right)
@@ -219,6 +218,8 @@ class _Watcher(ChainFollower):
         return self.by_chain[id(chain)]
 
     def _follow_uses(self, func: Callable, before: list[tuple[Tensor, int, Chain | None]], outputs: list) -> None:
+        if func in _SHAPE_ONLY:
+            return
         carried = {t: self.chains[t] for t in outputs if t in self.chains}
         for tensor, version, chain in before:
             if chain is None:
@@ -235,7 +236,7 @@ class _Watcher(ChainFollower):
                 pass  # the same tensor, untouched: dropout in eval mode, contiguous, ...
             elif outputs or _version(tensor) != version:
                 record.uses[chain.stage].append(getattr(func, "__name__", str(func)).strip("_"))
-                if _version(tensor) != version:
+                if _version(tensor) != version and self.chains.get(tensor) is chain:
                     self.chains.pop(tensor, None)
 
     def _origin(self, func: Callable, inputs: list[Tensor], origins: list[_Origin], out: Tensor) -> _Origin:
@@ -282,7 +283,9 @@ def _reason(call: _Call) -> str | None:
     if call.added_to is not None:
         return f"a shortcut, added to {call.added_to}"
     if not call.closed:
-        last = call.uses[max(call.uses)] if call.uses else []
+        last = call.uses[max(call.uses)] if call.uses else [""]
+        if last[0] == "batch_norm":
+            return "its BatchNorm uses the statistics of the batch, or normalises something else than its channels"
         return call.why or (f"feeds {last[0]}, not a ReLU" if any(last) else "feeds no ReLU")
     for uses in call.uses.values():
         if len(uses) > 1:

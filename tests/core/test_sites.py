@@ -645,7 +645,7 @@ def test_batch_norm_over_the_sequence_is_not_over_the_channels(dims: int) -> Non
     model = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU())
     sites = find_sites(model, torch.randn(*[6] * (dims - 1), 3))
     assert eligible(sites) == (["1"] if dims == 2 else [])
-    assert dims == 2 or "batch_norm" in by_name(sites)["1"].reason
+    assert dims == 2 or "BatchNorm" in by_name(sites)["1"].reason
 
 
 def test_batch_norm_without_affine_parameters() -> None:

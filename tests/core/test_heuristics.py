@@ -320,3 +320,10 @@ def test_a_heuristic_must_say_when_to_stop() -> None:
 
 def test_a_setting_error_is_a_value_error() -> None:
     assert issubclass(SettingError, ValueError)
+
+
+@pytest.mark.parametrize("stages", [(), (0, 2), (4, 4), (4, 2)])
+def test_stages_must_ascend(model: nn.Module, stages: tuple[int, ...]) -> None:
+    heuristic = MostlyNegative()
+    heuristic.stages = stages
+    assert f"stages={list(stages)}" in refusal(lambda: ExPrune(find_sites(model, X), heuristic))

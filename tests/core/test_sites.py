@@ -755,8 +755,9 @@ def test_a_layer_used_twice() -> None:
 
 
 def test_a_layer_used_twice_and_only_once_before_a_relu() -> None:
-    reason = reason_of(Model(lambda model, h: model.a(F.relu(model.a(h)))), "a", X)
-    assert "only some of its 2 calls" in reason
+    model = Model(lambda model, h: model.a(F.relu(model.a(h))))
+    assert "only some of its 2 calls" in reason_of(model, "a", X)
+    assert feeding_a_relu(find_sites(model, X)) == ["stem"]
 
 
 def test_a_layer_under_two_names_is_one_site() -> None:

@@ -1,5 +1,6 @@
 """The context under which a model runs pruned."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -41,7 +42,10 @@ class ExPrune:
     """
 
     def __init__(self, sites: Sequence[Site], heuristic: Heuristic, rows: Tensor | None = None) -> None:
-        first = heuristic.stages[0]
+        stages = list(heuristic.stages)
+        if not stages or stages[0] < 1 or any(a >= b for a, b in itertools.pairwise(stages)):
+            raise SettingError(f"stages={stages}: whole numbers of terms, at least 1, each larger than the one before")
+        first = stages[0]
         self.sites = [
             replace(site, reason=f"{site.terms} terms, fewer than n + 1 = {first + 1}")
             if site.eligible and site.terms <= first

@@ -12,11 +12,14 @@ from torch import nn
 from exprune.core.errors import SettingError
 from exprune.lab.files import load_tensors, save_tensors
 
+# Settings of a data set that its training split does not depend on, or that stand elsewhere (model.epochs).
+_NOT_LEARNED = ("module", "epochs", "eval_batch_size", "num_workers")
+
 
 def training_config(cfg: DictConfig) -> dict[str, Any]:
     """The part of the configuration that decides what is learned, without the names of our classes."""
     model = OmegaConf.to_container(cfg.model, resolve=True)
-    data = {key: cfg.data[key] for key in ("name", "limit", "batch_size")}
+    data = {key: value for key, value in cfg.data.items() if key not in _NOT_LEARNED}
     static = OmegaConf.to_container(cfg.static, resolve=True)
     return _without_targets({"model": model, "data": data, "static": static, "seed": cfg.seed})
 

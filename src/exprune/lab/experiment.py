@@ -90,7 +90,7 @@ def evaluate(cfg: DictConfig) -> Result:
         n=cfg.exprune.n,
         site_selection=OmegaConf.to_object(cfg.exprune.sites) if OmegaConf.is_list(cfg.exprune.sites) else None,
         metric=_compare(task, dense, pruned, cfg.bootstrap, cfg.seed),
-        flops=flops_per_input(task.unit, flops, dense.elementwise_flops, len(dense.targets)),
+        flops=flops_per_input(task.unit, flops, dense.elementwise_flops, dense.outside_paper_scope, len(dense.targets)),
         sites=site_rows(sites, run),
         seconds={"dense": dense.seconds, "pruned": None if run is None else pruned.seconds},
         versions=_versions(),

@@ -19,6 +19,7 @@ class Pass:
     predictions: NDArray
     targets: NDArray
     elementwise_flops: int
+    outside_paper_scope: int
     seconds: float
 
 
@@ -34,5 +35,6 @@ def run_pass(
         predictions=torch.cat([batch["prediction"] for batch in batches]).cpu().numpy(),
         targets=torch.cat([batch["target"] for batch in batches]).cpu().numpy(),
         elementwise_flops=sum(batch["elementwise_flops"] for batch in batches),
+        outside_paper_scope=sum(batch.get("outside_paper_scope", 0) for batch in batches),
         seconds=seconds,
     )

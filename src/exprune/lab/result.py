@@ -81,11 +81,15 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def flops_per_input(unit: str, linear: Flops, elementwise: int, inputs: int) -> FlopsPerInput:
+def flops_per_input(unit: str, linear: Flops, elementwise: int, outside_paper_scope: int, inputs: int) -> FlopsPerInput:
     """Add the paper's element-wise terms, which pruning does not change, and divide by the inputs."""
     dense, pruned = linear.dense + elementwise, linear.pruned + elementwise
-    scope = {"dense": dense / inputs, "pruned": pruned / inputs, "saved": 1 - pruned / dense}
-    return FlopsPerInput(unit, unpruned=dense / inputs, **scope, paper_scope=scope)
+
+    def scope(outside: int) -> dict[str, float]:
+        saved = 1 - (pruned - outside) / (dense - outside)
+        return {"dense": (dense - outside) / inputs, "pruned": (pruned - outside) / inputs, "saved": saved}
+
+    return FlopsPerInput(unit, unpruned=dense / inputs, **scope(0), paper_scope=scope(outside_paper_scope))
 
 
 def site_rows(sites: list[Site], run: ExPrune | None) -> list[dict[str, Any]]:

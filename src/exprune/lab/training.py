@@ -29,11 +29,10 @@ def make_trainer(cfg: DictConfig, **options: object) -> lightning.Trainer:
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise SettingError("trainer.accelerator=gpu: PyTorch sees no GPU here; use trainer=cpu or trainer=auto")
     return lightning.Trainer(
+        **{"precision": cfg.trainer.precision, **options},
         accelerator=accelerator,
-        precision=cfg.trainer.precision,
         enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False,
-        **options,
     )
 
 
@@ -58,6 +57,7 @@ def fit(
     trainer = make_trainer(
         cfg,
         devices=cfg.trainer.devices,
+        precision=cfg.model.get("precision", cfg.trainer.precision),
         max_epochs=cfg.model.epochs,
         callbacks=[best, latest, *([] if sys.stderr.isatty() else [_EpochLog()])],
         logger=logger or False,

@@ -1,0 +1,115 @@
+"""Images as tensors in memory: normalised, augmented by whole batches."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import torch
+from torch import Tensor
+
+from exprune.core.errors import SettingError
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10, as in the paper
+
+
+@dataclass(frozen=True)
+class Images:
+    """``images`` (count, 3, 32, 32) as uint8 and ``labels`` (count,), of the training and of the test division."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+
+def augment(images: Tensor, padding: int, generator: torch.Generator, flip: bool) -> Tensor:
+    """A random crop of each padded image, mirrored at random: (batch, C, H, W) -> the same shape."""
+    batch, _, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (padding,) * 4)
+    top, left = torch.randint(0, 2 * padding + 1, (2, batch, 1), generator=generator)
+    rows, columns = top + torch.arange(height), left + torch.arange(width)
+    if flip:
+        mirrored = torch.rand(batch, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    index = torch.arange(batch).view(-1, 1, 1)
+    # Indexing the spatial dimensions together moves them to the front: (batch, H, W, C).
+    return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class ImageLoader:
+    """Batches of (normalised images, labels) from tensors in memory; shuffled and augmented for training."""
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, batch_size: int, padding: int = 0, flip: bool = False, train: bool = False
+    ) -> None:
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+        self.padding, self.flip, self.train = padding, flip, train
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.images), self.batch_size)
+        return max(full, 1) if self.train else full + bool(rest)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()))) if self.train else None
+        order = torch.randperm(len(self.images), generator=generator) if self.train else torch.arange(len(self.images))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        for chosen in order.split(self.batch_size)[: len(self)]:
+            images = (self.images[chosen].float() / 255 - mean) / std
+            if self.train:
+                images = augment(images, self.padding, generator, self.flip)
+            yield images.contiguous(memory_format=torch.channels_last), self.labels[chosen]
+
+
+class ImageData(lightning.LightningDataModule):
+    """Images in memory; the training division is split once more, by a fixed seed, into train and valid.
+
+    Args:
+        read: gives the images from the data and the cache folder.
+        valid: how many training images validate.
+        padding: of the random crop.
+        flip: whether images are mirrored at random.
+        limit: keep only the first so many images of each part (for quick tries); None keeps all.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Path, Path], Images],
+        data_dir: str,
+        cache_dir: str,
+        valid: int,
+        padding: int,
+        flip: bool,
+        batch_size: int,
+        eval_batch_size: int,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        if limit is not None and limit < 1:
+            raise SettingError(f"data.limit={limit}: at least 1, or null for all images")
+        self.read = read
+        self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
+        self.valid, self.padding, self.flip = valid, padding, flip
+        self.batch_size, self.eval_batch_size, self.limit = batch_size, eval_batch_size, limit
+        self.parts: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.parts:
+            return
+        images = self.read(self.data_dir, self.cache_dir)
+        order = torch.randperm(len(images.train), generator=torch.Generator().manual_seed(42))
+        train, valid = order[: -self.valid][: self.limit], order[-self.valid :][: self.limit]
+        self.parts = {
+            "train": (images.train[train], images.train_labels[train]),
+            "valid": (images.train[valid], images.train_labels[valid]),
+            "test": (images.test[: self.limit], images.test_labels[: self.limit]),
+        }
+
+    def train_dataloader(self) -> ImageLoader:
+        return ImageLoader(*self.parts["train"], self.batch_size, self.padding, self.flip, train=True)
+
+    def val_dataloader(self) -> ImageLoader:
+        return ImageLoader(*self.parts["valid"], self.eval_batch_size)
+
+    def test_dataloader(self) -> ImageLoader:
+        return ImageLoader(*self.parts["test"], self.eval_batch_size)

@@ -1,0 +1,78 @@
+"""The paper's vision networks, their accounting, and the image data."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from exprune.core import find_sites
+from exprune.core.errors import SettingError
+from exprune.lab.data.cifar10 import read_cifar10_jpeg
+from exprune.lab.data.digits import read_digits
+from exprune.lab.data.images import ImageData, augment
+from exprune.lab.models.resnet import ResNet18
+from exprune.lab.models.vgg import VGG11BN
+
+
+@pytest.mark.parametrize(
+    ("network", "whole", "scope", "sites", "residual"),
+    [(VGG11BN, 305_896_458, 305_896_458, 7, 0), (ResNet18, 1_113_507_850, 1_109_706_762, 16, 8)],
+)
+def test_dense_flops_are_the_published_ones(
+    network: type[nn.Module], whole: int, scope: int, sites: int, residual: int
+) -> None:
+    model, images = network().eval(), torch.zeros(3, 3, 32, 32)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images)
+    total = counter.get_total_flops() + model.elementwise_flops(images)
+    assert total == 3 * whole
+    assert total - model.outside_paper_scope(images) == 3 * scope
+    found = [site for site in find_sites(model, images) if site.eligible]
+    assert len(found) == sites
+    assert sum(site.residual for site in found) == residual
+
+
+def test_augment_crops_and_mirrors_each_image_for_itself() -> None:
+    """Against every possible crop of every image; both mirrorings and many crops occur."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(40, 2, 6, 5, generator=generator)
+    out = augment(images, 2, generator, flip=True)
+    seen = set()
+    for image, cropped in zip(images, out, strict=True):
+        padded = nn.functional.pad(image, (2,) * 4)
+        matches = [
+            (top, left, mirrored)
+            for top in range(5)
+            for left in range(5)
+            for mirrored in (False, True)
+            if torch.equal((crop := padded[:, top : top + 6, left : left + 5]).flip(2) if mirrored else crop, cropped)
+        ]
+        assert len(matches) == 1
+        seen.update(matches)
+    assert {mirrored for *_, mirrored in seen} == {False, True} and len(seen) > 20
+
+
+def test_digits_are_split_once(tmp_path: Path) -> None:
+    images = read_digits(tmp_path, tmp_path)
+    assert images.train.shape == (1437, 3, 32, 32) and images.test.shape == (360, 3, 32, 32)
+    data = ImageData(read_digits, str(tmp_path), str(tmp_path), 200, 2, False, 64, 256)
+    data.setup()
+    assert [len(data.parts[name][1]) for name in ("train", "valid", "test")] == [1237, 200, 360]
+    labels = torch.cat([batch for _, batch in data.test_dataloader()])
+    assert torch.equal(labels, images.test_labels)
+    first, second = (torch.cat([batch for _, batch in data.train_dataloader()]) for _ in range(2))
+    assert len(first) == 1237 // 64 * 64 and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("content", [None, b"not an archive"])
+def test_a_wrong_archive_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    archive = tmp_path / "cifar10_jpeg" / "cifar10_jpeg.tar.xz"
+    if content is not None:
+        archive.parent.mkdir()
+        archive.write_bytes(content)
+    words = "missing" if content is None else "SHA-256"
+    with pytest.raises(SettingError, match=words):
+        read_cifar10_jpeg(tmp_path, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()

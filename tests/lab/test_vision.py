@@ -42,16 +42,16 @@ def test_augment_crops_and_mirrors_each_image_for_itself() -> None:
     seen = set()
     for image, cropped in zip(images, out, strict=True):
         padded = nn.functional.pad(image, (2,) * 4)
+        crops = {(top, left): padded[:, top : top + 6, left : left + 5] for top in range(5) for left in range(5)}
         matches = [
-            (top, left, mirrored)
-            for top in range(5)
-            for left in range(5)
+            (corner, mirrored)
+            for corner, crop in crops.items()
             for mirrored in (False, True)
-            if torch.equal((crop := padded[:, top : top + 6, left : left + 5]).flip(2) if mirrored else crop, cropped)
+            if torch.equal(crop.flip(2) if mirrored else crop, cropped)
         ]
         assert len(matches) == 1
         seen.update(matches)
-    assert {mirrored for *_, mirrored in seen} == {False, True} and len(seen) > 20
+    assert {mirrored for _, mirrored in seen} == {False, True} and len(seen) > 20
 
 
 def test_digits_are_split_once(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Weights & Biases, offline unless asked otherwise. Every run is finished before its job ends."""
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -64,4 +65,4 @@ def log_result(run: Any | None, result: Result, folder: Path) -> None:
     columns = ["name", "kind", "eligible", "reason", "terms", "tau", "outputs", "pruned", "negative", "wrong"]
     rows = [[row[column] for column in columns] for row in result.sites]
     run.log({"sites": wandb.Table(columns=columns, data=rows)})
-    run.save(str(folder / "result.json"), base_path=str(folder), policy="now")
+    shutil.copy(folder / "result.json", run.dir)  # what lies there is uploaded with the run

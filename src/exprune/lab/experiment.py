@@ -20,7 +20,7 @@ from exprune.lab.intervals import paired_bootstrap
 from exprune.lab.passes import Pass, run_pass
 from exprune.lab.report import print_result
 from exprune.lab.result import Metric, Result, flops_per_input, site_rows
-from exprune.lab.tracking import lightning_logger, log_result, tracked
+from exprune.lab.tracking import check_logger, lightning_logger, log_result, tracked
 from exprune.lab.training import fit, make_trainer
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig) -> Path:
     """Train the configured network and write its weights; returns where they lie."""
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    check_logger(cfg)
     make_trainer(cfg)  # a device that is not there is said before the data is read
     data = instantiate(cfg.data.module)
     data.setup()
@@ -47,6 +48,7 @@ def evaluate(cfg: DictConfig) -> Result:
 
     Whatever is wrong with the settings is said before anything is trained.
     """
+    check_logger(cfg)
     trainer = make_trainer(cfg, devices=1, logger=False)
     heuristic = instantiate(cfg.exprune.heuristic, _convert_="all")
     data = instantiate(cfg.data.module)
@@ -56,9 +58,9 @@ def evaluate(cfg: DictConfig) -> Result:
     inputs = task.network_inputs(next(iter(loader)))
     sites = find_sites(task.network, *inputs)
     run = None
+    selection = OmegaConf.to_container(cfg.exprune)["sites"]
     if heuristic is not None:
-        selected = OmegaConf.to_object(cfg.exprune.sites) if OmegaConf.is_list(cfg.exprune.sites) else cfg.exprune.sites
-        sites = select_sites(sites, selected)
+        sites = select_sites(sites, selection)
         run = ExPrune(sites, heuristic)
 
     path = find_checkpoint(cfg)
@@ -68,39 +70,41 @@ def evaluate(cfg: DictConfig) -> Result:
     log.info("weights: %s", path)
     load_weights(path, task.network, cfg.model.name)
 
-    counter = FlopCounterMode(display=False)
-    task.network.eval()
-    dense = run_pass(trainer, task, loader, None)
-    pruned = run_pass(trainer, task, loader, run) if run is not None else dense
-    if run is None:
-        with counter:
-            run_pass(trainer, task, loader, None)
-    flops = Flops(counter.get_total_flops(), ()) if run is None else run.flops
-
-    result = Result(
-        model=cfg.model.name,
-        data=cfg.data.name,
-        split=cfg.split,
-        inputs=len(dense.targets),
-        static=cfg.static.name,
-        seed=cfg.seed,
-        checkpoint=path.name,
-        heuristic="none" if heuristic is None else type(heuristic).__name__,
-        tau=None if heuristic is None else heuristic.tau,
-        n=cfg.exprune.n,
-        site_selection=OmegaConf.to_object(cfg.exprune.sites) if OmegaConf.is_list(cfg.exprune.sites) else None,
-        metric=_compare(task, dense, pruned, cfg.bootstrap, cfg.seed),
-        flops=flops_per_input(task.unit, flops, dense.elementwise_flops, dense.outside_paper_scope, len(dense.targets)),
-        sites=site_rows(sites, run),
-        seconds={"dense": dense.seconds, "pruned": None if run is None else pruned.seconds},
-        versions=_versions(),
-        command=shlex.join(["python", "evaluate.py", *cfg.overrides]),
-    )
     folder = Path(cfg.paths.output_dir)
-    examples = pd.DataFrame({"target": dense.targets, "dense": dense.predictions, "pruned": pruned.predictions})
-    write_whole(folder / "examples.parquet", examples.to_parquet)
-    result.write(folder / "result.json")
     with tracked(cfg, "evaluate") as tracker:
+        dense = run_pass(trainer, task, loader, None)
+        if run is None:
+            pruned = dense
+            with FlopCounterMode(display=False) as counter:
+                run_pass(trainer, task, loader, None)
+            flops = Flops(counter.get_total_flops(), ())
+        else:
+            pruned = run_pass(trainer, task, loader, run)
+            flops = run.flops
+        result = Result(
+            model=cfg.model.name,
+            data=cfg.data.name,
+            split=cfg.split,
+            inputs=len(dense.targets),
+            static=cfg.static.name,
+            seed=cfg.seed,
+            checkpoint=path.name,
+            heuristic="none" if heuristic is None else type(heuristic).__name__,
+            tau=None if heuristic is None else heuristic.tau,
+            n=cfg.exprune.n,
+            site_selection=selection,
+            metric=_compare(task, dense, pruned, cfg.bootstrap, cfg.seed),
+            flops=flops_per_input(
+                task.unit, flops, dense.elementwise_flops, dense.outside_paper_scope, len(dense.targets)
+            ),
+            sites=site_rows(sites, run),
+            seconds={"dense": dense.seconds, "pruned": None if run is None else pruned.seconds},
+            versions=_versions(),
+            command=shlex.join(["python", "evaluate.py", *cfg.overrides]),
+        )
+        examples = pd.DataFrame({"target": dense.targets, "dense": dense.predictions, "pruned": pruned.predictions})
+        write_whole(folder / "examples.parquet", examples.to_parquet)
+        result.write(folder / "result.json")
         log_result(tracker, result, folder)
     print_result(result)
     log.info("results: %s", folder)

@@ -53,7 +53,7 @@ class Result:
     heuristic: str
     tau: Any
     n: int | None
-    site_selection: list[str] | None
+    site_selection: list[str] | str | None
     metric: Metric
     flops: FlopsPerInput
     sites: list[dict[str, Any]]

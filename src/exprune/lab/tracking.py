@@ -15,18 +15,22 @@ from exprune.core.errors import SettingError
 from exprune.lab.result import Result
 
 
+def check_logger(cfg: DictConfig) -> None:
+    """Raises SettingError where the mode is unknown, before anything long begins."""
+    if cfg.logger.name != "none" and cfg.logger.mode not in ("offline", "online"):
+        raise SettingError(f"logger.mode={cfg.logger.mode}: offline or online (or logger=none)")
+
+
 @contextlib.contextmanager
 def tracked(cfg: DictConfig, job_type: str) -> Iterator[Any | None]:
     """A W&B run for this job, or None with ``logger=none``.
 
     Raises:
-        SettingError: the mode is unknown, or online without an account.
+        SettingError: online without an account or a network.
     """
     if cfg.logger.name == "none":
         yield None
         return
-    if cfg.logger.mode not in ("offline", "online"):
-        raise SettingError(f"logger.mode={cfg.logger.mode}: offline or online (or logger=none)")
     try:
         run = wandb.init(
             project=cfg.logger.project,

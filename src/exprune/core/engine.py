@@ -106,16 +106,17 @@ class _Pruner(ChainFollower):
             raise SettingError("a BatchNorm is in training mode; call model.eval() before pruning")
 
     def at_relu(self, chain: Chain, out: Tensor) -> None:
-        rows, leading = self.run.rows, out.shape[: out.dim() + chain.call.channel_dim]
-        if rows is not None and rows.numel() != leading.numel():
+        mask, leading = self.run.rows, out.shape[: out.dim() + chain.call.channel_dim]
+        if mask is not None and mask.numel() != leading.numel():
             raise SettingError(
-                f"rows: {rows.numel()} values, but {chain.name} has {leading.numel()} rows in this batch"
+                f"rows: {mask.numel()} values, but {chain.name} has {leading.numel()} rows in this batch"
             )
         with torch.no_grad(), torch.autocast(out.device.type, enabled=False):
             for part, rows in _chunks(chain, out):
                 stopped, stopped_at = self._stop(part)
-                self._count(part, out[rows], stopped, stopped_at, rows)
-                _write_zeros(out[rows], stopped)
+                chunk = out[rows]
+                self._count(part, chunk, stopped, stopped_at, rows)
+                _write_zeros(chunk, stopped)
 
     def _stop(self, chain: Chain) -> tuple[Tensor, list[Tensor]]:
         """Which outputs stop, and those that stop at each stage."""

@@ -162,8 +162,7 @@ class _Watcher(ChainFollower):
         super().__init__(layers)
         self.calls: dict[str, list[_Call]] = {}
         self.origins = WeakTensorKeyDictionary()
-        self.by_chain: dict[int, _Call] = {}
-        self._chains_kept: list[Chain] = []  # so that by_chain's ids stay theirs
+        self.by_chain: dict[int, tuple[Chain, _Call]] = {}  # by id; the chain is kept, so that its id stays its own
 
     def in_call_order(self) -> list[str]:
         return [*self.calls, *(name for name in self.layers if name not in self.calls)]
@@ -211,11 +210,10 @@ class _Watcher(ChainFollower):
         self._keep(chain, record)
 
     def _keep(self, chain: Chain, record: _Call) -> None:
-        self._chains_kept.append(chain)
-        self.by_chain[id(chain)] = record
+        self.by_chain[id(chain)] = (chain, record)
 
     def _call_of(self, chain: Chain) -> _Call:
-        return self.by_chain[id(chain)]
+        return self.by_chain[id(chain)][1]
 
     def _follow_uses(self, func: Callable, before: list[tuple[Tensor, int, Chain | None]], outputs: list) -> None:
         if func in _SHAPE_ONLY:

@@ -28,11 +28,19 @@ log = logging.getLogger(__name__)
 
 def train(cfg: DictConfig) -> Path:
     """Train the configured network and write its weights; returns where they lie."""
-    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     check_logger(cfg)
     make_trainer(cfg)  # a device that is not there is said before the data is read
+    return _train(cfg, _data(cfg))
+
+
+def _data(cfg: DictConfig) -> lightning.LightningDataModule:
     data = instantiate(cfg.data.module)
     data.setup()
+    return data
+
+
+def _train(cfg: DictConfig, data: lightning.LightningDataModule) -> Path:
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     task = instantiate(cfg.model.task, network=instantiate(cfg.model.network))
     log.info("training %s on %s, %d epochs", cfg.model.name, cfg.data.name, cfg.model.epochs)
     with tracked(cfg, "train") as tracker:
@@ -51,8 +59,7 @@ def evaluate(cfg: DictConfig) -> Result:
     check_logger(cfg)
     trainer = make_trainer(cfg, devices=1, logger=False)
     heuristic = instantiate(cfg.exprune.heuristic, _convert_="all")
-    data = instantiate(cfg.data.module)
-    data.setup()
+    data = _data(cfg)
     loader = _loader(data, cfg.split)
     task = instantiate(cfg.model.task, network=instantiate(cfg.model.network))
     inputs = task.network_inputs(next(iter(loader)))
@@ -66,7 +73,7 @@ def evaluate(cfg: DictConfig) -> Result:
     path = find_checkpoint(cfg)
     if path is None:
         log.info("no trained weights for this configuration of %s on %s yet", cfg.model.name, cfg.data.name)
-        path = train(cfg)
+        path = _train(cfg, data)
     log.info("weights: %s", path)
     load_weights(path, task.network, cfg.model.name)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from exprune.core.errors import SettingError
@@ -61,7 +61,7 @@ def _decode(archive: Path) -> dict[str, torch.Tensor]:
 def _pixels(files: tarfile.TarFile, member: tarfile.TarInfo) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(files.extractfile(member).read())).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+    except OSError as error:
         raise SettingError(f"{member.name}: not a JPEG image that decodes ({error})") from error
     pixels = np.asarray(image)
     if pixels.shape != (32, 32, 3):

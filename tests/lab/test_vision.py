@@ -8,8 +8,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from exprune.core import find_sites
-from exprune.core.errors import SettingError
-from exprune.lab.data.cifar10 import read_cifar10_jpeg
 from exprune.lab.data.digits import read_digits
 from exprune.lab.data.images import ImageData, augment
 from exprune.lab.models.resnet import ResNet18
@@ -64,15 +62,3 @@ def test_digits_are_split_once(tmp_path: Path) -> None:
     assert torch.equal(labels, images.test_labels)
     first, second = (torch.cat([batch for _, batch in data.train_dataloader()]) for _ in range(2))
     assert len(first) == 1237 // 64 * 64 and not torch.equal(first, second)
-
-
-@pytest.mark.parametrize("content", [None, b"not an archive"])
-def test_a_wrong_archive_is_refused(tmp_path: Path, content: bytes | None) -> None:
-    archive = tmp_path / "cifar10_jpeg" / "cifar10_jpeg.tar.xz"
-    if content is not None:
-        archive.parent.mkdir()
-        archive.write_bytes(content)
-    words = "missing" if content is None else "SHA-256"
-    with pytest.raises(SettingError, match=words):
-        read_cifar10_jpeg(tmp_path, tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()

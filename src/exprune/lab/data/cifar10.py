@@ -1,13 +1,19 @@
-"""CIFAR-10 from a mirror of JPEG files: other pixels than the official ones, the same images and divisions."""
+"""CIFAR-10: the official archive, and a mirror of JPEG files with the same images and divisions but other pixels."""
 
 import hashlib
 import io
+import sys
 import tarfile
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
+from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
 from exprune.core.errors import SettingError
@@ -16,7 +22,18 @@ from exprune.lab.files import load_tensors, save_tensors
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIZES = {"train": 50_000, "test": 10_000}
+OFFICIAL_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 JPEG_SHA256 = "ccd685964d466139e29036856fb403a3cf32f606846d1ee448246186b038f60b"
+
+
+def read_cifar10(data_dir: Path, cache_dir: Path) -> Images:
+    """The official 60,000 images: ``data_dir/cifar10/cifar-10-python.tar.gz``, else downloaded; unpacked once.
+
+    Raises:
+        SettingError: the archive is not the official one, or cannot be downloaded.
+    """
+    given = data_dir / "cifar10" / CIFAR10.filename
+    return _cached(cache_dir / "images" / "cifar10.safetensors", OFFICIAL_SHA256, lambda: _official(given, cache_dir))
 
 
 def read_cifar10_jpeg(data_dir: Path, cache_dir: Path) -> Images:
@@ -25,34 +42,70 @@ def read_cifar10_jpeg(data_dir: Path, cache_dir: Path) -> Images:
     Raises:
         SettingError: the archive is missing, not the one that is known, or holds an image that does not decode.
     """
-    cache = cache_dir / "images" / "cifar10_jpeg.safetensors"
+    archive = data_dir / "cifar10_jpeg" / "cifar10_jpeg.tar.xz"
+    return _cached(cache_dir / "images" / "cifar10_jpeg.safetensors", JPEG_SHA256, lambda: _decode(archive))
+
+
+def _cached(cache: Path, sha256: str, unpack: Callable[[], dict[str, Tensor]]) -> Images:
     if not cache.exists():
-        tensors = _decode(data_dir / "cifar10_jpeg" / "cifar10_jpeg.tar.xz")
-        save_tensors(cache, tensors, {"archive": JPEG_SHA256})
+        save_tensors(cache, unpack(), {"archive": sha256})
     tensors, _ = load_tensors(cache)
     return Images(tensors["train"], tensors["train_labels"], tensors["test"], tensors["test_labels"])
 
 
-def _decode(archive: Path) -> dict[str, torch.Tensor]:
+def _official(given: Path, cache_dir: Path) -> dict[str, Tensor]:
+    archive = given
+    if not given.is_file():
+        archive = cache_dir / "downloads" / CIFAR10.filename
+        if not archive.is_file():
+            _download(CIFAR10.url, archive, given)
+    _verify(archive, OFFICIAL_SHA256)
+    tensors = {}
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(archive) as files:
+            files.extractall(folder, filter="data")
+        for part in SIZES:
+            images = CIFAR10(folder, train=part == "train")  # checks every file's MD5 before it unpickles it
+            tensors[part] = torch.from_numpy(images.data).permute(0, 3, 1, 2).contiguous()
+            tensors[f"{part}_labels"] = torch.tensor(images.targets)
+    return tensors
+
+
+def _download(url: str, archive: Path, given: Path) -> None:
+    """The whole archive or nothing: written under another name until its checksum is right."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(archive), OFFICIAL_SHA256, progress=sys.stderr.isatty())
+    except (URLError, OSError, RuntimeError) as error:
+        raise SettingError(f"{url}: not downloaded ({error}); put the archive at {given}, or try again") from error
+
+
+def _verify(archive: Path, sha256: str) -> None:
+    with archive.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise SettingError(f"{archive}: SHA-256 {found}, expected {sha256}; delete it and copy it again")
+
+
+def _decode(archive: Path) -> dict[str, Tensor]:
     if not archive.is_file():
         raise SettingError(f"{archive} is missing: point EXPRUNE_DATA_DIR at a folder that holds it")
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != JPEG_SHA256:
-        raise SettingError(f"{archive}: SHA-256 {found}, expected {JPEG_SHA256}; copy it again")
+    _verify(archive, JPEG_SHA256)
     images: dict[str, list[tuple[str, int, np.ndarray]]] = {part: [] for part in SIZES}
     with tarfile.open(archive) as files, tqdm(total=60_000, desc="decoding", disable=None, leave=False) as bar:
         for member in files:
             path = Path(member.name)
             if path.suffix == ".jpg" and len(path.parts) >= 3 and path.parts[-3] in images:
-                images[path.parts[-3]].append((member.name, CLASSES.index(path.parts[-2]), _pixels(files, member)))
+                part, label, _ = path.parts[-3:]
+                if label not in CLASSES:
+                    raise SettingError(f"{member.name}: {label!r} is none of CIFAR-10's classes")
+                images[part].append((member.name, CLASSES.index(label), _pixels(files, member)))
                 bar.update()
     tensors = {}
     for part, rows in images.items():
         if len(rows) != SIZES[part]:
             raise SettingError(f"{archive}: {len(rows)} {part} images, expected {SIZES[part]}")
-        rows.sort(
-            key=lambda row: row[0].rpartition("/")[2] + row[0]
-        )  # classes interleaved, whatever the archive's order
+        rows.sort(key=lambda row: row[0].rpartition("/")[2] + row[0])  # classes interleaved, whatever the order
         tensors[part] = torch.from_numpy(np.stack([pixels for *_, pixels in rows])).permute(0, 3, 1, 2).contiguous()
         tensors[f"{part}_labels"] = torch.tensor([label for _, label, _ in rows])
     return tensors

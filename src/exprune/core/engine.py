@@ -13,7 +13,7 @@ from exprune.core.counting import FlopTally
 from exprune.core.errors import SettingError
 from exprune.core.flops import Flops, SiteFlops
 from exprune.core.heuristics import Heuristic, Prefix, per_site
-from exprune.core.partial import partial_squares, partial_sum
+from exprune.core.partial import Terms
 from exprune.core.sites import Site
 
 
@@ -112,24 +112,26 @@ class _Pruner(ChainFollower):
                 f"rows: {mask.numel()} values, but {chain.name} has {leading.numel()} rows in this batch"
             )
         with torch.no_grad(), torch.autocast(out.device.type, enabled=False):
+            stages = itertools.pairwise((0, *self.run._counts[chain.name].stages))
+            terms = [Terms.of(chain.call, *span, self.orders[chain.name], chain.scale) for span in stages]
             for part, rows in _chunks(chain, out):
-                stopped, stopped_at = self._stop(part)
+                stopped, stopped_at = self._stop(part, terms)
                 chunk = out[rows]
                 self._count(part, chunk, stopped, stopped_at, rows)
                 _write_zeros(chunk, stopped)
 
-    def _stop(self, chain: Chain) -> tuple[Tensor, list[Tensor]]:
-        """Which outputs stop, and those that stop at each stage."""
-        run, counts, order = self.run, self.run._counts[chain.name], self.orders[chain.name]
+    def _stop(self, chain: Chain, terms: Sequence[Terms]) -> tuple[Tensor, list[Tensor]]:
+        """Which outputs stop, and those that stop at each stage, by the terms of each."""
+        run, counts, x = self.run, self.run._counts[chain.name], chain.call.input
         r = 0.0 if chain.shift is None else chain.shift
         r = r if chain.residual is None else r + chain.residual
         s = q = stopped = None
-        stopped_at, start = [], 0
-        for stage, n in enumerate(counts.stages):
-            part = partial_sum(chain.call, start, n, order, chain.scale)
+        stopped_at = []
+        for stage, (n, some) in enumerate(zip(counts.stages, terms, strict=True)):
+            part = some.sum(x)
             s = part if s is None else s + part
             if run.heuristic.needs_squares:
-                part = partial_squares(chain.call, start, n, order, chain.scale)
+                part = some.squares(x)
                 q = part if q is None else q + part
             seen = Prefix(counts.site, stage, n, counts.site.terms, run.taus[chain.name], s, q, r)
             now = run.heuristic.stop(seen)
@@ -139,7 +141,6 @@ class _Pruner(ChainFollower):
                 now = now & ~stopped
                 stopped = stopped | now
             stopped_at.append(now)
-            start = n
         return stopped, stopped_at
 
     def _count(self, chain: Chain, out: Tensor, stopped: Tensor, stopped_at: list[Tensor], rows: slice) -> None:

@@ -4,6 +4,9 @@ A term ``t_c`` is what input channel ``c`` contributes to an output: one product
 product of one kernel slice with one patch in a Conv2d (docs/method.md, section 1).
 """
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,58 +14,80 @@ from torch.nn import functional as F
 from exprune.core.chain import LinearCall
 
 
-def partial_sum(call: LinearCall, start: int, stop: int, order: Tensor | None, scale: Tensor | None) -> Tensor:
-    """``scale * (t_start + ... + t_(stop-1))`` for every output of the call, in its output's shape.
+@dataclass(frozen=True)
+class Terms:
+    """Terms ``channels`` of every neuron of a call, with weights (out, terms, *kernel) ready for any input rows."""
 
-    ``order`` permutes the terms (None: the model's own channel order); ``scale`` is one factor per output channel.
-    """
-    x, weight = _terms(call, start, stop, order, scale)
-    if not call.is_conv:
-        return F.linear(x, weight)
-    return F.conv2d(x, weight, None, call.stride, call.padding, call.dilation)
+    call: LinearCall
+    channels: slice | Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, call: LinearCall, start: int, stop: int, order: Tensor | None, scale: Tensor | None) -> "Terms":
+        """Terms ``start`` to ``stop - 1``, times ``scale`` (one factor per output channel).
+
+        ``order`` permutes the terms; None is the model's own channel order.
+        """
+        channels = slice(start, stop) if order is None else order[start:stop].to(call.weight.device)
+        weight = call.weight[:, channels].to(_dtype(call))
+        if scale is not None:
+            weight = weight * scale.reshape(-1, *(1,) * (weight.dim() - 1))
+        return cls(call, channels, weight)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of the terms for rows ``x`` of the call's input, in the shape of the rows' output."""
+        x = self._input(x)
+        if not self.call.is_conv:
+            return F.linear(x, self.weight)
+        return F.conv2d(x, self.weight, None, self.call.stride, self.call.padding, self.call.dilation)
+
+    def squares(self, x: Tensor) -> Tensor:
+        """The sum of the terms' squares, likewise.
+
+        Where a term is one product, ``(w x)^2 = w^2 x^2``: one matrix product. Else one channel's terms at a time,
+        squared into the sum while they are in the cache (benchmarks/squares.py has the alternatives).
+        """
+        x = self._input(x)
+        if not self.call.is_conv:
+            return F.linear(x * x, self._squared)
+        if self.weight[0, 0].numel() == 1:
+            return F.conv2d(x * x, self._squared, None, self.call.stride, self.call.padding, self.call.dilation)
+        patches = self._patches(x)
+        channels, *shape, size = patches.shape
+        patches = patches.reshape(channels, -1, size)
+        weights = self.weight.permute(1, 2, 3, 0).reshape(channels, size, -1)
+        total = (patches[0] @ weights[0]).square_()
+        term = torch.empty_like(total)
+        for patch, weight in zip(patches[1:], weights[1:], strict=True):
+            torch.mm(patch, weight, out=term)
+            total.addcmul_(term, term)
+        return total.view(*shape, -1).movedim(-1, -3)
+
+    @cached_property
+    def _squared(self) -> Tensor:
+        return self.weight * self.weight
+
+    def _input(self, x: Tensor) -> Tensor:
+        dim = self.call.channel_dim
+        if isinstance(self.channels, slice):
+            x = x.narrow(dim, self.channels.start, self.channels.stop - self.channels.start)
+        else:
+            x = x.index_select(dim, self.channels)
+        return x.to(self.weight.dtype)
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """(..., channels, H, W) -> what each output of each channel sees: (channels, ..., H', W', kernel size)."""
+        x = _pad(x, self.call)
+        (down, right), (height, width) = self.call.dilation, self.weight.shape[-2:]
+        x = x.unfold(-2, down * (height - 1) + 1, self.call.stride[0])[..., ::down]
+        x = x.unfold(-2, right * (width - 1) + 1, self.call.stride[1])[..., ::right]
+        return x.movedim(-5, 0).flatten(-2)
 
 
-def partial_squares(call: LinearCall, start: int, stop: int, order: Tensor | None, scale: Tensor | None) -> Tensor:
-    """``scale^2 * (t_start^2 + ... + t_(stop-1)^2)``, likewise.
-
-    For a Linear layer ``(w x)^2 = w^2 x^2``: one matrix product. The square of a convolution's term is the sum
-    over all pairs of kernel positions; pairs with the same offset between them share one product image
-    ``x(p) x(p + offset)``, so that each offset (13 of them for 3x3) costs one small convolution.
-    """
-    x, weight = _terms(call, start, stop, order, scale)
-    if not call.is_conv:
-        return F.linear(x * x, weight * weight)
-    x = _pad(x, call)
-    (height, width), (down, right) = weight.shape[-2:], call.dilation
-    total = None
-    for dy in range(height):
-        for dx in range(0 if dy == 0 else 1 - width, width):
-            shift = (dy * down, dx * right)
-            image = _overlap(x, shift, first=True) * _overlap(x, shift, first=False)
-            pairs = _overlap(weight, (dy, dx), first=True) * _overlap(weight, (dy, dx), first=False)
-            if dy or dx:
-                pairs = 2 * pairs
-            part = F.conv2d(image, pairs, None, call.stride, 0, call.dilation)
-            total = part if total is None else total.add_(part)
-    return total
-
-
-def _terms(
-    call: LinearCall, start: int, stop: int, order: Tensor | None, scale: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    x, weight, dim = call.input, call.weight, call.channel_dim
-    # Sums of squares need more than half precision holds.
-    dtype = torch.promote_types(x.dtype, weight.dtype)
-    dtype = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-    if order is None:
-        x, weight = x.narrow(dim, start, stop - start), weight.narrow(1, start, stop - start)
-    else:
-        terms = order[start:stop].to(x.device)
-        x, weight = x.index_select(dim, terms), weight.index_select(1, terms)
-    x, weight = x.to(dtype), weight.to(dtype)
-    if scale is not None:
-        weight = weight * scale.reshape(-1, *(1,) * (weight.dim() - 1))
-    return x, weight
+def _dtype(call: LinearCall) -> torch.dtype:
+    """Sums of squares need more than half precision holds."""
+    dtype = torch.promote_types(call.input.dtype, call.weight.dtype)
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def _pad(x: Tensor, call: LinearCall) -> Tensor:
@@ -74,12 +99,3 @@ def _pad(x: Tensor, call: LinearCall) -> Tensor:
         return F.pad(x, (left, right, top, bottom))
     vertical, horizontal = call.padding
     return F.pad(x, (horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x
-
-
-def _overlap(x: Tensor, shift: tuple[int, int], first: bool) -> Tensor:
-    """The part of ``x`` that lies over itself shifted by ``shift``: of ``x``, or of what lies over it."""
-    dy, dx = shift
-    height, width = x.shape[-2:]
-    top = 0 if first else dy
-    left = max(0, -dx) if first else max(0, dx)
-    return x[..., top : top + height - dy, left : left + width - abs(dx)]

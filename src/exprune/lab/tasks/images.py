@@ -16,10 +16,12 @@ from exprune.lab.intervals import weighted_accuracy
 class ImageTask(lightning.LightningModule):
     """Trains and evaluates a network that maps (batch, 3, H, W) to one logit per class.
 
-    SGD with Nesterov momentum under OneCycle, with label smoothing.
+    OneCycle, with label smoothing.
 
     Args:
+        optimizer: ``sgd`` (Nesterov momentum) or ``adamw`` (``momentum`` is its first beta).
         lr: the maximal learning rate.
+        warmup: the share of the steps in which the learning rate rises.
     """
 
     metric_name = "accuracy"
@@ -30,6 +32,7 @@ class ImageTask(lightning.LightningModule):
     def __init__(
         self,
         network: nn.Module,
+        optimizer: str,
         lr: float,
         weight_decay: float,
         momentum: float,
@@ -40,6 +43,9 @@ class ImageTask(lightning.LightningModule):
         super().__init__()
         if lr <= 0:
             raise SettingError(f"model.task.lr={lr}: a learning rate above 0")
+        if optimizer not in ("sgd", "adamw"):
+            raise SettingError(f"model.task.optimizer={optimizer}: sgd or adamw")
+        self.optimizer = optimizer
         self.network = network.to(memory_format=torch.channels_last)
         self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
         self.label_smoothing, self.warmup = label_smoothing, warmup
@@ -79,7 +85,10 @@ class ImageTask(lightning.LightningModule):
         decayed = [p for p in self.network.parameters() if p.dim() > 1]
         others = [p for p in self.network.parameters() if p.dim() <= 1]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=True)
+        if self.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=True)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999))
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=self.lr,

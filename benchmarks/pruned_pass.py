@@ -1,9 +1,10 @@
-"""What a pruned pass costs, as a multiple of a dense pass: the GCN on a whole split, both sides in turn.
+"""What a pruned pass costs, as a multiple of a dense pass: a network on a whole test split, both sides in turn.
 
-    python benchmarks/gnn_pass.py [--data ogbg_molhiv|nci] [--rounds 5]
+    python benchmarks/pruned_pass.py model=gnn data=ogbg_molhiv
+    python benchmarks/pruned_pass.py model=vgg11_bn data=cifar10_jpeg --rounds 3
 
-Prints the median over the rounds of the ratio within each round. Weights are random: the time of a pass does
-not depend on them.
+Takes the overrides of evaluate.py. Prints the median over the rounds of the ratio within each round. Weights are
+random: the time of a pass does not depend on them.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from tqdm import tqdm
 
 import exprune.lab  # noqa: F401  repairs torchvision before lightning is imported
 
@@ -24,31 +26,35 @@ from exprune.core import ExPrune, Heuristic, StatsTest, Threshold, find_sites
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="ogbg_molhiv")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("overrides", nargs="*", help="of evaluate.py's configuration")
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
 
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        cfg = compose("evaluate", ["model=gnn", f"data={options.data}", "overrides=[]", "paths.output_dir=."])
+        cfg = compose("evaluate", [*options.overrides, "overrides=[]", "paths.output_dir=."])
     data = instantiate(cfg.data.module)
     data.setup()
-    batches = list(data.test_dataloader())
     torch.manual_seed(0)
-    network = instantiate(cfg.model.network).eval()
-    sites = find_sites(network, batches[0])
+    task = instantiate(cfg.model.task, network=instantiate(cfg.model.network)).eval()
+    batches = [task.network_inputs(batch) for batch in data.test_dataloader()]
+    sites = find_sites(task.network, *batches[0])
 
     def seconds(heuristic: Heuristic | None) -> float:
         context = contextlib.nullcontext() if heuristic is None else ExPrune(sites, heuristic)
         start = time.perf_counter()
         with torch.inference_mode(), context:
             for batch in batches:
-                network(batch)
+                task.network(*batch)
         return time.perf_counter() - start
 
     heuristics = {"dense": None, "Threshold": Threshold(-0.05), "StatsTest": StatsTest(0.1)}
-    seconds(heuristics["StatsTest"])  # warm-up
-    rounds = [{name: seconds(heuristic) for name, heuristic in heuristics.items()} for _ in range(options.rounds)]
-    print(f"{options.data}, {sum(b.num_graphs for b in batches):,} graphs, {torch.get_num_threads()} threads")
+    with torch.inference_mode(), ExPrune(sites, StatsTest(0.1)):
+        task.network(*batches[0])  # warm-up
+    rounds = [
+        {name: seconds(heuristic) for name, heuristic in heuristics.items()}
+        for _ in tqdm(range(options.rounds), disable=None, leave=False)
+    ]
+    print(f"{cfg.model.name} on {cfg.data.name}, {len(batches)} batches, {torch.get_num_threads()} threads")
     for name in heuristics:
         times = [one[name] for one in rounds]
         ratios = [one[name] / one["dense"] for one in rounds]

@@ -102,21 +102,34 @@ def brute_force(
     stages: Sequence[int],
     gap: Gap,
     overhead: Callable[[int], int],
+    left: Tensor | None = None,
+    gain_ratio: float = 0.5,
 ) -> Expected:
     """Run the method on ``z = scale * sum(terms) + shift``; the terms stand in the order of their evaluation.
 
     ``overhead(n)`` is what the test after n terms costs. Stages that leave no term over are no stages.
+    ``left`` is how many weights static pruning left in each term of each output: those with none are no terms, those
+    with few come first, and a test must be worth it.
     """
-    total = terms.shape[-1]
-    stages = [n for n in stages if n < total]
+    count = terms.shape[-1]
+    stages = [n for n in stages if n < count] if left is None else list(stages)
+    lefts = [None] * terms[..., 0].numel() if left is None else left.expand(terms.shape).reshape(-1, count).tolist()
     shape = terms.shape[:-1]
     scales = torch.as_tensor(scale, dtype=torch.float64).expand(shape).flatten().tolist()
     shifts = torch.as_tensor(shift, dtype=torch.float64).expand(shape).flatten().tolist()
     pruned_at, stopped, nearest, negative, wrong, dense, spent = [0] * len(stages), [], [], 0, 0, 0, 0
-    for t, a, add in zip(terms.reshape(-1, total).tolist(), scales, shifts, strict=True):
+    for t, a, add, sizes in zip(terms.reshape(-1, count).tolist(), scales, shifts, lefts, strict=True):
         positive = a * sum(t) + add > 0
+        if sizes is None:
+            sizes = [weights_per_term] * count
+        else:
+            chosen = sorted((c for c in range(count) if sizes[c] > 0), key=lambda c: (sizes[c], c))
+            t, sizes = [t[c] for c in chosen], [sizes[c] for c in chosen]
+        total = len(t)
         stop, evaluated, near = False, total, math.inf
         for k, n in enumerate(stages):
+            if left is not None and (total < n or sum(sizes[n:]) * gain_ratio < n):
+                continue
             spent += overhead(n)
             distance = gap(t[:n], total, a, add)
             near = min(near, abs(distance))
@@ -124,8 +137,8 @@ def brute_force(
                 stop, evaluated = True, n
                 pruned_at[k] += 1
                 break
-        spent += 2 * evaluated * weights_per_term
-        dense += 2 * total * weights_per_term
+        spent += 2 * sum(sizes[:evaluated])
+        dense += 2 * sum(sizes)
         negative += not positive
         wrong += stop and positive
         stopped.append(stop)

@@ -102,7 +102,7 @@ def counts(run: ExPrune) -> dict[str, Any]:
     return {"dense": run.flops.dense, "pruned": run.flops.pruned} | {
         count.site.name: (
             count.outputs,
-            [int(pruned) for pruned in count.pruned_at],
+            count.stopped,
             int(count.negative),
             int(count.wrong),
             count.pruned_flops,

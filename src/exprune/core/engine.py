@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exprune.core.chain import Chain, ChainFollower
+from exprune.core.chain import Chain, ChainFollower, LinearCall
 from exprune.core.counting import FlopTally
 from exprune.core.errors import SettingError
 from exprune.core.flops import Flops, SiteFlops
-from exprune.core.heuristics import Heuristic, Prefix, per_site
+from exprune.core.heuristics import Heuristic, Prefix, Tau, per_site
 from exprune.core.partial import Terms
+from exprune.core.plan import make_plan
 from exprune.core.sites import Site
 
 
@@ -26,42 +27,60 @@ class ExPrune:
 
     Inside the context every output that the heuristic stops is exactly 0 after its ReLU; everything else is
     computed as always. This simulates the method: the dense pre-activation is computed too, so it counts
-    FLOPs and does not run faster. For inference only: the model must be in eval mode. Neither the model
+    FLOPs and does not run faster. Under a static mask (:attr:`Site.mask`) only the weights that are left count. For
+    inference only: the model must be in eval mode. Neither the model
     nor its parameters are changed, and nothing stays behind, also after an exception. Entering the context again
     adds to the same counts; a new ``ExPrune`` starts from zero.
 
     Args:
         sites: from :func:`find_sites`. Those that cannot be pruned run dense; :attr:`sites` keeps the reason.
-        heuristic: when to stop.
+        heuristic: when to stop; None stops nothing and only counts.
         rows: a bool tensor over the flattened leading dimensions of the sites' outputs (all but the channels
             of a Linear, the batch of a Conv2d): rows that are no data (padding) are False and not
             counted. It can be set anew for every batch: ``run.rows = mask``.
+        gain_ratio: of sites under a static mask, see :func:`exprune.core.plan.make_plan`; like tau one number, a
+            list (one per eligible site) or a mapping of site names with wildcards.
 
     Raises:
-        SettingError: no site is left to prune, or the heuristic's tau does not fit the sites.
+        SettingError: no site is left to prune, or the heuristic's tau or gain_ratio does not fit the sites.
     """
 
-    def __init__(self, sites: Sequence[Site], heuristic: Heuristic, rows: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        heuristic: Heuristic | None,
+        rows: Tensor | None = None,
+        gain_ratio: Tau = 0.5,
+    ) -> None:
+        self.sites = list(sites)
+        self.heuristic = heuristic
+        self.rows = rows
+        self.taus: dict[str, float | None] = {}
+        self._counts: dict[str, SiteFlops] = {}
+        self._tally = FlopTally()
+        self._zeros = 0
+        self._pruner: _Pruner | None = None
+        if heuristic is not None:
+            self._plan(heuristic, gain_ratio)
+
+    def _plan(self, heuristic: Heuristic, gain_ratio: Tau) -> None:
         stages = list(heuristic.stages)
         if not stages or stages[0] < 1 or any(a >= b for a, b in itertools.pairwise(stages)):
             raise SettingError(f"stages={stages}: whole numbers of terms, at least 1, each larger than the one before")
-        first = stages[0]
-        self.sites = [
-            replace(site, reason=f"{site.terms} terms, fewer than n + 1 = {first + 1}")
-            if site.eligible and site.terms <= first
-            else site
-            for site in sites
-        ]
+        ratios = per_site(gain_ratio, [site for site in self.sites if site.eligible], "gain_ratio")
+        for index, site in enumerate(self.sites):
+            if site.eligible:
+                plan = make_plan(site, stages, _checked(ratios[site.name]))
+                if plan.stages:
+                    overhead = tuple(heuristic.overhead(stage) for stage in range(len(plan.stages)))
+                    self._counts[site.name] = SiteFlops(site, plan, overhead)
+                else:
+                    self.sites[index] = replace(site, reason=_why_no_stage(site, stages[0], ratios[site.name]))
         eligible = [site for site in self.sites if site.eligible]
         if not eligible:
             reasons = "; ".join(f"{site.name}: {site.reason}" for site in self.sites if site.relu)
-            raise SettingError(f"no site to prune with n={first} ({reasons or 'no layer feeds a ReLU'})")
-        self.heuristic = heuristic
-        self.rows = rows
+            raise SettingError(f"no site to prune with n={stages[0]} ({reasons or 'no layer feeds a ReLU'})")
         self.taus = per_site(heuristic.tau, eligible)
-        self._counts = {site.name: _empty_count(site, heuristic) for site in eligible}
-        self._tally = FlopTally()
-        self._pruner: _Pruner | None = None
 
     def __enter__(self) -> "ExPrune":
         if self._pruner is not None:
@@ -73,7 +92,8 @@ class ExPrune:
     def __exit__(self, *exception: object) -> None:
         pruner, self._pruner = self._pruner, None
         pruner.__exit__(*exception)
-        if exception[0] is None and self._tally.flops and not any(c.outputs for c in self._counts.values()):
+        missed = self._counts and not any(count.outputs for count in self._counts.values())
+        if exception[0] is None and self._tally.flops and missed:
             raise SettingError(
                 "none of the sites was reached: they belong to another model object, or it was compiled since"
             )
@@ -81,39 +101,53 @@ class ExPrune:
     @property
     def flops(self) -> Flops:
         """What all passes so far cost, densely and pruned."""
-        return Flops(self._tally.flops, tuple(self._counts.values()))
+        return Flops(self._tally.flops, tuple(self._counts.values()), self._zeros)
 
 
-def _empty_count(site: Site, heuristic: Heuristic) -> SiteFlops:
-    kept = [k for k, n in enumerate(heuristic.stages) if n < site.terms]
-    stages = tuple(heuristic.stages[k] for k in kept)
-    return SiteFlops(site, stages, tuple(heuristic.overhead(k) for k in kept))
+def _checked(gain_ratio: Any) -> float:
+    if isinstance(gain_ratio, bool) or not isinstance(gain_ratio, int | float) or not 0 < gain_ratio <= 1:
+        raise SettingError(f"gain_ratio={gain_ratio!r}: a number above 0, at most 1")
+    return gain_ratio
+
+
+def _why_no_stage(site: Site, n: int, gain_ratio: float) -> str:
+    if site.mask is None or site.terms <= n:
+        return f"{site.terms} terms, fewer than n + 1 = {n + 1}"
+    return f"too few weights left for a test after n={n} terms with gain_ratio={gain_ratio:g}"
 
 
 class _Pruner(ChainFollower):
     """Stops neurons where their chain reaches the ReLU."""
 
     def __init__(self, run: ExPrune) -> None:
-        super().__init__({name: count.site.module for name, count in run._counts.items()})
+        masks = {site.name: mask for site in run.sites if (mask := site.mask) is not None}
+        super().__init__({s.name: s.module for s in run.sites if s.name in run._counts or s.name in masks})
         self.run = run
-        self.orders = {name: count.site.order() for name, count in run._counts.items()}
+        self.zeros = {name: mask.numel() - int(mask.count_nonzero()) for name, mask in masks.items()}
 
     def call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         return self.run._tally.call(func, args, kwargs)
+
+    def _tag(self, out: Tensor, call: LinearCall, bias: Tensor | None) -> None:
+        super()._tag(out, call, bias)
+        positions = out.numel() // call.weight.shape[0]
+        self.run._zeros += 2 * self.zeros.get(self.chains[out].name, 0) * positions
 
     def at_batch_statistics(self, training_mode: bool) -> None:
         if training_mode:
             raise SettingError("a BatchNorm is in training mode; call model.eval() before pruning")
 
     def at_relu(self, chain: Chain, out: Tensor) -> None:
+        if chain.name not in self.run._counts:
+            return
         mask, leading = self.run.rows, out.shape[: out.dim() + chain.call.channel_dim]
         if mask is not None and mask.numel() != leading.numel():
             raise SettingError(
                 f"rows: {mask.numel()} values, but {chain.name} has {leading.numel()} rows in this batch"
             )
         with torch.no_grad(), torch.autocast(out.device.type, enabled=False):
-            stages = itertools.pairwise((0, *self.run._counts[chain.name].stages))
-            terms = [Terms.of(chain.call, *span, self.orders[chain.name], chain.scale) for span in stages]
+            stages = self.run._counts[chain.name].plan.stages
+            terms = [Terms.of(chain.call, stage.channels, stage.keep, chain.scale) for stage in stages]
             for part, rows in _chunks(chain, out):
                 stopped, stopped_at = self._stop(part, terms)
                 chunk = out[rows]
@@ -122,19 +156,24 @@ class _Pruner(ChainFollower):
 
     def _stop(self, chain: Chain, terms: Sequence[Terms]) -> tuple[Tensor, list[Tensor]]:
         """Which outputs stop, and those that stop at each stage, by the terms of each."""
-        run, counts, x = self.run, self.run._counts[chain.name], chain.call.input
+        run, site, x = self.run, self.run._counts[chain.name].site, chain.call.input
+        plan = self.run._counts[chain.name].plan
+        total = plan.terms
+        if isinstance(total, Tensor):
+            total = _per_output(total.clamp(min=1), chain, x)
         r = 0.0 if chain.shift is None else chain.shift
         r = r if chain.residual is None else r + chain.residual
         s = q = stopped = None
         stopped_at = []
-        for stage, (n, some) in enumerate(zip(counts.stages, terms, strict=True)):
+        for index, (stage, some) in enumerate(zip(plan.stages, terms, strict=True)):
             part = some.sum(x)
             s = part if s is None else s + part
             if run.heuristic.needs_squares:
                 part = some.squares(x)
                 q = part if q is None else q + part
-            seen = Prefix(counts.site, stage, n, counts.site.terms, run.taus[chain.name], s, q, r)
-            now = run.heuristic.stop(seen)
+            now = run.heuristic.stop(Prefix(site, index, stage.n, total, run.taus[chain.name], s, q, r))
+            if stage.tested is not None:
+                now = now & _per_output(stage.tested, chain, x)
             if stopped is None:
                 stopped = now
             else:
@@ -154,7 +193,12 @@ class _Pruner(ChainFollower):
         # count_nonzero, not sum: a bool's sum converts to int64 first
         negative = outputs - positive.count_nonzero()
         wrong = (stopped & positive).count_nonzero()
-        self.run._counts[chain.name].add(outputs, [now.count_nonzero() for now in stopped_at], negative, wrong)
+        counts = self.run._counts[chain.name]
+        if isinstance(counts.plan.terms, Tensor):  # costs differ from one output channel to the next
+            stopped_at = [now.movedim(chain.call.channel_dim, -1).flatten(0, -2).sum(0) for now in stopped_at]
+        else:
+            stopped_at = [now.count_nonzero() for now in stopped_at]
+        counts.add(outputs, stopped_at, negative, wrong)
 
     def _data_rows(self, chain: Chain, out: Tensor, rows: slice) -> Tensor:
         """The mask of data rows in a shape that broadcasts with ``out``, a chunk of the layer's output."""
@@ -162,6 +206,11 @@ class _Pruner(ChainFollower):
         leading = out.shape[: out.dim() - dims]
         mask = self.run.rows.reshape(-1, *leading[1:])[rows]
         return mask.to(out.device, torch.bool).view(*leading, *(1,) * dims)
+
+
+def _per_output(values: Tensor, chain: Chain, like: Tensor) -> Tensor:
+    """One value per output channel, shaped to broadcast over the pre-activation."""
+    return values.to(like.device).view(-1, 1, 1) if chain.call.is_conv else values.to(like.device)
 
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

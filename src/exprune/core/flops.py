@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from exprune.core.plan import Plan
 from exprune.core.sites import Site
 
 
@@ -12,16 +13,16 @@ class SiteFlops:
     """Counts of one site over all passes of a run; every count is of outputs (neurons of one input).
 
     Attributes:
-        stages: terms evaluated before each test.
+        plan: the terms evaluated before each test.
         overhead: FLOPs of each test.
         outputs: all outputs.
-        pruned_at: those stopped at each stage.
+        pruned_at: those stopped at each stage; under a static mask per output channel.
         negative: those whose true pre-activation is <= 0, all that an oracle would stop.
         wrong: those stopped although their pre-activation is positive.
     """
 
     site: Site
-    stages: tuple[int, ...]
+    plan: Plan
     overhead: tuple[int, ...]
     outputs: int = 0
     pruned_at: list[int | Tensor] = field(default_factory=list)
@@ -29,43 +30,70 @@ class SiteFlops:
     wrong: int | Tensor = 0
 
     def __post_init__(self) -> None:
-        self.pruned_at = self.pruned_at or [0] * len(self.stages)
+        self.pruned_at = self.pruned_at or [0] * len(self.plan.stages)
 
     def add(self, outputs: int, pruned_at: list[Tensor], negative: Tensor, wrong: Tensor) -> None:
         """Count one call of the layer. Counts stay on their device; none waits for it."""
         self.outputs += outputs
-        self.pruned_at = [a + b for a, b in zip(self.pruned_at, pruned_at, strict=True)]
+        self.pruned_at = [count + more for count, more in zip(self.pruned_at, pruned_at, strict=True)]
         self.negative = self.negative + negative
         self.wrong = self.wrong + wrong
 
     @property
+    def stages(self) -> tuple[int, ...]:
+        return tuple(stage.n for stage in self.plan.stages)
+
+    @property
+    def stopped(self) -> list[int]:
+        """How many outputs stopped at each stage."""
+        return [_total(count) for count in self.pruned_at]
+
+    @property
     def pruned(self) -> int:
-        return sum(int(count) for count in self.pruned_at)
+        return sum(self.stopped)
 
     @property
     def dense_flops(self) -> int:
-        return self.outputs * self.site.dense_flops
+        return _total(self._outputs * self.plan.dense_flops)
 
     @property
     def pruned_flops(self) -> int:
         """Terms evaluated plus tests, in FLOPs."""
-        alive, spent = self.outputs, 0
-        for n, overhead, count in zip(self.stages, self.overhead, self.pruned_at, strict=True):
-            spent += alive * overhead + int(count) * 2 * n * self.site.weights_per_term
-            alive -= int(count)
-        return spent + alive * self.site.dense_flops
+        alive, spent = self._outputs, 0
+        for stage, overhead, count in zip(self.plan.stages, self.overhead, self.pruned_at, strict=True):
+            count = count.cpu() if isinstance(count, Tensor) else count
+            tested = alive if stage.tested is None else alive * stage.tested
+            spent = spent + tested * overhead + count * stage.flops
+            alive = alive - count
+        return _total(spent + alive * self.plan.dense_flops)
+
+    @property
+    def _outputs(self) -> int:
+        """All outputs; where costs are per output channel, those of one channel."""
+        costs = self.plan.dense_flops
+        return self.outputs // len(costs) if isinstance(costs, Tensor) else self.outputs
+
+
+def _total(count: int | Tensor) -> int:
+    return int(count.sum()) if isinstance(count, Tensor) else count
 
 
 @dataclass(frozen=True)
 class Flops:
     """FLOPs of a model's passes, dense and pruned: integers.
 
-    ``dense`` is what :class:`torch.utils.flop_counter.FlopCounterMode` counts, linear algebra without bias,
-    BatchNorm and activations; ``sites`` says where ``dense - pruned`` comes from.
+    ``unpruned`` is what :class:`torch.utils.flop_counter.FlopCounterMode` counts, linear algebra without bias,
+    BatchNorm and activations; ``zeros`` is the part of it that multiplies weights removed by static pruning;
+    ``sites`` says where ``dense - pruned`` comes from.
     """
 
-    dense: int
+    unpruned: int
     sites: tuple[SiteFlops, ...]
+    zeros: int = 0
+
+    @property
+    def dense(self) -> int:
+        return self.unpruned - self.zeros
 
     @property
     def pruned(self) -> int:

@@ -23,13 +23,13 @@ class Prefix:
     All in units of the pre-activation, ``z = sum of all terms + r``: ``s`` is the sum of the first n terms, ``q``
     the sum of their squares (None unless the heuristic needs squares), ``r`` what is added to the terms in any
     case (bias, BatchNorm's shift, residual), a tensor that broadcasts with ``s``, or 0.0 where there is nothing.
-    ``tau`` is this site's knob.
+    ``terms`` is a tensor that broadcasts with ``s`` where static pruning removed weights. ``tau`` is this site's knob.
     """
 
     site: Site
     stage: int
     n: int
-    terms: int
+    terms: int | Tensor
     tau: float | None
     s: Tensor
     q: Tensor | None
@@ -107,29 +107,31 @@ class StatsTest(Heuristic):
         return 2 * self.stages[stage] + 6
 
 
-def per_site(tau: Tau | None, sites: Sequence[Site]) -> dict[str, float | None]:
+def per_site(values: Tau | None, sites: Sequence[Site], what: str = "tau") -> dict[str, float | None]:
     """The knob of every site, by name. In a mapping an exact name goes before a wildcard, then the first match wins.
 
     Raises:
         SettingError: a list of another length, a pattern that matches no site, a site without a value.
     """
     names = [site.name for site in sites]
-    if isinstance(tau, Mapping):
-        for pattern in tau:
+    if isinstance(values, Mapping):
+        for pattern in values:
             if not matching(pattern, names):
-                raise SettingError(f"tau of {pattern!r}: no eligible site of that name; there are {', '.join(names)}")
-        found = {name: _lookup(tau, name) for name in names}
+                raise SettingError(
+                    f"{what} of {pattern!r}: no eligible site of that name; there are {', '.join(names)}"
+                )
+        found = {name: _lookup(values, name) for name in names}
         if missing := [name for name, value in found.items() if value is None]:
-            raise SettingError(f"tau: no value for site {missing[0]!r}; add it, or '*' for the rest")
+            raise SettingError(f"{what}: no value for site {missing[0]!r}; add it, or '*' for the rest")
         return found
-    if isinstance(tau, Sequence):
-        if len(tau) != len(names):
-            raise SettingError(f"tau: {len(tau)} values for {len(names)} eligible sites ({', '.join(names)})")
-        return dict(zip(names, tau, strict=True))
-    return dict.fromkeys(names, tau)
+    if isinstance(values, Sequence):
+        if len(values) != len(names):
+            raise SettingError(f"{what}: {len(values)} values for {len(names)} eligible sites ({', '.join(names)})")
+        return dict(zip(names, values, strict=True))
+    return dict.fromkeys(names, values)
 
 
-def _lookup(tau: Mapping[str, float], name: str) -> float | None:
-    if name in tau:
-        return tau[name]
-    return next((value for pattern, value in tau.items() if matching(pattern, [name])), None)
+def _lookup(values: Mapping[str, float], name: str) -> float | None:
+    if name in values:
+        return values[name]
+    return next((value for pattern, value in values.items() if matching(pattern, [name])), None)

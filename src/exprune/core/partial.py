@@ -23,15 +23,21 @@ class Terms:
     weight: Tensor
 
     @classmethod
-    def of(cls, call: LinearCall, start: int, stop: int, order: Tensor | None, scale: Tensor | None) -> "Terms":
-        """Terms ``start`` to ``stop - 1``, times ``scale`` (one factor per output channel).
+    def of(
+        cls, call: LinearCall, channels: slice | Tensor, keep: Tensor | None = None, scale: Tensor | None = None
+    ) -> "Terms":
+        """The terms of some input channels, times ``scale`` (one factor per output channel).
 
-        ``order`` permutes the terms; None is the model's own channel order.
+        ``keep`` (outputs, channels) says which of them an output channel has; None: all.
         """
-        channels = slice(start, stop) if order is None else order[start:stop].to(call.weight.device)
+        if isinstance(channels, Tensor):
+            channels = channels.to(call.weight.device)
         weight = call.weight[:, channels].to(_dtype(call))
+        beside = (1,) * (weight.dim() - 2)
+        if keep is not None:
+            weight = weight * keep.to(weight.device).view(*keep.shape, *beside)
         if scale is not None:
-            weight = weight * scale.reshape(-1, *(1,) * (weight.dim() - 1))
+            weight = weight * scale.reshape(-1, 1, *beside)
         return cls(call, channels, weight)
 
     def sum(self, x: Tensor) -> Tensor:

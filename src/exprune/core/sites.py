@@ -45,6 +45,16 @@ class Site:
         return self.reason is None
 
     @property
+    def mask(self) -> Tensor | None:
+        """The weights that static pruning left, bool in the weight's shape; None where it removed none.
+
+        As ``torch.nn.utils.prune`` keeps it; ``prune.custom_from_mask(module, "weight", module.weight != 0)`` makes
+        one of weights that are zero already.
+        """
+        mask = getattr(self.module, "weight_mask", None)
+        return None if mask is None or bool(mask.all()) else mask != 0
+
+    @property
     def dense_flops(self) -> int:
         """FLOPs of one output, ``2 * N * K``."""
         return 2 * self.terms * self.weights_per_term

@@ -113,9 +113,8 @@ def site_rows(sites: list[Site], run: ExPrune | None) -> list[dict[str, Any]]:
             "wrong": None,
         }
         if (count := counts.get(site.name)) is not None:
-            stopped = [int(number) for number in count.pruned_at]
             row |= {
-                "stages": [{"n": n, "pruned": k} for n, k in zip(count.stages, stopped, strict=True)],
+                "stages": [{"n": n, "pruned": k} for n, k in zip(count.stages, count.stopped, strict=True)],
                 "tau": run.taus[site.name],
                 "outputs": count.outputs,
                 "pruned": count.pruned,

@@ -1,0 +1,86 @@
+"""Which terms of a site's neurons are evaluated before each test, and what they cost (docs/method.md, section 3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exprune.core.sites import Site
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One test.
+
+    Attributes:
+        n: the terms of a neuron that are evaluated before it.
+        channels: the input channels that are evaluated since the stage before.
+        keep: (outputs, channels) bool, which of them each output channel evaluates; None: all.
+        tested: (outputs,) bool, the output channels that are tested; None: all.
+        flops: FLOPs of one output's first n terms: one number, or one per output channel.
+    """
+
+    n: int
+    channels: slice | Tensor
+    keep: Tensor | None
+    tested: Tensor | None
+    flops: int | Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a site; none where testing it is of no use.
+
+    Attributes:
+        terms: N, the terms of a neuron: one number, or one per output channel.
+        dense_flops: FLOPs of one output, likewise.
+    """
+
+    stages: tuple[Stage, ...]
+    terms: int | Tensor
+    dense_flops: int | Tensor
+
+
+def make_plan(site: Site, stages: Sequence[int], gain_ratio: float) -> Plan:
+    """The terms in the model's own order; under a static mask those with the fewest weights left first.
+
+    Args:
+        stages: terms evaluated before each test, ascending.
+        gain_ratio: only where static pruning removed weights: an output channel is not tested after n terms
+            where ``(its weights not yet evaluated) * gain_ratio < n``.
+    """
+    mask = site.mask
+    return _unmasked(site, stages) if mask is None else _masked(site, mask.cpu(), stages, gain_ratio)
+
+
+def _unmasked(site: Site, stages: Sequence[int]) -> Plan:
+    order, planned, start = site.order(), [], 0
+    for n in stages:
+        if n < site.terms:
+            channels = slice(start, n) if order is None else order[start:n]
+            planned.append(Stage(n, channels, None, None, 2 * n * site.weights_per_term))
+            start = n
+    return Plan(tuple(planned), site.terms, site.dense_flops)
+
+
+def _masked(site: Site, mask: Tensor, stages: Sequence[int], gain_ratio: float) -> Plan:
+    weights = mask.reshape(*mask.shape[:2], -1).sum(-1)  # left in each term: (outputs, N)
+    terms, total = (weights > 0).sum(1), weights.sum(1)
+    # Position of each term in its neuron's order: fewest weights first, those with none last, else the model's order.
+    order = torch.arange(site.terms) if site.order() is None else site.order()
+    sizes = torch.where(weights > 0, weights, weights.max() + 1)[:, order]
+    position = torch.empty_like(weights)
+    position[:, order] = sizes.argsort(dim=1, stable=True).argsort(dim=1)
+
+    planned, start = [], 0
+    for n in stages:
+        chosen = (weights > 0) & (position >= start) & (position < n)
+        evaluated = (weights * (position < n)).sum(1)
+        tested = (terms >= n) & ((total - evaluated) * gain_ratio >= n)
+        channels = chosen.any(0).nonzero().squeeze(1)
+        planned.append(Stage(n, channels, chosen[:, channels], tested, 2 * evaluated))
+        start = n
+    while planned and not planned[-1].tested.any():
+        planned.pop()
+    return Plan(tuple(planned), terms, 2 * total)

@@ -5,12 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from exprune.core.errors import SettingError
 from exprune.lab.files import load_tensors, save_tensors
+from exprune.lab.masks import masked_layers, refresh_weights
 
 # Settings of a data set that its training split does not depend on, or that stand elsewhere (model.epochs).
 _NOT_LEARNED = ("module", "epochs", "eval_batch_size", "num_workers")
@@ -51,29 +53,44 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
 
 
 def save_weights(path: Path, network: nn.Module, cfg: DictConfig, dtype: str, history: dict[str, str]) -> None:
-    """Write the network's floating-point tensors as ``dtype``, with its training configuration."""
+    """Write the network's floating-point tensors as ``dtype``, with its training configuration.
+
+    Of a layer with a mask only the weights that are left are written, and the mask as bits.
+    """
     if dtype not in ("float32", "float16"):
         raise SettingError(f"checkpoint_dtype={dtype}: float32 or float16")
     target = getattr(torch, dtype)
-    weights = {k: v.to(target) if v.is_floating_point() else v for k, v in network.state_dict().items()}
+    weights = network.state_dict()
+    for name in masked_layers(network):
+        mask = weights[f"{name}.weight_mask"].bool().cpu()
+        weights[f"{name}.weight_orig"] = weights[f"{name}.weight_orig"].cpu()[mask]
+        weights[f"{name}.weight_mask"] = torch.from_numpy(np.packbits(mask.numpy()))
+    weights = {k: v.to(target) if v.is_floating_point() else v for k, v in weights.items()}
     save_tensors(path, weights, {"config": json.dumps(training_config(cfg), sort_keys=True), **history})
 
 
-def load_weights(path: Path, network: nn.Module, model_name: str) -> None:
-    """Load weights in place, as float32.
+def load_weights(path: Path, network: nn.Module, model_name: str) -> dict[str, str]:
+    """Load weights in place, as float32; returns what was saved beside them.
 
     Raises:
-        SettingError: the file is missing or truncated, or its weights are another model's.
+        SettingError: the file is missing or truncated, its weights are another model's, or masked where the network
+            is not, or the reverse.
     """
     weights, metadata = load_tensors(path)
-    trained_as = json.loads(metadata.get("config", "{}")).get("model", {}).get("name")
+    trained_as = json.loads(metadata.pop("config", "{}")).get("model", {}).get("name")
     if trained_as not in (None, model_name):
         raise SettingError(f"checkpoint={path}: weights of model={trained_as}, not of model={model_name}")
     own = network.state_dict()
+    masked = any(name.endswith(".weight_mask") for name in weights)
+    if masked != bool(masked_layers(network)):
+        is_, given = ("statically pruned", "static=none") if masked else ("dense", "static pruning")
+        raise SettingError(f"checkpoint={path}: {is_} weights, but the network is configured with {given}")
     if weights.keys() != own.keys():
         name = min(weights.keys() ^ own.keys())
         where = "not in the network" if name in weights else "not in the checkpoint"
         raise SettingError(f"checkpoint={path}: not the weights of model={model_name}: {name!r} is {where}")
+    for name in masked_layers(network):
+        _unpack(weights, name, own[f"{name}.weight_mask"].shape, path)
     for name, tensor in weights.items():
         if tensor.shape != own[name].shape:
             raise SettingError(
@@ -81,3 +98,18 @@ def load_weights(path: Path, network: nn.Module, model_name: str) -> None:
                 f"model={model_name} as configured needs {tuple(own[name].shape)}"
             )
     network.load_state_dict(weights)
+    refresh_weights(network)
+    return metadata
+
+
+def _unpack(weights: dict[str, Tensor], name: str, shape: torch.Size, path: Path) -> None:
+    """Replace a layer's mask bits and the weights that are left by tensors of the weight's shape."""
+    bits, left = weights[f"{name}.weight_mask"], weights[f"{name}.weight_orig"]
+    mask = np.unpackbits(bits.numpy()).astype(bool)
+    size = shape.numel()
+    if not size <= len(mask) < size + 8 or mask[:size].sum() != len(left):
+        raise SettingError(f"checkpoint={path}: the mask of {name!r} is not one of {tuple(shape)} weights")
+    mask = torch.from_numpy(mask[:size]).view(shape)
+    weight = torch.zeros(shape, dtype=left.dtype)
+    weight[mask] = left
+    weights[f"{name}.weight_mask"], weights[f"{name}.weight_orig"] = mask, weight

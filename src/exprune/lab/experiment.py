@@ -10,16 +10,17 @@ import lightning
 import pandas as pd
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.flop_counter import FlopCounterMode
 
-from exprune.core import ExPrune, Flops, find_sites, select_sites
+from exprune.core import ExPrune, find_sites, select_sites
 from exprune.core.errors import SettingError
-from exprune.lab.checkpoints import cached_path, find_checkpoint, load_weights, save_weights
+from exprune.lab.checkpoints import cached_path, checkpoint_name, find_checkpoint, load_weights, save_weights
 from exprune.lab.files import write_whole
 from exprune.lab.intervals import paired_bootstrap
+from exprune.lab.masks import attach_masks, sparsity
 from exprune.lab.passes import Pass, run_pass
 from exprune.lab.report import print_result
 from exprune.lab.result import Metric, Result, flops_per_input, site_rows
+from exprune.lab.static import check_static, dense_config, prune_and_train
 from exprune.lab.tracking import check_logger, lightning_logger, log_result, tracked
 from exprune.lab.training import fit, make_trainer
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig) -> Path:
     """Train the configured network and write its weights; returns where they lie."""
     check_logger(cfg)
+    check_static(cfg)
     make_trainer(cfg)  # a device that is not there is said before the data is read
     return _train(cfg, _data(cfg))
 
@@ -40,14 +42,30 @@ def _data(cfg: DictConfig) -> lightning.LightningDataModule:
 
 
 def _train(cfg: DictConfig, data: lightning.LightningDataModule) -> Path:
+    dense = None if cfg.static.name == "none" else _weights(dense_config(cfg), data)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     task = instantiate(cfg.model.task, network=instantiate(cfg.model.network))
-    log.info("training %s on %s, %d epochs", cfg.model.name, cfg.data.name, cfg.model.epochs)
     with tracked(cfg, "train") as tracker:
-        history = fit(task, data, cfg, lightning_logger(tracker))
+        logger = lightning_logger(tracker)
+        if dense is None:
+            log.info("training %s on %s, %d epochs", cfg.model.name, cfg.data.name, cfg.model.epochs)
+            history = fit(task, data, cfg, logger, checkpoint_name(cfg), cfg.model.epochs)
+        else:
+            log.info("pruning %s on %s (static=%s), from %s", cfg.model.name, cfg.data.name, cfg.static.name, dense)
+            load_weights(dense, task.network, cfg.model.name)
+            history = prune_and_train(task, data, cfg, logger)
     path = Path(cfg.checkpoint).expanduser() if cfg.checkpoint is not None else cached_path(cfg)
     save_weights(path, task.network, cfg, cfg.checkpoint_dtype, history)
     log.info("weights of epoch %s (%s %s): %s", history["epoch"], task.monitor, history[task.monitor], path)
+    return path
+
+
+def _weights(cfg: DictConfig, data: lightning.LightningDataModule) -> Path:
+    """The trained weights of this configuration; trains them where there are none."""
+    path = find_checkpoint(cfg)
+    if path is None:
+        log.info("no trained weights for this configuration of %s on %s yet", cfg.model.name, cfg.data.name)
+        path = _train(cfg, data)
     return path
 
 
@@ -57,6 +75,7 @@ def evaluate(cfg: DictConfig) -> Result:
     Whatever is wrong with the settings is said before anything is trained.
     """
     check_logger(cfg)
+    check_static(cfg)
     trainer = make_trainer(cfg, devices=1, logger=False)
     heuristic = instantiate(cfg.exprune.heuristic, _convert_="all")
     data = _data(cfg)
@@ -64,48 +83,44 @@ def evaluate(cfg: DictConfig) -> Result:
     task = instantiate(cfg.model.task, network=instantiate(cfg.model.network))
     inputs = task.network_inputs(next(iter(loader)))
     sites = find_sites(task.network, *inputs)
-    run = None
     selection = OmegaConf.to_container(cfg.exprune)["sites"]
     if heuristic is not None:
         sites = select_sites(sites, selection)
-        run = ExPrune(sites, heuristic)
+    gain_ratio = OmegaConf.to_container(cfg.exprune)["gain_ratio"]
+    ExPrune(sites, heuristic, gain_ratio=gain_ratio)  # what does not fit is said now
 
-    path = find_checkpoint(cfg)
-    if path is None:
-        log.info("no trained weights for this configuration of %s on %s yet", cfg.model.name, cfg.data.name)
-        path = _train(cfg, data)
+    path = _weights(cfg, data)
     log.info("weights: %s", path)
+    if cfg.static.name != "none":
+        attach_masks(task.network, cfg.static.dense_layers)
     load_weights(path, task.network, cfg.model.name)
+    run = ExPrune(sites, heuristic, gain_ratio=gain_ratio)  # anew: the plan follows the masks
 
     folder = Path(cfg.paths.output_dir)
     with tracked(cfg, "evaluate") as tracker:
-        dense = run_pass(trainer, task, loader, None)
-        if run is None:
-            pruned = dense
-            with FlopCounterMode(display=False) as counter:
-                run_pass(trainer, task, loader, None)
-            flops = Flops(counter.get_total_flops(), ())
-        else:
-            pruned = run_pass(trainer, task, loader, run)
-            flops = run.flops
+        dense = None if heuristic is None else run_pass(trainer, task, loader, None)
+        pruned = run_pass(trainer, task, loader, run)
+        dense = dense or pruned
         result = Result(
             model=cfg.model.name,
             data=cfg.data.name,
             split=cfg.split,
             inputs=len(dense.targets),
             static=cfg.static.name,
+            sparsity=sparsity(task.network),
             seed=cfg.seed,
             checkpoint=path.name,
             heuristic="none" if heuristic is None else type(heuristic).__name__,
             tau=None if heuristic is None else heuristic.tau,
             n=cfg.exprune.n,
+            gain_ratio=gain_ratio,
             site_selection=selection,
             metric=_compare(task, dense, pruned, cfg.bootstrap, cfg.seed),
             flops=flops_per_input(
-                task.unit, flops, dense.elementwise_flops, dense.outside_paper_scope, len(dense.targets)
+                task.unit, run.flops, dense.elementwise_flops, dense.outside_paper_scope, len(dense.targets)
             ),
-            sites=site_rows(sites, run),
-            seconds={"dense": dense.seconds, "pruned": None if run is None else pruned.seconds},
+            sites=site_rows(run),
+            seconds={"dense": dense.seconds, "pruned": None if heuristic is None else pruned.seconds},
             versions=_versions(),
             command=shlex.join(["python", "evaluate.py", *cfg.overrides]),
         )

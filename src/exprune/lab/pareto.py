@@ -33,8 +33,9 @@ def gather(folders: Sequence[Path]) -> pd.DataFrame:
     for column in ("data", "split", "metric"):
         if table[column].nunique() > 1:
             raise SettingError(f"results of different {column} in one table: {', '.join(table[column].unique())}")
-    order = ["model", "static", "sites", "heuristic", "saved_percent"]
-    return table.sort_values(order, ascending=[True, True, False, True, True]).reset_index(drop=True)
+    order = ["model", "sparsity", "sites", "heuristic", "saved_percent"]
+    table = table.sort_values(order, ascending=[True, True, False, True, True]).reset_index(drop=True)
+    return table if table["sparsity"].any() else table.drop(columns="sparsity")
 
 
 def _row(result: dict) -> dict:
@@ -47,6 +48,7 @@ def _row(result: dict) -> dict:
         "split": result["split"],
         "inputs": result["inputs"],
         "static": result["static"],
+        "sparsity": round(result.get("sparsity", 0.0), 5),
         "seed": result["seed"],
         "sites": len(counts),
         "heuristic": result["heuristic"],
@@ -77,6 +79,8 @@ def plot(table: pd.DataFrame, path: Path) -> None:
     """Change of the metric (points, with the interval of the paired difference) against FLOPs saved."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     pruned = table[table["heuristic"] != "none"]
+    if "sparsity" in pruned:
+        pruned = pruned.assign(model=pruned["model"] + pruned["sparsity"].map(" {:.0%} sparse".format))
     for (model, sites, heuristic), group in pruned.groupby(["model", "sites", "heuristic"]):
         group = group.sort_values("saved_percent")
         drop, low, high = (group[column] for column in ("drop_points", "drop_low", "drop_high"))

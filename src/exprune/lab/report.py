@@ -30,6 +30,9 @@ def _summary(result: Result) -> Table:
     )
     for column in ("", "dense", "pruned", "difference", "95 % interval"):
         table.add_column(column, justify="left" if not column else "right")
+    if result.sparsity:
+        table.caption = f"{result.sparsity:.2%} of the weights removed statically; {flops.unpruned:,.0f} FLOPs before"
+        table.caption_justify = "left"
     low, high = metric.interval
     table.add_row(
         metric.name,
@@ -46,13 +49,15 @@ def _summary(result: Result) -> Table:
 
 def _sites(result: Result) -> Table:
     table = Table(title="share of each site's neurons", title_justify="left")
-    for column in ("site", "terms", "tau", "pruned", "negative (oracle)", "wrongly pruned"):
-        table.add_column(column, justify="left" if column == "site" else "right")
+    for column in ("site", "terms", "weights left", "tau", "pruned", "negative (oracle)", "wrongly pruned"):
+        if column != "weights left" or result.sparsity:
+            table.add_column(column, justify="left" if column == "site" else "right")
     for row in result.sites:
         if row["outputs"]:
             shares = [row[key] / row["outputs"] for key in ("pruned", "negative", "wrong")]
             formats = [f"{shares[0]:.1%}", f"{shares[1]:.1%}", f"{shares[2]:.2%}"]
-            table.add_row(row["name"], str(row["terms"]), str(row["tau"]), *formats)
+            left = [f"{row['weights_left'] / row['weights']:.1%}"] if result.sparsity else []
+            table.add_row(row["name"], str(row["terms"]), *left, str(row["tau"]), *formats)
     return table
 
 

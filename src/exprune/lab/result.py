@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exprune.core import ExPrune, Flops, Site, SiteFlops
+from exprune.core import ExPrune, Flops, SiteFlops
 from exprune.core.errors import SettingError
 from exprune.lab.files import write_whole
 
@@ -48,11 +48,13 @@ class Result:
     split: str
     inputs: int
     static: str
+    sparsity: float
     seed: int
     checkpoint: str
     heuristic: str
     tau: Any
     n: int | None
+    gain_ratio: Any
     site_selection: list[str] | str | None
     metric: Metric
     flops: FlopsPerInput
@@ -83,20 +85,23 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def flops_per_input(unit: str, linear: Flops, elementwise: int, outside_paper_scope: int, inputs: int) -> FlopsPerInput:
     """Add the paper's element-wise terms, which pruning does not change, and divide by the inputs."""
+    unpruned = linear.unpruned + elementwise
     dense, pruned = linear.dense + elementwise, linear.pruned + elementwise
 
     def scope(outside: int) -> dict[str, float]:
         saved = 1 - (pruned - outside) / (dense - outside)
         return {"dense": (dense - outside) / inputs, "pruned": (pruned - outside) / inputs, "saved": saved}
 
-    return FlopsPerInput(unit, unpruned=dense / inputs, **scope(0), paper_scope=scope(outside_paper_scope))
+    return FlopsPerInput(unit, unpruned=unpruned / inputs, **scope(0), paper_scope=scope(outside_paper_scope))
 
 
-def site_rows(sites: list[Site], run: ExPrune | None) -> list[dict[str, Any]]:
-    """One row per layer: what it is, and what happened there in the pruned pass."""
-    counts: dict[str, SiteFlops] = {} if run is None else {count.site.name: count for count in run.flops.sites}
+def site_rows(run: ExPrune) -> list[dict[str, Any]]:
+    """One row per layer: what it is, what static pruning left of it, and what happened there in the pruned pass."""
+    counts: dict[str, SiteFlops] = {count.site.name: count for count in run.flops.sites}
     rows = []
-    for site in sites if run is None else run.sites:
+    for site in run.sites:
+        weight = site.module.weight
+        left = weight.numel() if site.mask is None else int(site.mask.count_nonzero())
         row = {
             "name": site.name,
             "kind": site.kind,
@@ -105,6 +110,8 @@ def site_rows(sites: list[Site], run: ExPrune | None) -> list[dict[str, Any]]:
             "eligible": site.eligible,
             "reason": site.reason,
             "terms": site.terms,
+            "weights": weight.numel(),
+            "weights_left": left,
             "stages": [],
             "tau": None,
             "outputs": None,

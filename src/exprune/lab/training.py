@@ -12,7 +12,6 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from exprune.core.errors import SettingError
-from exprune.lab.checkpoints import checkpoint_name
 
 log = logging.getLogger(__name__)
 
@@ -41,25 +40,32 @@ def fit(
     data: lightning.LightningDataModule,
     cfg: DictConfig,
     logger: Logger | None,
+    name: str,
+    epochs: int,
+    pruning: Callback | None = None,
 ) -> dict[str, str]:
-    """Train ``task`` and leave it with the weights of its best validation epoch.
+    """Train ``task`` and leave it with the weights of its best validation epoch; with ``pruning`` of its last.
 
-    What is needed to resume lies in the cache under the configuration's name until training ends.
+    What is needed to resume lies in the cache under ``name`` until training ends.
 
     Returns:
-        What is worth keeping beside the weights: the best epoch and its validation metric.
+        What is worth keeping beside the weights: that epoch and its validation metric.
     """
-    if cfg.model.epochs < 1:
-        raise SettingError(f"model.epochs={cfg.model.epochs}: at least 1")
-    folder = Path(cfg.paths.cache_dir).expanduser() / "training" / checkpoint_name(cfg)
+    if epochs < 1:
+        raise SettingError(f"model.epochs={epochs}: at least 1")
+    folder = Path(cfg.paths.cache_dir).expanduser() / "training" / name
     best = ModelCheckpoint(folder, filename="best", monitor=task.monitor, mode="max", enable_version_counter=False)
     latest = ModelCheckpoint(folder, filename="last", enable_version_counter=False)  # of every epoch, to resume from
     trainer = make_trainer(
         cfg,
         devices=cfg.trainer.devices,
         precision=cfg.model.get("precision", cfg.trainer.precision),
-        max_epochs=cfg.model.epochs,
-        callbacks=[best, latest, *([] if sys.stderr.isatty() else [_EpochLog()])],
+        max_epochs=epochs,
+        callbacks=[
+            latest,
+            best if pruning is None else pruning,
+            *([] if sys.stderr.isatty() else [_EpochLog()]),
+        ],
         logger=logger or False,
         num_sanity_val_steps=0,
     )
@@ -69,10 +75,13 @@ def fit(
     trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    state = torch.load(best.best_model_path, weights_only=True)
-    task.load_state_dict(state["state_dict"])
+    history = {"epoch": str(trainer.current_epoch - 1), task.monitor: f"{trainer.callback_metrics[task.monitor]:.6f}"}
+    if pruning is None:
+        state = torch.load(best.best_model_path, weights_only=True)
+        task.load_state_dict(state["state_dict"])
+        history = {"epoch": str(state["epoch"]), task.monitor: f"{best.best_model_score.item():.6f}"}
     shutil.rmtree(folder, ignore_errors=True)
-    return {"epoch": str(state["epoch"]), task.monitor: f"{best.best_model_score.item():.6f}"}
+    return history
 
 
 class _EpochLog(Callback):

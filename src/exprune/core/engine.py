@@ -131,6 +131,8 @@ class _Pruner(ChainFollower):
     def _tag(self, out: Tensor, call: LinearCall, bias: Tensor | None) -> None:
         super()._tag(out, call, bias)
         positions = out.numel() // call.weight.shape[0]
+        if self.run.rows is not None and self.run.rows.numel() == positions and not call.is_conv:
+            positions = int(self.run.rows.count_nonzero())
         self.run._zeros += 2 * self.zeros.get(self.chains[out].name, 0) * positions
 
     def at_batch_statistics(self, training_mode: bool) -> None:

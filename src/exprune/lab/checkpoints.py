@@ -60,13 +60,20 @@ def save_weights(path: Path, network: nn.Module, cfg: DictConfig, dtype: str, hi
     if dtype not in ("float32", "float16"):
         raise SettingError(f"checkpoint_dtype={dtype}: float32 or float16")
     target = getattr(torch, dtype)
-    weights = network.state_dict()
+    weights = _weights_of(network)
     for name in masked_layers(network):
         mask = weights[f"{name}.weight_mask"].bool().cpu()
         weights[f"{name}.weight_orig"] = weights[f"{name}.weight_orig"].cpu()[mask]
         weights[f"{name}.weight_mask"] = torch.from_numpy(np.packbits(mask.numpy()))
     weights = {k: v.to(target) if v.is_floating_point() else v for k, v in weights.items()}
     save_tensors(path, weights, {"config": json.dumps(training_config(cfg), sort_keys=True), **history})
+
+
+def _weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """The network's state, each tensor once: a language head that is tied to the embedding goes without saying."""
+    seen: set[int] = set()
+    state = network.state_dict(keep_vars=True)
+    return {name: v.detach() for name, v in state.items() if not (id(v) in seen or seen.add(id(v)))}
 
 
 def load_weights(path: Path, network: nn.Module, model_name: str) -> dict[str, str]:
@@ -80,7 +87,7 @@ def load_weights(path: Path, network: nn.Module, model_name: str) -> dict[str, s
     trained_as = json.loads(metadata.pop("config", "{}")).get("model", {}).get("name")
     if trained_as not in (None, model_name):
         raise SettingError(f"checkpoint={path}: weights of model={trained_as}, not of model={model_name}")
-    own = network.state_dict()
+    own = _weights_of(network)
     masked = any(name.endswith(".weight_mask") for name in weights)
     if masked != bool(masked_layers(network)):
         is_, given = ("statically pruned", "static=none") if masked else ("dense", "static pruning")
@@ -97,7 +104,7 @@ def load_weights(path: Path, network: nn.Module, model_name: str) -> dict[str, s
                 f"checkpoint={path}: {name!r} has shape {tuple(tensor.shape)}, "
                 f"model={model_name} as configured needs {tuple(own[name].shape)}"
             )
-    network.load_state_dict(weights)
+    network.load_state_dict(weights, strict=False)  # the names are checked; tied ones are left out
     refresh_weights(network)
     return metadata
 

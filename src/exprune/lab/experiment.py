@@ -116,15 +116,16 @@ def evaluate(cfg: DictConfig) -> Result:
             gain_ratio=gain_ratio,
             site_selection=selection,
             metric=_compare(task, dense, pruned, cfg.bootstrap, cfg.seed),
-            flops=flops_per_input(
-                task.unit, run.flops, dense.elementwise_flops, dense.outside_paper_scope, len(dense.targets)
-            ),
+            flops=flops_per_input(task.unit, run.flops, dense, pruned),
             sites=site_rows(run),
             seconds={"dense": dense.seconds, "pruned": None if heuristic is None else pruned.seconds},
             versions=_versions(),
             command=shlex.join(["python", "evaluate.py", *cfg.overrides]),
+            metrics=_secondary(task, dense, pruned),
         )
         examples = pd.DataFrame({"target": dense.targets, "dense": dense.predictions, "pruned": pruned.predictions})
+        if "group" in dense.columns:
+            examples["group"] = dense.columns["group"]
         write_whole(folder / "examples.parquet", examples.to_parquet)
         result.write(folder / "result.json")
         log_result(tracker, result, folder)
@@ -143,7 +144,13 @@ def _loader(data: lightning.LightningDataModule, split: str) -> object:
 def _compare(task: lightning.LightningModule, dense: Pass, pruned: Pass, resamples: int, seed: int) -> Metric:
     of_dense, of_pruned = (task.score(one.predictions, one.targets) for one in (dense, pruned))
     intervals = paired_bootstrap(
-        task.weighted_metric, dense.predictions, pruned.predictions, dense.targets, resamples, seed
+        task.weighted_metric,
+        dense.predictions,
+        pruned.predictions,
+        dense.targets,
+        resamples,
+        seed,
+        dense.columns.get("group"),
     )
     low, high = intervals.drop
     return Metric(
@@ -157,6 +164,13 @@ def _compare(task: lightning.LightningModule, dense: Pass, pruned: Pass, resampl
     )
 
 
+def _secondary(task: lightning.LightningModule, dense: Pass, pruned: Pass) -> dict[str, dict[str, float]]:
+    if not hasattr(task, "secondary"):
+        return {}
+    of_dense, of_pruned = task.secondary(dense.columns), task.secondary(pruned.columns)
+    return {name: {"dense": of_dense[name], "pruned": of_pruned[name]} for name in of_dense}
+
+
 def _versions() -> dict[str, str]:
-    packages = ("exprune", "torch", "lightning", "torchmetrics", "torch_geometric", "rdkit")
+    packages = ("exprune", "torch", "lightning", "torchmetrics", "transformers", "torch_geometric", "rdkit")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}

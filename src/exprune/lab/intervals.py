@@ -46,11 +46,18 @@ class Intervals:
 
 
 def paired_bootstrap(
-    metric: WeightedMetric, dense: Array, pruned: Array, targets: NDArray, resamples: int, seed: int
+    metric: WeightedMetric,
+    dense: Array,
+    pruned: Array,
+    targets: NDArray,
+    resamples: int,
+    seed: int,
+    groups: NDArray | None = None,
 ) -> Intervals:
     """Resample examples, the same ones for both predictions, and take the metric of each resample.
 
-    ``drop`` is dense minus pruned: pairing removes the sampling noise that both share.
+    ``drop`` is dense minus pruned: pairing removes the sampling noise that both share. ``groups`` (n,) says which
+    examples depend on each other (tokens of one text): whole groups are resampled then.
 
     Raises:
         SettingError: fewer than one resample.
@@ -58,12 +65,15 @@ def paired_bootstrap(
     if resamples < 1:
         raise SettingError(f"bootstrap={resamples}: at least 1 resample")
     rng = np.random.default_rng(seed)
-    count = len(targets)
+    units = np.arange(len(targets)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    count = int(units.max()) + 1
+    chunk = _CHUNK if groups is None else max(1, _CHUNK * 10_000 // len(targets))
     values: list[Array] = []
-    for start in range(0, resamples, _CHUNK):
-        rows = min(_CHUNK, resamples - start)
+    for start in range(0, resamples, chunk):
+        rows = min(chunk, resamples - start)
         drawn = rng.integers(count, size=(rows, count)) + np.arange(rows)[:, None] * count
         weights = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(float)
+        weights = weights if groups is None else weights[:, units]
         values.append(np.stack([metric(dense, targets, weights), metric(pruned, targets, weights)]))
     of_dense, of_pruned = np.concatenate(values, axis=1)
     return Intervals(_interval(of_dense), _interval(of_pruned), _interval(of_dense - of_pruned))

@@ -1,12 +1,16 @@
-"""One pass of a task over a split: predictions, targets, FLOPs outside of the layers, seconds."""
+"""One pass of a task over a split: what it gave per input, and what its batches cost."""
 
 import contextlib
 import time
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from exprune.core import ExPrune
@@ -14,27 +18,58 @@ from exprune.core import ExPrune
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass gave; predictions and targets have one row per input, in the order of the split."""
+    """What a pass gave, in the order of the split.
 
-    predictions: NDArray
-    targets: NDArray
-    elementwise_flops: int
-    outside_paper_scope: int
+    Attributes:
+        columns: what ``predict_step`` gave as tensors, one row per input; ``prediction`` and ``target`` among them.
+        totals: what it gave as numbers, summed over the batches; ``elementwise_flops`` among them.
+    """
+
+    columns: dict[str, NDArray]
     seconds: float
+    totals: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def predictions(self) -> NDArray:
+        return self.columns["prediction"]
+
+    @property
+    def targets(self) -> NDArray:
+        return self.columns["target"]
 
 
 def run_pass(
     trainer: lightning.Trainer, task: lightning.LightningModule, loader: DataLoader, run: ExPrune | None
 ) -> Pass:
     """Predict every input of ``loader``, under ``run`` where it is given."""
+    rows = _NameRows(run)
+    trainer.callbacks.append(rows)
     start = time.perf_counter()
-    with run or contextlib.nullcontext():
-        batches = trainer.predict(task, loader)
+    try:
+        with run or contextlib.nullcontext():
+            batches = trainer.predict(task, loader)
+    finally:
+        trainer.callbacks.remove(rows)
     seconds = time.perf_counter() - start
-    return Pass(
-        predictions=torch.cat([batch["prediction"] for batch in batches]).cpu().numpy(),
-        targets=torch.cat([batch["target"] for batch in batches]).cpu().numpy(),
-        elementwise_flops=sum(batch["elementwise_flops"] for batch in batches),
-        outside_paper_scope=sum(batch.get("outside_paper_scope", 0) for batch in batches),
-        seconds=seconds,
-    )
+    columns: dict[str, list[Tensor]] = defaultdict(list)
+    totals: dict[str, int] = defaultdict(int)
+    for batch in batches:
+        for name, value in batch.items():
+            if isinstance(value, Tensor):
+                columns[name].append(value)
+            else:
+                totals[name] += value
+    return Pass({name: torch.cat(parts).cpu().numpy() for name, parts in columns.items()}, seconds, dict(totals))
+
+
+class _NameRows(Callback):
+    """Tells the run which rows of a batch are data, where the task has padding."""
+
+    def __init__(self, run: ExPrune | None) -> None:
+        self.run = run
+
+    def on_predict_batch_start(
+        self, trainer: lightning.Trainer, task: lightning.LightningModule, batch: Any, index: int, dataloader: int = 0
+    ) -> None:
+        if self.run is not None and hasattr(task, "data_rows"):
+            self.run.rows = task.data_rows(batch)

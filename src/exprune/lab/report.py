@@ -1,5 +1,7 @@
 """What an evaluation prints."""
 
+from dataclasses import asdict
+
 from rich.console import Console
 from rich.table import Table
 
@@ -41,9 +43,16 @@ def _summary(result: Result) -> Table:
         f"drop {metric.drop:+.2f} points",
         f"[{low:+.2f}, {high:+.2f}]",
     )
-    table.add_row(
-        f"FLOPs per {flops.unit}", f"{flops.dense:,.0f}", f"{flops.pruned:,.0f}", f"{flops.saved:.2%} saved", ""
-    )
+    for name, both in result.metrics.items():
+        table.add_row(name, f"{both['dense']:.4f}", f"{both['pruned']:.4f}", "", "")
+    scopes = {f"FLOPs per {flops.unit}": asdict(flops)}
+    if flops.paper_scope["dense"] != flops.dense:
+        scopes["in the published scope"] = flops.paper_scope
+    for name, scope in scopes.items():
+        table.add_row(name, f"{scope['dense']:,.0f}", f"{scope['pruned']:,.0f}", f"{scope['saved']:.2%} saved", "")
+    if flops.zero_skipping:
+        both = (f"{flops.zero_skipping[side]:,.0f}" for side in ("dense", "pruned"))
+        table.add_row("zeros in fc2, skippable", *both, "", "")
     return table
 
 

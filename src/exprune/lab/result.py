@@ -1,13 +1,14 @@
 """The outcome of one evaluation, as it stands in ``result.json``."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from exprune.core import ExPrune, Flops, SiteFlops
 from exprune.core.errors import SettingError
 from exprune.lab.files import write_whole
+from exprune.lab.passes import Pass
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class FlopsPerInput:
 
     ``unpruned`` is the network before static pruning, ``dense`` without ExPrune, ``pruned`` with it; ``saved``
     is a fraction of ``dense``. ``paper_scope`` holds the same in the scope of the published figure.
+    ``zero_skipping`` is what leaving out the products with zeros in a language model's fc2 would save beside that,
+    without (``dense``) and with ExPrune (``pruned``): exact, and part of no other figure here.
     """
 
     unit: str
@@ -37,6 +40,7 @@ class FlopsPerInput:
     pruned: float
     saved: float
     paper_scope: dict[str, float]
+    zero_skipping: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,16 +87,30 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def flops_per_input(unit: str, linear: Flops, elementwise: int, outside_paper_scope: int, inputs: int) -> FlopsPerInput:
-    """Add the paper's element-wise terms, which pruning does not change, and divide by the inputs."""
-    unpruned = linear.unpruned + elementwise
-    dense, pruned = linear.dense + elementwise, linear.pruned + elementwise
+def flops_per_input(unit: str, linear: Flops, dense_pass: Pass, pruned_pass: Pass) -> FlopsPerInput:
+    """Add the paper's element-wise terms, which pruning does not change, and divide by the inputs.
+
+    A task that counts its matrix products itself (``model_flops``: no padding, attention) replaces FlopCounterMode's.
+    """
+    totals, inputs = dense_pass.totals, len(dense_pass.targets)
+    linear = replace(linear, unpruned=totals.get("model_flops", linear.unpruned))
+    unpruned, dense, pruned = (
+        number + totals["elementwise_flops"] for number in (linear.unpruned, linear.dense, linear.pruned)
+    )
 
     def scope(outside: int) -> dict[str, float]:
         saved = 1 - (pruned - outside) / (dense - outside)
         return {"dense": (dense - outside) / inputs, "pruned": (pruned - outside) / inputs, "saved": saved}
 
-    return FlopsPerInput(unit, unpruned=unpruned / inputs, **scope(0), paper_scope=scope(outside_paper_scope))
+    skipping = None
+    if "zero_skipping" in totals:
+        skipping = {
+            side: one.totals["zero_skipping"] / inputs for side, one in (("dense", dense_pass), ("pruned", pruned_pass))
+        }
+    outside = totals.get("outside_paper_scope", 0)
+    return FlopsPerInput(
+        unit, unpruned=unpruned / inputs, **scope(0), paper_scope=scope(outside), zero_skipping=skipping
+    )
 
 
 def site_rows(run: ExPrune) -> list[dict[str, Any]]:

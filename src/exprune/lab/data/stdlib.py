@@ -1,0 +1,84 @@
+"""The source of Python's own standard library: the embedded text."""
+
+import hashlib
+import platform
+import sysconfig
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from exprune.core.errors import SettingError
+
+# Not part of every installation (tests, tools, packages), or generated tables.
+_SKIPPED = {
+    *("test", "tests", "idle_test", "site-packages", "dist-packages", "_bundled", "__pycache__"),
+    *("encodings", "pydoc_data", "distutils", "lib2to3"),
+}
+_SHARES = {"test": 0.12, "valid": 0.06}  # of all files; the rest trains
+_DUPLICATE = 0.5  # share of a file's longer lines that another file has too
+_LONGER = 20  # characters
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts by file name, in three parts, and where they come from."""
+
+    source: str
+    parts: Mapping[str, Mapping[str, str]]
+
+
+def read_stdlib(data_dir: Path, cache_dir: Path) -> Corpus:
+    """The running Python's standard library; both folders go unused.
+
+    A file's name alone decides whether it is held out, so that what one Python held out another does not train on.
+
+    Raises:
+        SettingError: the library's source is not installed.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    paths = sorted(
+        path
+        for path in root.rglob("*.py")
+        if not _SKIPPED.intersection(path.relative_to(root).parts) and path.is_file()
+    )
+    texts = {path.relative_to(root).as_posix(): path.read_text("utf-8", "ignore") for path in paths}
+    if len(texts) < 100:
+        raise SettingError(f"{root}: {len(texts)} Python files; this Python comes without its library's source")
+    parts: dict[str, dict[str, str]] = {"train": {}, "valid": {}, "test": {}}
+    for name, text in texts.items():
+        if text.strip():
+            parts[part_of(name)][name] = text
+    parts["test"] = without_duplicates(parts["test"], parts["train"].values())
+    parts["valid"] = without_duplicates(parts["valid"], [*parts["train"].values(), *parts["test"].values()])
+    return Corpus(f"standard library of Python {platform.python_version()}", parts)
+
+
+def part_of(name: str) -> str:
+    """Which part a file belongs to, by a hash of its name."""
+    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+    if place < _SHARES["test"]:
+        return "test"
+    return "valid" if place < _SHARES["test"] + _SHARES["valid"] else "train"
+
+
+def without_duplicates(texts: Mapping[str, str], others: Iterable[str]) -> dict[str, str]:
+    """Those of ``texts`` that share less than half of their longer lines with any one of ``others``.
+
+    What is left out is used nowhere, so that it stays unseen whatever another version of Python makes of it.
+    """
+    owners: dict[str, list[int]] = defaultdict(list)
+    for index, other in enumerate(others):
+        for line in _longer_lines(other):
+            owners[line].append(index)
+    kept = {}
+    for name, text in texts.items():
+        lines = _longer_lines(text)
+        shared = Counter(index for line in lines for index in owners.get(line, ()))
+        if max(shared.values(), default=0) < _DUPLICATE * max(len(lines), 1):
+            kept[name] = text
+    return kept
+
+
+def _longer_lines(text: str) -> set[str]:
+    return {stripped for line in text.splitlines() if len(stripped := line.strip()) >= _LONGER}

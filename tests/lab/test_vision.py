@@ -36,7 +36,7 @@ def test_augment_crops_and_mirrors_each_image_for_itself() -> None:
     """Against every possible crop of every image; both mirrorings and many crops occur."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(40, 2, 6, 5, generator=generator)
-    out = augment(images, 2, generator, flip=True)
+    out = augment(images, 2, True, 0, generator)
     seen = set()
     for image, cropped in zip(images, out, strict=True):
         padded = nn.functional.pad(image, (2,) * 4)
@@ -52,10 +52,26 @@ def test_augment_crops_and_mirrors_each_image_for_itself() -> None:
     assert {mirrored for _, mirrored in seen} == {False, True} and len(seen) > 20
 
 
+def test_cutout_blanks_one_square_of_each_image() -> None:
+    images = torch.ones(200, 2, 8, 9)
+    out = augment(images, 0, False, 3, torch.Generator().manual_seed(0))
+    corners = set()
+    for image in out:
+        assert torch.equal(image[0], image[1])
+        rows, columns = (image[0] == 0).nonzero(as_tuple=True)
+        top, bottom, left, right = rows.min(), rows.max(), columns.min(), columns.max()
+        assert not image[0, top : bottom + 1, left : right + 1].any()
+        assert len(rows) == (bottom - top + 1) * (right - left + 1)
+        for low, high, size in ((top, bottom, 8), (left, right, 9)):
+            assert high - low == 2 or (high - low == 1 and (low == 0 or high == size - 1))
+        corners.add((int(top), int(left)))
+    assert len(corners) > 30
+
+
 def test_digits_are_split_once(tmp_path: Path) -> None:
     images = read_digits(tmp_path, tmp_path)
     assert images.train.shape == (1437, 3, 32, 32) and images.test.shape == (360, 3, 32, 32)
-    data = ImageData(read_digits, str(tmp_path), str(tmp_path), 200, 2, False, 64, 256)
+    data = ImageData(read_digits, str(tmp_path), str(tmp_path), 200, 2, False, 0, 64, 256)
     data.setup()
     assert [len(data.parts[name][1]) for name in ("train", "valid", "test")] == [1237, 200, 360]
     labels = torch.cat([batch for _, batch in data.test_dataloader()])

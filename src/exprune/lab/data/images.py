@@ -23,8 +23,11 @@ class Images:
     test_labels: Tensor
 
 
-def augment(images: Tensor, padding: int, generator: torch.Generator, flip: bool) -> Tensor:
-    """A random crop of each padded image, mirrored at random: (batch, C, H, W) -> the same shape."""
+def augment(images: Tensor, padding: int, flip: bool, cutout: int, generator: torch.Generator) -> Tensor:
+    """A random crop of each padded image, mirrored at random, with a random square of ``cutout`` pixels set to 0.
+
+    (batch, C, H, W) -> the same shape. The square may reach over the edge, as in DeVries and Taylor 2017.
+    """
     batch, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     top, left = torch.randint(0, 2 * padding + 1, (2, batch, 1), generator=generator)
@@ -34,17 +37,35 @@ def augment(images: Tensor, padding: int, generator: torch.Generator, flip: bool
         columns = torch.where(mirrored, columns.flip(1), columns)
     index = torch.arange(batch).view(-1, 1, 1)
     # Indexing the spatial dimensions together moves them to the front: (batch, H, W, C).
-    return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    images = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]
+    if cutout:
+        y, x = (_within(size, cutout, batch, generator) for size in (height, width))
+        images.masked_fill_((y[:, :, None] & x[:, None, :])[..., None], 0)
+    return images.permute(0, 3, 1, 2)
+
+
+def _within(size: int, span: int, batch: int, generator: torch.Generator) -> Tensor:
+    """Of each image of a batch, the ``span`` positions around a random one: (batch, size) bool."""
+    first = torch.randint(size, (batch, 1), generator=generator) - span // 2
+    positions = torch.arange(size)
+    return (positions >= first) & (positions < first + span)
 
 
 class ImageLoader:
     """Batches of (normalised images, labels) from tensors in memory; shuffled and augmented for training."""
 
     def __init__(
-        self, images: Tensor, labels: Tensor, batch_size: int, padding: int = 0, flip: bool = False, train: bool = False
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        train: bool = False,
+        padding: int = 0,
+        flip: bool = False,
+        cutout: int = 0,
     ) -> None:
-        self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.padding, self.flip, self.train = padding, flip, train
+        self.images, self.labels, self.batch_size, self.train = images, labels, batch_size, train
+        self.padding, self.flip, self.cutout = padding, flip, cutout
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.images), self.batch_size)
@@ -57,7 +78,7 @@ class ImageLoader:
         for chosen in order.split(self.batch_size)[: len(self)]:
             images = (self.images[chosen].float() / 255 - mean) / std
             if self.train:
-                images = augment(images, self.padding, generator, self.flip)
+                images = augment(images, self.padding, self.flip, self.cutout, generator)
             yield images.contiguous(memory_format=torch.channels_last), self.labels[chosen]
 
 
@@ -69,6 +90,7 @@ class ImageData(lightning.LightningDataModule):
         valid: how many training images validate.
         padding: of the random crop.
         flip: whether images are mirrored at random.
+        cutout: the side of the square that is blanked in each image; 0 for none.
         limit: keep only the first so many images of each part (for quick tries); None keeps all.
     """
 
@@ -80,6 +102,7 @@ class ImageData(lightning.LightningDataModule):
         valid: int,
         padding: int,
         flip: bool,
+        cutout: int,
         batch_size: int,
         eval_batch_size: int,
         limit: int | None = None,
@@ -89,7 +112,7 @@ class ImageData(lightning.LightningDataModule):
             raise SettingError(f"data.limit={limit}: at least 1, or null for all images")
         self.read = read
         self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
-        self.valid, self.padding, self.flip = valid, padding, flip
+        self.valid, self.padding, self.flip, self.cutout = valid, padding, flip, cutout
         self.batch_size, self.eval_batch_size, self.limit = batch_size, eval_batch_size, limit
         self.parts: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -106,7 +129,7 @@ class ImageData(lightning.LightningDataModule):
         }
 
     def train_dataloader(self) -> ImageLoader:
-        return ImageLoader(*self.parts["train"], self.batch_size, self.padding, self.flip, train=True)
+        return ImageLoader(*self.parts["train"], self.batch_size, True, self.padding, self.flip, self.cutout)
 
     def val_dataloader(self) -> ImageLoader:
         return ImageLoader(*self.parts["valid"], self.eval_batch_size)

@@ -51,15 +51,19 @@ def run_pass(
     finally:
         trainer.callbacks.remove(rows)
     seconds = time.perf_counter() - start
-    columns: dict[str, list[Tensor]] = defaultdict(list)
+    parts: dict[str, list[Tensor]] = defaultdict(list)
     totals: dict[str, int] = defaultdict(int)
     for batch in batches:
         for name, value in batch.items():
             if isinstance(value, Tensor):
-                columns[name].append(value)
+                parts[name].append(value)
             else:
                 totals[name] += value
-    return Pass({name: torch.cat(parts).cpu().numpy() for name, parts in columns.items()}, seconds, dict(totals))
+    columns = {name: torch.cat(values).cpu().numpy() for name, values in parts.items()}
+    if "index" in columns:  # the task's batches are not in the order of the split
+        order = columns.pop("index").argsort()
+        columns = {name: values[order] for name, values in columns.items()}
+    return Pass(columns, seconds, dict(totals))
 
 
 class _NameRows(Callback):

@@ -1,11 +1,12 @@
 """OPT as transformers ships it: building one, and what it costs (docs/method.md, section 5)."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import AutoConfig, AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from exprune.core.errors import SettingError
 from exprune.lab.data.tokens import PAD, START
@@ -31,6 +32,74 @@ def small_opt(vocabulary: int, hidden: int, layers: int, heads: int, positions: 
             use_cache=False,
         )
     )
+
+
+def pretrained_opt(name: str, dtype: str) -> OPTForCausalLM:
+    """OPT's weights from the Hugging Face hub, its cache, or a local folder.
+
+    Args:
+        name: ``facebook/opt-1.3b``, ``facebook/opt-125m``, ... or a path.
+        dtype: ``float32`` or ``bfloat16``.
+
+    Raises:
+        SettingError: there is nothing of that name to be had, it is no OPT, or its activation is no ReLU.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise SettingError(f"model.network.dtype={dtype}: float32 or bfloat16")
+    config = _from_hub(name, "configuration", AutoConfig.from_pretrained)
+    activation = next((value for key in _ACTIVATIONS if (value := getattr(config, key, None))), None)
+    if activation != "relu":
+        raise SettingError(f"model.pretrained={name}: its activation is {activation}, and ExPrune needs a ReLU")
+    if config.model_type != "opt":
+        raise SettingError(f"model.pretrained={name}: a {config.model_type}, not an OPT")
+    return _from_hub(name, "weights", OPTForCausalLM.from_pretrained, dtype=getattr(torch, dtype))
+
+
+_ACTIVATIONS = ("activation_function", "hidden_act", "activation", "hidden_activation", "feed_forward_proj")
+
+
+def pretrained_encoding(name: str) -> Callable[[list[str]], list[Tensor]]:
+    """What turns texts into the token ids of that OPT, without a start token.
+
+    Raises:
+        SettingError: there is no tokenizer of that name, or it does not fit an OPT.
+    """
+    tokenizer = _from_hub(name, "tokenizer", AutoTokenizer.from_pretrained)
+    if tokenizer.convert_tokens_to_ids("</s>") != START or tokenizer.convert_tokens_to_ids("<pad>") != PAD:
+        raise SettingError(f"model.pretrained={name}: its tokenizer numbers </s> and <pad> otherwise than OPT does")
+
+    def encode(texts: list[str]) -> list[Tensor]:
+        return [torch.tensor(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    return encode
+
+
+def _from_hub(name: str, what: str, load: Callable[..., Any], **options: Any) -> Any:
+    try:
+        return load(name, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise SettingError(
+            f"model.pretrained={name}: no {what} ({str(error).splitlines()[0]}); name a local folder that holds it, or "
+            f"run once where the Hugging Face hub can be reached (HF_HOME says where that is kept)"
+        ) from error
+
+
+def logits_of(network: OPTForCausalLM, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The network's logits, (batch, length, vocabulary).
+
+    Raises:
+        SettingError: the sequences are longer than the network's positions, or hold tokens that it does not know.
+    """
+    config, length = network.config, input_ids.shape[1]
+    if length > config.max_position_embeddings:
+        raise SettingError(
+            f"a sequence of {length} tokens, but the model has {config.max_position_embeddings} positions"
+        )
+    if input_ids.max() >= config.vocab_size:
+        raise SettingError(
+            f"token {int(input_ids.max())}, but the model knows {config.vocab_size}: the tokenizer is another model's"
+        )
+    return network(input_ids, attention_mask).logits
 
 
 def opt_flops(config: OPTConfig, lengths: Sequence[int]) -> int:

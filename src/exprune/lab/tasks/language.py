@@ -14,7 +14,7 @@ from transformers import OPTForCausalLM
 from exprune.core.errors import SettingError
 from exprune.lab.data.tokens import NO_TARGET, TokenBatch
 from exprune.lab.intervals import weighted_accuracy
-from exprune.lab.models.opt import fc1_flops, opt_flops, zeros_of_fc2
+from exprune.lab.models.opt import fc1_flops, logits_of, opt_flops, zeros_of_fc2
 
 
 class NextTokenTask(lightning.LightningModule):
@@ -41,7 +41,7 @@ class NextTokenTask(lightning.LightningModule):
         self.metric = MulticlassAccuracy(network.config.vocab_size, average="micro", ignore_index=NO_TARGET)
 
     def _logits(self, batch: TokenBatch) -> Tensor:
-        return self.network(batch.input_ids, batch.attention_mask).logits
+        return logits_of(self.network, batch.input_ids, batch.attention_mask)
 
     def training_step(self, batch: TokenBatch, index: int) -> Tensor:
         loss = F.cross_entropy(self._logits(batch).float().flatten(0, 1), batch.targets.flatten())

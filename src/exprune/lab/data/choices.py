@@ -1,0 +1,149 @@
+"""Questions with two answers each, as batches of token sequences: PIQA, and its form on held-out text."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import lightning
+import pandas as pd
+import torch
+from huggingface_hub import hf_hub_download
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
+
+from exprune.core.errors import SettingError
+from exprune.lab.data.tokens import NO_TARGET, PAD, START
+
+
+@dataclass(frozen=True)
+class Question:
+    """Two texts, of which the one at ``answer`` is right."""
+
+    texts: tuple[str, str]
+    answer: int
+
+
+class ChoiceBatch(NamedTuple):
+    """Both sequences of some questions, one after the other, padded to one length.
+
+    Attributes:
+        input_ids: (2 * questions, length).
+        attention_mask: the same shape, 0 where there is padding.
+        targets: the token after each; ``NO_TARGET`` where there is none.
+        answers: (questions,), which of the two is right.
+        index: (questions,), where each stands in the split.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    targets: Tensor
+    answers: Tensor
+    index: Tensor
+
+
+def read_piqa(data_dir: Path, cache_dir: Path) -> list[Question]:
+    """PIQA's validation split: ``data_dir/piqa/valid.jsonl`` and ``valid-labels.lst``, else from the Hugging Face hub.
+
+    A text is the goal, a line break, and one of the two solutions.
+
+    Raises:
+        SettingError: the files are not PIQA's, or are neither here nor on the hub.
+    """
+    questions, labels = data_dir / "piqa" / "valid.jsonl", data_dir / "piqa" / "valid-labels.lst"
+    if not questions.is_file():
+        return _piqa_from_hub(questions)
+    try:
+        rows = [json.loads(line) for line in questions.read_text("utf-8").splitlines() if line.strip()]
+        answers = [int(line) for line in labels.read_text().split()]
+        found = [
+            Question((f"{row['goal']}\n{row['sol1']}", f"{row['goal']}\n{row['sol2']}"), answer)
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingError(f"{questions.parent}: not PIQA's validation split ({error})") from error
+    return found
+
+
+def _piqa_from_hub(missing: Path) -> list[Question]:
+    try:
+        path = hf_hub_download(
+            "ybisk/piqa",
+            "plain_text/validation/0000.parquet",
+            repo_type="dataset",
+            revision="refs/convert/parquet",
+        )
+    except Exception as error:  # the hub's many errors: no network, no such file, no space
+        raise SettingError(
+            f"PIQA is missing: put valid.jsonl and valid-labels.lst into {missing.parent}, or run once where the "
+            f"Hugging Face hub can be reached (ybisk/piqa failed: {str(error).splitlines()[0]})"
+        ) from error
+    table = pd.read_parquet(path)
+    return [
+        Question((f"{row.goal}\n{row.sol1}", f"{row.goal}\n{row.sol2}"), int(row.label)) for row in table.itertuples()
+    ]
+
+
+def collate(chosen: Sequence[tuple[int, list[Tensor], int]]) -> ChoiceBatch:
+    """Of (index, the token ids of both texts, answer) a batch; every text begins with START."""
+    lines = [torch.cat([torch.tensor([START]), ids]) for _, both, _ in chosen for ids in both]
+
+    def padded(rows: list[Tensor], value: int) -> Tensor:
+        return pad_sequence(rows, batch_first=True, padding_value=value)
+
+    return ChoiceBatch(
+        padded(lines, PAD),
+        padded([torch.ones_like(line) for line in lines], 0),
+        padded([torch.cat([line[1:], torch.tensor([NO_TARGET])]) for line in lines], NO_TARGET),
+        torch.tensor([answer for *_, answer in chosen]),
+        torch.tensor([index for index, *_ in chosen]),
+    )
+
+
+class ChoiceData(lightning.LightningDataModule):
+    """Questions to be answered without training, the longest first; one split, ``test`` and ``valid`` alike.
+
+    Args:
+        read: gives the questions from the data and the cache folder.
+        encode: gives the token ids of texts.
+        limit: keep only the first so many questions (for quick tries); None keeps all.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Path, Path], list[Question]],
+        encode: Callable[[list[str]], list[Tensor]],
+        data_dir: str,
+        cache_dir: str,
+        eval_batch_size: int,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        if limit is not None and limit < 1:
+            raise SettingError(f"data.limit={limit}: at least 1, or null for all questions")
+        self.read, self.encode = read, encode
+        self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
+        self.eval_batch_size, self.limit = eval_batch_size, limit
+        self.rows: list[tuple[int, list[Tensor], int]] = []
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.rows:
+            return
+        questions = self.read(self.data_dir, self.cache_dir)[: self.limit]
+        ids = self.encode([text for question in questions for text in question.texts])
+        for place, one in enumerate(ids):
+            if len(one) == 0:
+                raise SettingError(f"question {place // 2 + 1}: an empty text has no token to score")
+        rows = [(k, ids[2 * k : 2 * k + 2], question.answer) for k, question in enumerate(questions)]
+        self.rows = sorted(rows, key=lambda row: -max(map(len, row[1])))
+
+    def train_dataloader(self) -> DataLoader:
+        raise SettingError("this data has questions and no text to train on; train with data=stdlib")
+
+    def val_dataloader(self) -> DataLoader:
+        return self.test_dataloader()
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.rows, self.eval_batch_size, collate_fn=collate)

@@ -31,6 +31,8 @@ def train(cfg: DictConfig) -> Path:
     """Train the configured network and write its weights; returns where they lie."""
     check_logger(cfg)
     check_static(cfg)
+    if cfg.model.get("pretrained") and cfg.static.name == "none":
+        raise SettingError(f"model.pretrained={cfg.model.pretrained}: is trained already; evaluate it")
     make_trainer(cfg)  # a device that is not there is said before the data is read
     return _train(cfg, _data(cfg))
 
@@ -42,17 +44,19 @@ def _data(cfg: DictConfig) -> lightning.LightningDataModule:
 
 
 def _train(cfg: DictConfig, data: lightning.LightningDataModule) -> Path:
-    dense = None if cfg.static.name == "none" else _weights(dense_config(cfg), data)
+    pruning = cfg.static.name != "none"
+    dense = _weights(dense_config(cfg), data) if pruning else None
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     task = instantiate(cfg.model.task, network=instantiate(cfg.model.network))
     with tracked(cfg, "train") as tracker:
         logger = lightning_logger(tracker)
-        if dense is None:
+        if not pruning:
             log.info("training %s on %s, %d epochs", cfg.model.name, cfg.data.name, cfg.model.epochs)
             history = fit(task, data, cfg, logger, checkpoint_name(cfg), cfg.model.epochs)
         else:
             log.info("pruning %s on %s (static=%s), from %s", cfg.model.name, cfg.data.name, cfg.static.name, dense)
-            load_weights(dense, task.network, cfg.model.name)
+            if dense is not None:
+                load_weights(dense, task.network, cfg.model.name)
             history = prune_and_train(task, data, cfg, logger)
     path = Path(cfg.checkpoint).expanduser() if cfg.checkpoint is not None else cached_path(cfg)
     save_weights(path, task.network, cfg, cfg.checkpoint_dtype, history)
@@ -60,9 +64,11 @@ def _train(cfg: DictConfig, data: lightning.LightningDataModule) -> Path:
     return path
 
 
-def _weights(cfg: DictConfig, data: lightning.LightningDataModule) -> Path:
-    """The trained weights of this configuration; trains them where there are none."""
+def _weights(cfg: DictConfig, data: lightning.LightningDataModule) -> Path | None:
+    """The trained weights of this configuration; trains them where there are none. None: the network has its own."""
     path = find_checkpoint(cfg)
+    if path is None and cfg.model.get("pretrained") and cfg.static.name == "none":
+        return None
     if path is None:
         log.info("no trained weights for this configuration of %s on %s yet", cfg.model.name, cfg.data.name)
         path = _train(cfg, data)
@@ -90,10 +96,11 @@ def evaluate(cfg: DictConfig) -> Result:
     ExPrune(sites, heuristic, gain_ratio=gain_ratio)  # what does not fit is said now
 
     path = _weights(cfg, data)
-    log.info("weights: %s", path)
+    log.info("weights: %s", path or cfg.model.pretrained)
     if cfg.static.name != "none":
         attach_masks(task.network, cfg.static.dense_layers)
-    load_weights(path, task.network, cfg.model.name)
+    if path is not None:
+        load_weights(path, task.network, cfg.model.name)
     run = ExPrune(sites, heuristic, gain_ratio=gain_ratio)  # anew: the plan follows the masks
 
     folder = Path(cfg.paths.output_dir)
@@ -109,7 +116,7 @@ def evaluate(cfg: DictConfig) -> Result:
             static=cfg.static.name,
             sparsity=sparsity(task.network),
             seed=cfg.seed,
-            checkpoint=path.name,
+            checkpoint=cfg.model.pretrained if path is None else path.name,
             heuristic="none" if heuristic is None else type(heuristic).__name__,
             tau=None if heuristic is None else heuristic.tau,
             n=cfg.exprune.n,

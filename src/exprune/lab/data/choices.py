@@ -59,8 +59,7 @@ def read_piqa(data_dir: Path, cache_dir: Path) -> list[Question]:
         rows = [json.loads(line) for line in questions.read_text("utf-8").splitlines() if line.strip()]
         answers = [int(line) for line in labels.read_text().split()]
         found = [
-            Question((f"{row['goal']}\n{row['sol1']}", f"{row['goal']}\n{row['sol2']}"), answer)
-            for row, answer in zip(rows, answers, strict=True)
+            _question(row["goal"], row["sol1"], row["sol2"], answer) for row, answer in zip(rows, answers, strict=True)
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingError(f"{questions.parent}: not PIQA's validation split ({error})") from error
@@ -81,9 +80,12 @@ def _piqa_from_hub(missing: Path) -> list[Question]:
             f"Hugging Face hub can be reached (ybisk/piqa failed: {str(error).splitlines()[0]})"
         ) from error
     table = pd.read_parquet(path)
-    return [
-        Question((f"{row.goal}\n{row.sol1}", f"{row.goal}\n{row.sol2}"), int(row.label)) for row in table.itertuples()
-    ]
+    return [_question(row.goal, row.sol1, row.sol2, int(row.label)) for row in table.itertuples()]
+
+
+def _question(goal: str, first: str, second: str, answer: int) -> Question:
+    # Some solutions end in blanks, which the published FLOPs leave out.
+    return Question((f"{goal}\n{first.strip()}", f"{goal}\n{second.strip()}"), answer)
 
 
 def collate(chosen: Sequence[tuple[int, list[Tensor], int]]) -> ChoiceBatch:

@@ -92,9 +92,7 @@ def logits_of(network: OPTForCausalLM, input_ids: Tensor, attention_mask: Tensor
     """
     config, length = network.config, input_ids.shape[1]
     if length > config.max_position_embeddings:
-        raise SettingError(
-            f"a sequence of {length} tokens, but the model has {config.max_position_embeddings} positions"
-        )
+        raise SettingError(f"a sequence of {length} tokens; the model has {config.max_position_embeddings} positions")
     if input_ids.max() >= config.vocab_size:
         raise SettingError(
             f"token {int(input_ids.max())}, but the model knows {config.vocab_size}: the tokenizer is another model's"

@@ -1,7 +1,6 @@
 """Two-choice questions, answered zero-shot by a language model, measured by accuracy."""
 
 import lightning
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F

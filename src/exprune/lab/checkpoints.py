@@ -15,13 +15,17 @@ from exprune.lab.files import load_tensors, save_tensors
 from exprune.lab.masks import masked_layers, refresh_weights
 
 # Settings of a data set that its training split does not depend on, or that stand elsewhere (model.epochs).
-_NOT_LEARNED = ("module", "epochs", "eval_batch_size", "num_workers")
+_NOT_LEARNED = ("module", "task", "epochs", "eval_batch_size", "num_workers")
 
 
 def training_config(cfg: DictConfig) -> dict[str, Any]:
-    """The part of the configuration that decides what is learned, without the names of our classes."""
+    """The part of the configuration that decides what is learned, without the names of our classes.
+
+    Data without a training split names the data that its networks are trained on (``data.trained_as``).
+    """
     model = OmegaConf.to_container(cfg.model, resolve=True)
-    data = {key: value for key, value in cfg.data.items() if key not in _NOT_LEARNED}
+    data = OmegaConf.to_container(cfg.data.get("trained_as", cfg.data), resolve=True)
+    data = {key: value for key, value in data.items() if key not in _NOT_LEARNED}
     static = OmegaConf.to_container(cfg.static, resolve=True)
     return _without_targets({"model": model, "data": data, "static": static, "seed": cfg.seed})
 
@@ -34,8 +38,9 @@ def _without_targets(node: Any) -> Any:
 
 def checkpoint_name(cfg: DictConfig) -> str:
     """``<model>-<data>-<static>-seed<N>-<digest of the training configuration>``."""
-    digest = hashlib.sha256(json.dumps(training_config(cfg), sort_keys=True).encode()).hexdigest()[:8]
-    return f"{cfg.model.name}-{cfg.data.name}-{cfg.static.name}-seed{cfg.seed}-{digest}"
+    config = training_config(cfg)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{cfg.model.name}-{config['data']['name']}-{cfg.static.name}-seed{cfg.seed}-{digest}"
 
 
 def cached_path(cfg: DictConfig) -> Path:

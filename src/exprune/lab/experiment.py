@@ -86,7 +86,7 @@ def evaluate(cfg: DictConfig) -> Result:
     heuristic = instantiate(cfg.exprune.heuristic, _convert_="all")
     data = _data(cfg)
     loader = _loader(data, cfg.split)
-    task = instantiate(cfg.model.task, network=instantiate(cfg.model.network))
+    task = instantiate(cfg.data.get("task") or cfg.model.task, network=instantiate(cfg.model.network))
     inputs = task.network_inputs(next(iter(loader)))
     sites = find_sites(task.network, *inputs)
     selection = OmegaConf.to_container(cfg.exprune)["sites"]

@@ -1,12 +1,16 @@
 """A corpus as a data module of token blocks."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import lightning
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from exprune.core.errors import SettingError
+from exprune.lab.data.choices import Question
 from exprune.lab.data.stdlib import Corpus
 from exprune.lab.data.tokens import Block, StreamLoader, blocks, collate, encode, find_tokenizer
 
@@ -65,3 +69,42 @@ class TextData(lightning.LightningDataModule):
         return DataLoader(
             blocks(self.tokens[part], self.context)[: self.limit], self.eval_batch_size, collate_fn=collate
         )
+
+
+def encoding_of(
+    read: Callable[[Path, Path], Corpus], data_dir: str, cache_dir: str, released: str, vocabulary: int
+) -> Callable[[list[str]], list[Tensor]]:
+    """What turns texts into token ids as :class:`TextData` of the same settings does."""
+    folders = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
+    tokenizer = find_tokenizer(read(*folders).parts["train"].values(), vocabulary, Path(released), folders[1])
+    return lambda texts: [torch.tensor(one.ids) for one in tokenizer.encode_batch(texts)]
+
+
+def continuations(read: Callable[[Path, Path], Corpus]) -> Callable[[Path, Path], list[Question]]:
+    """Gives questions in PIQA's form from held-out texts: which three lines come after these eight?
+
+    The wrong answer is three lines of another held-out text, drawn with a fixed seed.
+    """
+
+    def questions(data_dir: Path, cache_dir: Path) -> list[Question]:
+        held_out = sorted(read(data_dir, cache_dir).parts["test"].items())
+        texts = [[line for line in text.splitlines() if line.strip()] for _, text in held_out]
+        texts = [lines for lines in texts if len(lines) > _PROMPT + _ANSWER]
+        rng, found = random.Random(0), []
+        for lines in texts:
+            others = [other for other in texts if other is not lines]
+            for start in range(0, len(lines) - _PROMPT - _ANSWER, 4 * (_PROMPT + _ANSWER)):
+                other = rng.choice(others)
+                place = rng.randrange(len(other) - _ANSWER)
+                middle = start + _PROMPT
+                both = [lines[middle : middle + _ANSWER], other[place : place + _ANSWER]]
+                answer = rng.randrange(2)
+                both = both if answer == 0 else both[::-1]
+                first, second = ("\n".join([*lines[start:middle], *lines_after]) for lines_after in both)
+                found.append(Question((first, second), answer))
+        return found
+
+    return questions
+
+
+_PROMPT, _ANSWER = 8, 3  # lines

@@ -103,6 +103,21 @@ class ExPrune:
         """What all passes so far cost, densely and pruned."""
         return Flops(self._tally.flops, tuple(self._counts.values()), self._zeros)
 
+    def state_dict(self) -> dict[str, Any]:
+        """All counts, to go on with later: see :meth:`load_state_dict`."""
+        sites = {name: {field: getattr(count, field) for field in _COUNTED} for name, count in self._counts.items()}
+        return {"flops": self._tally.flops, "zeros": self._zeros, "sites": sites}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the counts of another run of the same sites and stages."""
+        self._tally.flops, self._zeros = state["flops"], state["zeros"]
+        for name, fields in state["sites"].items():
+            for field, value in fields.items():
+                setattr(self._counts[name], field, value)
+
+
+_COUNTED = ("outputs", "pruned_at", "negative", "wrong")
+
 
 def _checked(gain_ratio: Any) -> float:
     if isinstance(gain_ratio, bool) or not isinstance(gain_ratio, int | float) or not 0 < gain_ratio <= 1:

@@ -1,5 +1,7 @@
 """Where the parts of an experiment meet: :func:`train` and :func:`evaluate`."""
 
+import hashlib
+import json
 import logging
 import platform
 import shlex
@@ -105,8 +107,9 @@ def evaluate(cfg: DictConfig) -> Result:
 
     folder = Path(cfg.paths.output_dir)
     with tracked(cfg, "evaluate") as tracker:
-        dense = None if heuristic is None else run_pass(trainer, task, loader, None)
-        pruned = run_pass(trainer, task, loader, run)
+        dense = None if heuristic is None else _dense_pass(trainer, task, loader, cfg, path)
+        file = _pass_file(cfg, path, (*_DENSE, "exprune"))
+        pruned = run_pass(trainer, task, loader, run, file)
         dense = dense or pruned
         result = Result(
             model=cfg.model.name,
@@ -136,9 +139,35 @@ def evaluate(cfg: DictConfig) -> Result:
         write_whole(folder / "examples.parquet", examples.to_parquet)
         result.write(folder / "result.json")
         log_result(tracker, result, folder)
+        for kept in (file, _pass_file(cfg, path, _DENSE)):
+            kept.unlink(missing_ok=True)
     print_result(result)
     log.info("results: %s", folder)
     return result
+
+
+_last_dense: dict[Path, Pass] = {}  # of the last evaluation: the jobs of a sweep over tau share it
+
+
+def _dense_pass(
+    trainer: lightning.Trainer, task: lightning.LightningModule, loader: object, cfg: DictConfig, path: Path | None
+) -> Pass:
+    file = _pass_file(cfg, path, _DENSE)
+    if file not in _last_dense:
+        _last_dense.clear()
+        _last_dense[file] = run_pass(trainer, task, loader, None, file)
+    return _last_dense[file]
+
+
+_DENSE = ("model", "data", "static", "trainer", "split")  # what a dense pass depends on
+
+
+def _pass_file(cfg: DictConfig, path: Path | None, axes: tuple[str, ...]) -> Path:
+    """Where an interrupted pass with these settings and weights is kept."""
+    about = OmegaConf.to_container(cfg, resolve=True)
+    weights = None if path is None else (str(path), path.stat().st_mtime_ns)
+    digest = hashlib.sha256(json.dumps([weights, *(about[axis] for axis in axes)]).encode()).hexdigest()[:16]
+    return Path(cfg.paths.cache_dir).expanduser() / "passes" / f"{digest}.pt"
 
 
 def _loader(data: lightning.LightningDataModule, split: str) -> object:

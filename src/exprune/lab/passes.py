@@ -1,9 +1,12 @@
 """One pass of a task over a split: what it gave per input, and what its batches cost."""
 
 import contextlib
+import itertools
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -14,6 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from exprune.core import ExPrune
+from exprune.lab.files import write_whole
+
+SAVE_EVERY = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -39,41 +45,86 @@ class Pass:
 
 
 def run_pass(
-    trainer: lightning.Trainer, task: lightning.LightningModule, loader: DataLoader, run: ExPrune | None
+    trainer: lightning.Trainer,
+    task: lightning.LightningModule,
+    loader: DataLoader,
+    run: ExPrune | None,
+    file: Path | None = None,
 ) -> Pass:
-    """Predict every input of ``loader``, under ``run`` where it is given."""
-    rows = _NameRows(run)
-    trainer.callbacks.append(rows)
-    start = time.perf_counter()
+    """Predict every input of ``loader``, under ``run`` where it is given.
+
+    A pass of over a minute keeps what it has in ``file``, and goes on from there when it is started again.
+    """
+    progress = _Progress(run, file)
+    trainer.callbacks.append(progress)
     try:
         with run or contextlib.nullcontext():
-            batches = trainer.predict(task, loader)
+            trainer.predict(task, _Rest(loader, len(progress.batches)), return_predictions=False)
     finally:
-        trainer.callbacks.remove(rows)
-    seconds = time.perf_counter() - start
+        trainer.callbacks.remove(progress)
     parts: dict[str, list[Tensor]] = defaultdict(list)
     totals: dict[str, int] = defaultdict(int)
-    for batch in batches:
+    for batch in progress.batches:
         for name, value in batch.items():
             if isinstance(value, Tensor):
                 parts[name].append(value)
             else:
                 totals[name] += value
-    columns = {name: torch.cat(values).cpu().numpy() for name, values in parts.items()}
+    columns = {name: torch.cat(values).numpy() for name, values in parts.items()}
     if "index" in columns:  # the task's batches are not in the order of the split
         order = columns.pop("index").argsort()
         columns = {name: values[order] for name, values in columns.items()}
-    return Pass(columns, seconds, dict(totals))
+    return Pass(columns, progress.seconds(), dict(totals))
 
 
-class _NameRows(Callback):
-    """Tells the run which rows of a batch are data, where the task has padding."""
+class _Rest:
+    """The batches of a loader but for the first so many."""
 
-    def __init__(self, run: ExPrune | None) -> None:
-        self.run = run
+    def __init__(self, loader: Iterable, done: int) -> None:
+        self.loader, self.done = loader, done
+
+    def __len__(self) -> int:
+        return len(self.loader) - self.done
+
+    def __iter__(self) -> Iterator:
+        return itertools.islice(iter(self.loader), self.done, None)
+
+
+class _Progress(Callback):
+    """Collects what the batches give, tells the run which rows are data, and keeps long passes on disk."""
+
+    def __init__(self, run: ExPrune | None, file: Path | None) -> None:
+        self.run, self.file = run, file
+        self.batches: list[dict[str, Any]] = []
+        self.before = 0.0
+        if file is not None and file.exists():
+            state = torch.load(file, weights_only=True)
+            self.batches, self.before = state["batches"], state["seconds"]
+            if run is not None:
+                run.load_state_dict(state["run"])
+        self.start = self.saved = time.perf_counter()
+
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.start
 
     def on_predict_batch_start(
         self, trainer: lightning.Trainer, task: lightning.LightningModule, batch: Any, index: int, dataloader: int = 0
     ) -> None:
         if self.run is not None and hasattr(task, "data_rows"):
             self.run.rows = task.data_rows(batch)
+
+    def on_predict_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        task: lightning.LightningModule,
+        outputs: dict[str, Any],
+        batch: Any,
+        index: int,
+        dataloader: int = 0,
+    ) -> None:
+        self.batches.append({k: v.cpu() if isinstance(v, Tensor) else v for k, v in outputs.items()})
+        if self.file is not None and time.perf_counter() - self.saved > SAVE_EVERY:
+            state = {"batches": self.batches, "seconds": self.seconds()}
+            state |= {} if self.run is None else {"run": self.run.state_dict()}
+            write_whole(self.file, lambda partial: torch.save(state, partial))
+            self.saved = time.perf_counter()

@@ -10,7 +10,7 @@ import wandb
 from torchmetrics.functional.classification import binary_auroc
 
 from exprune.core import ExPrune
-from exprune.lab import experiment, passes
+from exprune.lab import measure, passes, subject
 from exprune.lab.files import load_tensors
 from exprune.lab.tasks.graphs import GraphTask
 from tests.cli import TINY, CommandLine
@@ -164,14 +164,15 @@ def test_help_names_the_axes(command: CommandLine) -> None:
 
 def test_a_sweep_runs_dense_once(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The jobs of a sweep over tau share the dense pass; another network does not."""
-    counts, run_pass = [], experiment.run_pass
+    counts, run_pass = [], passes.run_pass
 
     def counted(trainer: object, task: object, loader: object, run: ExPrune | None, file: Path) -> object:
         counts.append("dense" if run is None else "pruned")
         return run_pass(trainer, task, loader, run, file)
 
-    monkeypatch.setattr(experiment, "run_pass", counted)
-    monkeypatch.setattr(experiment, "_last_dense", {})
+    for module in (measure, subject):
+        monkeypatch.setattr(module, "run_pass", counted)
+    monkeypatch.setattr(subject, "_last_dense", {})
     outcome = command("evaluate.py", "-m", "model=gnn", "seed=11,12", "exprune.tau=0.1,0.2", "logger=none", *TINY)
     assert outcome.code == 0, outcome.err
     assert counts.count("dense") == 2 and counts.count("pruned") == 4
@@ -183,10 +184,10 @@ def test_interrupted_evaluation_goes_on(
 ) -> None:
     """A long evaluation that dies repeats no batch that it kept, and ends with the same result."""
     settings = ("model=gnn", "seed=11", "logger=none", *TINY, "data.eval_batch_size=8", "exprune.tau=0.15")
-    monkeypatch.setattr(experiment, "_last_dense", {})
+    monkeypatch.setattr(subject, "_last_dense", {})
     whole = command("evaluate.py", *settings, "hydra.run.dir=whole")
     assert whole.code == 0, whole.err
-    monkeypatch.setattr(experiment, "_last_dense", {})
+    monkeypatch.setattr(subject, "_last_dense", {})
     monkeypatch.setattr(passes, "SAVE_EVERY", 0.0)
     step, seen = GraphTask.predict_step, []
 
@@ -199,7 +200,7 @@ def test_interrupted_evaluation_goes_on(
     monkeypatch.setattr(GraphTask, "predict_step", die)
     with pytest.raises(RuntimeError, match="power cut"):
         command("evaluate.py", *settings, "hydra.run.dir=again")
-    monkeypatch.setattr(experiment, "_last_dense", {})
+    monkeypatch.setattr(subject, "_last_dense", {})
     again = command("evaluate.py", *settings, "hydra.run.dir=again")
     assert again.code == 0, again.err
     assert len(seen) == 2 * 8 + 1  # the batch in which it died, twice

@@ -1,0 +1,85 @@
+"""One measurement: a network densely and under ExPrune on a split."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import lightning
+import pandas as pd
+
+from exprune.core import ExPrune, Heuristic
+from exprune.lab.intervals import paired_bootstrap
+from exprune.lab.masks import sparsity
+from exprune.lab.passes import Pass, run_pass
+from exprune.lab.result import Metric, Result, flops_per_input, site_rows
+from exprune.lab.subject import Subject, plain
+
+
+def measure(
+    subject: Subject, heuristic: Heuristic | None, gain_ratio: Any, split: str, command: str
+) -> tuple[Result, pd.DataFrame]:
+    """The result of ``heuristic`` on a split, and every input's target and both predictions."""
+    cfg, task = subject.cfg, subject.task
+    run = ExPrune(subject.sites, heuristic, gain_ratio=gain_ratio)
+    dense = None if heuristic is None else subject.dense(split)
+    about = None if heuristic is None else [type(heuristic).__qualname__, run.taus, heuristic.stages, gain_ratio]
+    file = subject.pass_file(split, ["pruned", about, [site.name for site in run.sites if site.eligible]])
+    pruned = run_pass(subject.trainer, task, subject.loader(split), run, file)
+    dense = dense or pruned
+    result = Result(
+        model=cfg.model.name,
+        data=cfg.data.name,
+        split=split,
+        inputs=len(dense.targets),
+        static=cfg.static.name,
+        sparsity=sparsity(task.network),
+        seed=cfg.seed,
+        checkpoint=cfg.model.pretrained if subject.weights is None else subject.weights.name,
+        heuristic="none" if heuristic is None else type(heuristic).__name__,
+        tau=None if heuristic is None else heuristic.tau,
+        n=cfg.exprune.n,
+        gain_ratio=gain_ratio,
+        site_selection=plain(cfg.exprune.sites),
+        metric=_compare(task, dense, pruned, cfg.bootstrap, cfg.seed),
+        flops=flops_per_input(task.unit, run.flops, dense, pruned),
+        sites=site_rows(run),
+        seconds={"dense": dense.seconds, "pruned": None if heuristic is None else pruned.seconds},
+        versions=_versions(),
+        command=command,
+        metrics=_secondary(task, dense, pruned),
+    )
+    examples = pd.DataFrame({"target": dense.targets, "dense": dense.predictions, "pruned": pruned.predictions})
+    if "group" in dense.columns:
+        examples["group"] = dense.columns["group"]
+    for kept in (file, subject.pass_file(split, None)):
+        kept.unlink(missing_ok=True)
+    return result, examples
+
+
+def _compare(task: lightning.LightningModule, dense: Pass, pruned: Pass, resamples: int, seed: int) -> Metric:
+    of_dense, of_pruned = (task.score(one.predictions, one.targets) for one in (dense, pruned))
+    groups = dense.columns.get("group")
+    both = dense.predictions, pruned.predictions
+    intervals = paired_bootstrap(task.weighted_metric, *both, dense.targets, resamples, seed, groups)
+    low, high = intervals.drop
+    return Metric(
+        name=task.metric_name,
+        dense=of_dense,
+        pruned=of_pruned,
+        drop=100 * (of_dense - of_pruned),
+        interval=(100 * low, 100 * high),
+        dense_interval=intervals.dense,
+        pruned_interval=intervals.pruned,
+    )
+
+
+def _secondary(task: lightning.LightningModule, dense: Pass, pruned: Pass) -> dict[str, dict[str, float]]:
+    if not hasattr(task, "secondary"):
+        return {}
+    of_dense, of_pruned = task.secondary(dense.columns), task.secondary(pruned.columns)
+    return {name: {"dense": of_dense[name], "pruned": of_pruned[name]} for name in of_dense}
+
+
+def _versions() -> dict[str, str]:
+    packages = ("exprune", "torch", "lightning", "torchmetrics", "transformers", "torch_geometric", "rdkit")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

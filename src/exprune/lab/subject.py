@@ -1,0 +1,105 @@
+"""What evaluations and searches measure: a trained network with its data and its sites."""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from exprune.core import ExPrune, Heuristic, Site, find_sites, select_sites
+from exprune.core.errors import SettingError
+from exprune.lab.checkpoints import load_weights
+from exprune.lab.masks import attach_masks
+from exprune.lab.passes import Pass, run_pass
+from exprune.lab.static import check_static
+from exprune.lab.tracking import check_logger
+from exprune.lab.trained import weights_for
+from exprune.lab.training import make_trainer
+
+log = logging.getLogger(__name__)
+
+_DENSE = ("model", "data", "static", "trainer")  # what a dense pass depends on, beside the weights and the split
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network with its data; ``weights`` is None where it came with its own."""
+
+    cfg: DictConfig
+    trainer: lightning.Trainer
+    task: lightning.LightningModule
+    data: lightning.LightningDataModule
+    sites: list[Site]
+    weights: Path | None
+
+    def loader(self, split: str) -> Any:
+        """The batches of ``test`` or ``valid``."""
+        return _loader(self.data, split)
+
+    def dense(self, split: str) -> Pass:
+        """The dense pass over a split. The jobs of a sweep over tau share it."""
+        file = self.pass_file(split, None)
+        if file not in _last_dense:
+            _last_dense.clear()
+            _last_dense[file] = run_pass(self.trainer, self.task, self.loader(split), None, file)
+        return _last_dense[file]
+
+    def pass_file(self, split: str, about: Any) -> Path:
+        """Where an interrupted pass over a split is kept; ``about`` says what kind of pass it is."""
+        cfg = OmegaConf.to_container(self.cfg, resolve=True)
+        weights = None if self.weights is None else (str(self.weights), self.weights.stat().st_mtime_ns)
+        text = json.dumps([weights, split, about, *(cfg[axis] for axis in _DENSE)])
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return Path(self.cfg.paths.cache_dir).expanduser() / "passes" / f"{digest}.pt"
+
+
+_last_dense: dict[Path, Pass] = {}
+
+
+def prepare(cfg: DictConfig, heuristic: Heuristic | None) -> Subject:
+    """Load data and network, find the sites, and get trained weights, trained now where there are none.
+
+    Whatever is wrong with the settings is said before anything is trained.
+    """
+    check_logger(cfg)
+    check_static(cfg)
+    trainer = make_trainer(cfg, devices=1, logger=False)
+    data = load_data(cfg)
+    loader = _loader(data, cfg.split)
+    task = instantiate(cfg.data.get("task") or cfg.model.task, network=instantiate(cfg.model.network))
+    sites = find_sites(task.network, *task.network_inputs(next(iter(loader))))
+    if heuristic is not None:
+        sites = select_sites(sites, cfg.exprune.sites)
+    ExPrune(sites, heuristic, gain_ratio=plain(cfg.exprune.gain_ratio))  # what does not fit is said now
+
+    weights = weights_for(cfg, data)
+    log.info("weights: %s", weights or cfg.model.pretrained)
+    if cfg.static.name != "none":
+        attach_masks(task.network, cfg.static.dense_layers)
+    if weights is not None:
+        load_weights(weights, task.network, cfg.model.name)
+    return Subject(cfg, trainer, task, data, sites, weights)
+
+
+def load_data(cfg: DictConfig) -> lightning.LightningDataModule:
+    """The configured data, read and split."""
+    data = instantiate(cfg.data.module)
+    data.setup()
+    return data
+
+
+def plain(setting: Any) -> Any:
+    """A setting as Python's own numbers, lists and dictionaries."""
+    return OmegaConf.to_container(setting, resolve=True) if OmegaConf.is_config(setting) else setting
+
+
+def _loader(data: lightning.LightningDataModule, split: str) -> Any:
+    loaders = {"test": data.test_dataloader, "valid": data.val_dataloader}
+    if split not in loaders:
+        raise SettingError(f"split={split}: test or valid")
+    return loaders[split]()

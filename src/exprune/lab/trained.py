@@ -1,0 +1,48 @@
+"""Trained weights for a configuration: found, or made."""
+
+import logging
+from pathlib import Path
+
+import lightning
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from exprune.lab.checkpoints import cached_path, checkpoint_name, find_checkpoint, load_weights, save_weights
+from exprune.lab.static import dense_config, prune_and_train
+from exprune.lab.tracking import lightning_logger, tracked
+from exprune.lab.training import fit
+
+log = logging.getLogger(__name__)
+
+
+def weights_for(cfg: DictConfig, data: lightning.LightningDataModule) -> Path | None:
+    """The trained weights of this configuration; trains them where there are none. None: the network has its own."""
+    path = find_checkpoint(cfg)
+    if path is None and cfg.model.get("pretrained") and cfg.static.name == "none":
+        return None
+    if path is None:
+        log.info("no trained weights for this configuration of %s on %s yet", cfg.model.name, cfg.data.name)
+        path = train_weights(cfg, data)
+    return path
+
+
+def train_weights(cfg: DictConfig, data: lightning.LightningDataModule) -> Path:
+    """Train the configured network, prune it statically where that is configured, and write its weights."""
+    pruning = cfg.static.name != "none"
+    dense = weights_for(dense_config(cfg), data) if pruning else None
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    task = instantiate(cfg.model.task, network=instantiate(cfg.model.network))
+    with tracked(cfg, "train") as tracker:
+        logger = lightning_logger(tracker)
+        if not pruning:
+            log.info("training %s on %s, %d epochs", cfg.model.name, cfg.data.name, cfg.model.epochs)
+            history = fit(task, data, cfg, logger, checkpoint_name(cfg), cfg.model.epochs)
+        else:
+            log.info("pruning %s on %s (static=%s), from %s", cfg.model.name, cfg.data.name, cfg.static.name, dense)
+            if dense is not None:
+                load_weights(dense, task.network, cfg.model.name)
+            history = prune_and_train(task, data, cfg, logger)
+    path = Path(cfg.checkpoint).expanduser() if cfg.checkpoint is not None else cached_path(cfg)
+    save_weights(path, task.network, cfg, cfg.checkpoint_dtype, history)
+    log.info("weights of epoch %s (%s %s): %s", history["epoch"], task.monitor, history[task.monitor], path)
+    return path

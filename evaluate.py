@@ -5,11 +5,12 @@ from omegaconf import DictConfig
 
 from exprune.lab import entry
 from exprune.lab.experiment import evaluate
+from exprune.lab.search import search
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
-    entry.job(evaluate, cfg)
+    entry.job(evaluate if cfg.search.name == "none" else search, cfg)
 
 
 if __name__ == "__main__":

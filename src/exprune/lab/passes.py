@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,14 @@ def run_pass(
     loader: DataLoader,
     run: ExPrune | None,
     file: Path | None = None,
+    watch: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> Pass:
     """Predict every input of ``loader``, under ``run`` where it is given.
 
-    A pass of over a minute keeps what it has in ``file``, and goes on from there when it is started again.
+    A pass of over a minute keeps what it has in ``file``, and goes on from there when it is started again. ``watch``
+    sees after each batch what all of them gave so far; it may raise to end the pass.
     """
-    progress = _Progress(run, file)
+    progress = _Progress(run, file, watch)
     trainer.callbacks.append(progress)
     try:
         with run or contextlib.nullcontext():
@@ -93,8 +95,8 @@ class _Rest:
 class _Progress(Callback):
     """Collects what the batches give, tells the run which rows are data, and keeps long passes on disk."""
 
-    def __init__(self, run: ExPrune | None, file: Path | None) -> None:
-        self.run, self.file = run, file
+    def __init__(self, run: ExPrune | None, file: Path | None, watch: Callable | None) -> None:
+        self.run, self.file, self.watch = run, file, watch
         self.batches: list[dict[str, Any]] = []
         self.before = 0.0
         if file is not None and file.exists():
@@ -123,6 +125,8 @@ class _Progress(Callback):
         dataloader: int = 0,
     ) -> None:
         self.batches.append({k: v.cpu() if isinstance(v, Tensor) else v for k, v in outputs.items()})
+        if self.watch is not None:
+            self.watch(self.batches)
         if self.file is not None and time.perf_counter() - self.saved > SAVE_EVERY:
             state = {"batches": self.batches, "seconds": self.seconds()}
             state |= {} if self.run is None else {"run": self.run.state_dict()}

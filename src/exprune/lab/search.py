@@ -1,0 +1,229 @@
+"""Per-site search of a heuristic's knobs on the validation split (docs/method.md, section 2)."""
+
+import itertools
+import json
+import logging
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+from tqdm import tqdm
+
+from exprune.core import ExPrune, Heuristic, Prefix
+from exprune.core.errors import SettingError
+from exprune.lab.files import write_whole
+from exprune.lab.measure import measure
+from exprune.lab.passes import Pass, run_pass
+from exprune.lab.result import Result
+from exprune.lab.study import finished, front, open_study
+from exprune.lab.subject import Subject, plain, prepare
+from exprune.lab.tracking import tracked
+
+log = logging.getLogger(__name__)
+
+_GAIN_RATIOS = (0.1, 0.5)  # searched in the paper
+_UNIFORM = (0.0, 0.02, 0.04, 0.1, 0.2, 0.3, 0.5, 1.0)  # shares of every site's range, tried before anything else
+
+
+def search(cfg: DictConfig) -> pd.DataFrame:
+    """Search one tau per site (and one gain_ratio per masked site), then measure the front; returns its table.
+
+    Trials run on the validation split. The front is measured anew on all of it, and what is still a front there once
+    on the test split.
+    """
+    heuristic = instantiate(cfg.exprune.heuristic, _convert_="all")
+    if heuristic is None:
+        raise SettingError(f"search={cfg.search.name}: nothing to search with exprune=none")
+    _check(cfg)
+    subject = prepare(cfg, heuristic)
+    run = ExPrune(subject.sites, heuristic, gain_ratio=_GAIN_RATIOS[1])  # the sites that a search can use
+    batches = _spread(subject.loader("valid"), cfg.search.limit)
+    ranges = _ranges(subject, run, batches)
+    study = open_study(cfg, _name(subject, heuristic), _about(subject, heuristic, run, cfg))
+    if not study.get_trials(deepcopy=False):
+        for share in _UNIFORM:
+            study.enqueue_trial({name: low + share * (high - low) for name, (low, high) in ranges.items()})
+    with tracked(cfg, "search"):
+        _run_trials(study, subject, ranges, batches)
+        table = _measure_front(study, subject)
+    folder = Path(cfg.paths.output_dir)
+    trials = study.trials_dataframe()
+    write_whole(folder / "trials.csv", lambda partial: trials.to_csv(partial, index=False))
+    write_whole(folder / "front.csv", lambda partial: table.to_csv(partial, index=False))
+    log.info("front and trials: %s", folder)
+    return table
+
+
+def _check(cfg: DictConfig) -> None:
+    search = cfg.search
+    for key, low in (("trials", 1), ("front", 1), ("limit", 1)):
+        if search[key] is not None and (not isinstance(search[key], int) or search[key] < low):
+            raise SettingError(f"search.{key}={search[key]}: a whole number, at least {low}")
+    if not isinstance(search.max_drop, int | float) or search.max_drop < 0:
+        raise SettingError(f"search.max_drop={search.max_drop}: a number of points, at least 0")
+
+
+def _spread(loader: Iterable, limit: int | None) -> list:
+    """The batches of a loader, or evenly spread ones with about ``limit`` inputs."""
+    batches = list(loader)
+    if limit is None or not batches:
+        return batches
+    size = len(batches[0][0]) if isinstance(batches[0], tuple | list) else len(batches[0])
+    keep = min(len(batches), max(1, round(limit / size)))
+    return [batches[k * len(batches) // keep] for k in range(keep)]
+
+
+class _Scale(Heuristic):
+    """Stops nothing; keeps how low the estimated mean terms of each site go."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(None, n)
+        self.lowest: dict[str, list[Tensor]] = {}
+
+    def stop(self, seen: Prefix) -> Tensor:
+        mean = (seen.s / seen.n + seen.r / seen.terms).float().flatten()
+        some = mean[:: max(1, len(mean) // 100_000)]
+        self.lowest.setdefault(seen.site.name, []).append(torch.quantile(some, 0.01).cpu())
+        return torch.zeros_like(seen.s, dtype=torch.bool)
+
+
+def _ranges(subject: Subject, run: ExPrune, batches: list) -> dict[str, tuple[float, float]]:
+    """What each knob is searched in, from "never stops" to "stops most": by the name of its parameter.
+
+    An unbounded tau (Threshold's) goes down to where 1 % of the site's mean terms lie.
+    """
+    heuristic, names = run.heuristic, list(run.taus)
+    low, high = heuristic.tau_range
+    if np.isfinite([low, high]).all():
+        ranges = {f"tau/{name}": (low, high) for name in names}
+    else:
+        probe = _Scale(heuristic.stages[0])
+        run_pass(subject.trainer, subject.task, batches[:1], ExPrune(run.sites, probe))
+        lowest = {name: min(0.0, float(torch.stack(seen).mean())) for name, seen in probe.lowest.items()}
+        ranges = {f"tau/{name}": (lowest[name], high) for name in names}
+    masked = [site.name for site in run.sites if site.name in run.taus and site.mask is not None]
+    return ranges | {f"gain_ratio/{name}": _GAIN_RATIOS for name in masked}
+
+
+def _name(subject: Subject, heuristic: Heuristic) -> str:
+    weights = Path(subject.weights or subject.cfg.model.pretrained).stem
+    return f"{weights}-{type(heuristic).__name__}-n{heuristic.stages[0]}-{subject.cfg.search.limit or 'all'}"
+
+
+def _about(subject: Subject, heuristic: Heuristic, run: ExPrune, cfg: DictConfig) -> dict[str, Any]:
+    return {
+        "model": cfg.model.name,
+        "data": cfg.data.name,
+        "weights": Path(subject.weights or cfg.model.pretrained).name,
+        "heuristic": type(heuristic).__name__,
+        "n": heuristic.stages[0],
+        "sites": list(run.taus),
+        "limit": cfg.search.limit,
+    }
+
+
+def _run_trials(study: optuna.Study, subject: Subject, ranges: Mapping[str, tuple], batches: list) -> None:
+    settings = subject.cfg.search
+    dense = run_pass(subject.trainer, subject.task, batches, None)
+    inputs = len(dense.targets)
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        knobs = {name: trial.suggest_float(name, *both) for name, both in ranges.items()}
+        heuristic, gain_ratio = _configured(subject.cfg, knobs)
+        run = ExPrune(subject.sites, heuristic, gain_ratio=gain_ratio)
+
+        def watch(so_far: list[dict[str, Any]]) -> None:
+            # A part of the inputs may fall further short than all of them, but not by more than its share allows.
+            predictions = torch.cat([batch["prediction"] for batch in so_far]).numpy()
+            done = len(predictions)
+            if done < inputs and _drop(subject, dense, predictions) > settings.max_drop * inputs / done:
+                raise optuna.TrialPruned
+
+        pruned = run_pass(subject.trainer, subject.task, batches, run, watch=watch)
+        return _drop(subject, dense, pruned.predictions), run.flops.saved
+
+    done = len(finished(study))
+    with tqdm(total=settings.trials, initial=done, desc="trials", disable=None, leave=False) as bar:
+        while (done := len(finished(study))) < settings.trials:
+            study.optimize(objective, n_trials=1)
+            bar.update(len(finished(study)) - done)
+    log.info("study %s: %d trials", study.study_name, len(finished(study)))
+
+
+def _drop(subject: Subject, dense: Pass, predictions: np.ndarray) -> float:
+    """In points, over the inputs that are predicted so far."""
+    targets, before = dense.targets[: len(predictions)], dense.predictions[: len(predictions)]
+    score: Callable = subject.task.score
+    return 100 * (score(before, targets) - score(predictions, targets))
+
+
+def _configured(cfg: DictConfig, knobs: Mapping[str, float]) -> tuple[Heuristic, Any]:
+    """The heuristic and gain_ratio with these knobs."""
+    taus = {name.removeprefix("tau/"): value for name, value in knobs.items() if name.startswith("tau/")}
+    gains = {name.removeprefix("gain_ratio/"): v for name, v in knobs.items() if name.startswith("gain_ratio/")}
+    heuristic = instantiate(cfg.exprune.heuristic, tau=taus, _convert_="all")
+    return heuristic, {**gains, "*": _GAIN_RATIOS[1]} if gains else plain(cfg.exprune.gain_ratio)
+
+
+def _measure_front(study: optuna.Study, subject: Subject) -> pd.DataFrame:
+    """The points of the trials' front on all of validation, and those that are a front there on test."""
+    cfg, folder = subject.cfg, Path(subject.cfg.paths.output_dir)
+    command = shlex.join(["python", "evaluate.py", *cfg.overrides])
+    points = front(study, cfg.search.max_drop)
+    if not points:
+        raise SettingError(
+            f"search.max_drop={cfg.search.max_drop}: no trial drops less; allow more trials or more points"
+        )
+    keep = sorted({round(k) for k in np.linspace(0, len(points) - 1, min(cfg.search.front, len(points)))})
+
+    def measured(trial: optuna.trial.FrozenTrial, split: str) -> Result:
+        heuristic, gain_ratio = _configured(cfg, trial.params)
+        result, _ = measure(subject, heuristic, gain_ratio, split, command)
+        result.write(folder / split / f"{trial.number:05d}" / "result.json")
+        return result
+
+    chosen = [points[k] for k in keep]
+    bar = tqdm(itertools.chain(chosen), total=len(chosen), desc="front, valid", disable=None, leave=False)
+    valid = [(trial, measured(trial, "valid")) for trial in bar]
+    still = [pair for pair in valid if not any(_beats(other, pair[1]) for _, other in valid)]
+    rows = []
+    for trial, on_valid in tqdm(still, desc="front, test", disable=None, leave=False):
+        on_test = measured(trial, "test")
+        rows.append(
+            {
+                "model": on_test.model,
+                "data": on_test.data,
+                "static": on_test.static,
+                "sparsity": round(on_test.sparsity, 5),
+                "heuristic": on_test.heuristic,
+                "search": cfg.search.name,
+                "trials": len(finished(study)),
+                "trial": trial.number,
+                "valid_drop": round(on_valid.metric.drop, 3),
+                "valid_saved_percent": round(100 * on_valid.flops.saved, 3),
+                "metric": on_test.metric.name,
+                "dense": round(on_test.metric.dense, 5),
+                "pruned": round(on_test.metric.pruned, 5),
+                "drop_points": round(on_test.metric.drop, 3),
+                "drop_low": round(on_test.metric.interval[0], 3),
+                "drop_high": round(on_test.metric.interval[1], 3),
+                "saved_percent": round(100 * on_test.flops.saved, 3),
+                "scope_saved_percent": round(100 * on_test.flops.paper_scope["saved"], 3),
+                "knobs": json.dumps({name: round(value, 6) for name, value in trial.params.items()}),
+                "command": command,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _beats(one: Result, other: Result) -> bool:
+    ours, theirs = (one.metric.drop, -one.flops.saved), (other.metric.drop, -other.flops.saved)
+    return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]

@@ -1,0 +1,109 @@
+"""Optuna's part of a search: the study, its storage, its sampler."""
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from omegaconf import DictConfig
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from exprune.core.errors import SettingError
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def open_study(cfg: DictConfig, name: str, about: dict[str, Any]) -> optuna.Study:
+    """The study of that name, made where there is none: two objectives, the drop (down) and the FLOPs saved (up).
+
+    ``about`` is what its trials are of; a study of the same name must be about the same.
+
+    Raises:
+        SettingError: the search is unknown, the storage cannot be reached, or the study is about something else.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # the heartbeat
+    name = cfg.search.study or name
+    study = _created(name, lambda: _storage(cfg), cfg.search.storage)
+    text = json.dumps(about, sort_keys=True)
+    known = study.user_attrs.get("about")
+    if known is None:
+        study.set_user_attr("about", text)
+    elif known != text:
+        was = json.loads(known)
+        other = [key for key in about if was.get(key) != about[key]]
+        raise SettingError(
+            f"search.study={name}: its trials are of another {other[0]} ({_short(was.get(other[0]))}, "
+            f"not {_short(about[other[0]])}); name another study"
+        )
+    # Not the same suggestions again after a restart, nor those of another worker.
+    seed = hash((cfg.seed, os.getpid(), len(study.get_trials(deepcopy=False)))) % 2**32
+    study.sampler = _sampler(cfg.search.name, seed)
+    return study
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that ended, complete or stopped early."""
+    return study.get_trials(deepcopy=False, states=FINISHED)
+
+
+def front(study: optuna.Study, max_drop: float) -> list[FrozenTrial]:
+    """The complete trials that no other beats in drop and saving, up to a drop; the least saving first."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    best, lowest = [], float("inf")
+    for trial in sorted(complete, key=lambda t: (-t.values[1], t.values[0])):
+        if trial.values[0] < lowest:
+            lowest = trial.values[0]
+            if lowest <= max_drop:
+                best.append(trial)
+    return best[::-1]
+
+
+def _created(name: str, storage: Callable[[], BaseStorage], where: str | None) -> optuna.Study:
+    for attempt in range(5):  # workers that start at once may both try to make the tables of a fresh file
+        try:
+            return optuna.create_study(
+                study_name=name, storage=storage(), directions=("minimize", "maximize"), load_if_exists=True
+            )
+        except Exception as error:
+            if attempt == 4 or (where is not None and "://" in where and not where.startswith("sqlite")):
+                line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise SettingError(f"search.storage={where or 'null'}: cannot be opened ({line})") from error
+            time.sleep(0.5 * (attempt + 1))
+    raise AssertionError
+
+
+def _storage(cfg: DictConfig) -> BaseStorage:
+    where = cfg.search.storage
+    if where is None:
+        path = Path(cfg.paths.cache_dir).expanduser() / "studies.db"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        where = f"sqlite:///{path.absolute()}"
+    if where.endswith(".journal"):
+        return JournalStorage(JournalFileBackend(where))
+    # A worker that dies leaves a trial that is running for ever; the heartbeat finds it and puts it back.
+    return RDBStorage(
+        where,
+        heartbeat_interval=60,
+        grace_period=180,
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+    )
+
+
+def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    if name == "tpe":
+        return optuna.samplers.TPESampler(seed=seed)
+    if name == "nsga2":
+        return optuna.samplers.NSGAIISampler(seed=seed)
+    raise SettingError(f"search.name={name}: tpe, nsga2 or none")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

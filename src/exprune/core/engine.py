@@ -67,7 +67,8 @@ class ExPrune:
         stages = list(heuristic.stages)
         if not stages or stages[0] < 1 or any(a >= b for a, b in itertools.pairwise(stages)):
             raise SettingError(f"stages={stages}: whole numbers of terms, at least 1, each larger than the one before")
-        ratios = per_site(gain_ratio, [site for site in self.sites if site.eligible], "gain_ratio")
+        known = [site for site in self.sites if site.eligible]
+        ratios = per_site(gain_ratio, known, "gain_ratio")
         for index, site in enumerate(self.sites):
             if site.eligible:
                 plan = make_plan(site, stages, _checked(ratios[site.name]))
@@ -80,7 +81,7 @@ class ExPrune:
         if not eligible:
             reasons = "; ".join(f"{site.name}: {site.reason}" for site in self.sites if site.relu)
             raise SettingError(f"no site to prune with n={stages[0]} ({reasons or 'no layer feeds a ReLU'})")
-        self.taus = per_site(heuristic.tau, eligible)
+        self.taus = per_site(heuristic.tau, eligible, known=known)
 
     def __enter__(self) -> "ExPrune":
         if self._pruner is not None:

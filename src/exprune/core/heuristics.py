@@ -107,18 +107,23 @@ class StatsTest(Heuristic):
         return 2 * self.stages[stage] + 6
 
 
-def per_site(values: Tau | None, sites: Sequence[Site], what: str = "tau") -> dict[str, float | None]:
+def per_site(
+    values: Tau | None, sites: Sequence[Site], what: str = "tau", known: Sequence[Site] | None = None
+) -> dict[str, float | None]:
     """The knob of every site, by name. In a mapping an exact name goes before a wildcard, then the first match wins.
+
+    ``known`` are all the sites that a mapping may name (default: ``sites``).
 
     Raises:
         SettingError: a list of another length, a pattern that matches no site, a site without a value.
     """
     names = [site.name for site in sites]
     if isinstance(values, Mapping):
+        there = names if known is None else [site.name for site in known]
         for pattern in values:
-            if not matching(pattern, names):
+            if not matching(pattern, there):
                 raise SettingError(
-                    f"{what} of {pattern!r}: no eligible site of that name; there are {', '.join(names)}"
+                    f"{what} of {pattern!r}: no eligible site of that name; there are {', '.join(there)}"
                 )
         found = {name: _lookup(values, name) for name in names}
         if missing := [name for name, value in found.items() if value is None]:

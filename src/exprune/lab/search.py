@@ -22,7 +22,7 @@ from exprune.core.errors import SettingError
 from exprune.lab.files import write_whole
 from exprune.lab.measure import measure
 from exprune.lab.passes import Pass, run_pass
-from exprune.lab.result import Result
+from exprune.lab.result import Result, flops_per_input
 from exprune.lab.study import finished, front, open_study
 from exprune.lab.subject import Subject, plain, prepare
 from exprune.lab.tracking import tracked
@@ -138,7 +138,10 @@ def _run_trials(study: optuna.Study, subject: Subject, ranges: Mapping[str, tupl
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         knobs = {name: trial.suggest_float(name, *both) for name, both in ranges.items()}
         heuristic, gain_ratio = _configured(subject.cfg, knobs)
-        run = ExPrune(subject.sites, heuristic, gain_ratio=gain_ratio)
+        try:
+            run = ExPrune(subject.sites, heuristic, gain_ratio=gain_ratio)
+        except SettingError as error:  # with these gain ratios no neuron is worth a test
+            raise optuna.TrialPruned from error
 
         def watch(so_far: list[dict[str, Any]]) -> None:
             # A part of the inputs may fall further short than all of them, but not by more than its share allows.
@@ -148,7 +151,8 @@ def _run_trials(study: optuna.Study, subject: Subject, ranges: Mapping[str, tupl
                 raise optuna.TrialPruned
 
         pruned = run_pass(subject.trainer, subject.task, batches, run, watch=watch)
-        return _drop(subject, dense, pruned.predictions), run.flops.saved
+        saved = flops_per_input(subject.task.unit, run.flops, dense, pruned).saved
+        return _drop(subject, dense, pruned.predictions), saved
 
     done = len(finished(study))
     with tqdm(total=settings.trials, initial=done, desc="trials", disable=None, leave=False) as bar:

@@ -22,6 +22,7 @@ import exprune.lab  # noqa: F401  repairs torchvision before lightning is import
 import torch  # isort: skip
 
 from exprune.core import ExPrune, Heuristic, StatsTest, Threshold, find_sites
+from exprune.lab.subject import load_data
 
 
 def main() -> None:
@@ -32,8 +33,7 @@ def main() -> None:
 
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         cfg = compose("evaluate", [*options.overrides, "overrides=[]", "paths.output_dir=."])
-    data = instantiate(cfg.data.module)
-    data.setup()
+    data = load_data(cfg)
     torch.manual_seed(0)
     task = instantiate(cfg.model.task, network=instantiate(cfg.model.network)).eval()
     batches = [task.network_inputs(batch) for batch in data.test_dataloader()]

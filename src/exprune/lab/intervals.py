@@ -31,6 +31,11 @@ def weighted_roc_auc(predictions: Array, targets: NDArray, weights: Array) -> Ar
         return (ups * below).sum(axis=1) / (ups.sum(axis=1) * downs.sum(axis=1))
 
 
+def accuracy(predictions: Array, targets: NDArray) -> float:
+    """The share of examples whose predicted class is the target."""
+    return float((predictions == targets).mean())
+
+
 def weighted_accuracy(predictions: Array, targets: NDArray, weights: Array) -> Array:
     """The share of examples, each counting ``weights`` times, whose predicted class is the target."""
     return weights @ (predictions == targets) / weights.sum(axis=1)

@@ -34,7 +34,7 @@ def measure(
         static=cfg.static.name,
         sparsity=sparsity(task.network),
         seed=cfg.seed,
-        checkpoint=cfg.model.pretrained if subject.weights is None else subject.weights.name,
+        checkpoint=subject.checkpoint,
         heuristic="none" if heuristic is None else type(heuristic).__name__,
         tau=None if heuristic is None else heuristic.tau,
         n=cfg.exprune.n,

@@ -119,7 +119,7 @@ def site_rows(run: ExPrune) -> list[dict[str, Any]]:
     rows = []
     for site in run.sites:
         weight = site.module.weight
-        left = weight.numel() if site.mask is None else int(site.mask.count_nonzero())
+        left = weight.numel() if (mask := site.mask) is None else int(mask.count_nonzero())
         row = {
             "name": site.name,
             "kind": site.kind,

@@ -1,6 +1,5 @@
 """Per-site search of a heuristic's knobs on the validation split (docs/method.md, section 2)."""
 
-import itertools
 import json
 import logging
 import shlex
@@ -47,7 +46,7 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     run = ExPrune(subject.sites, heuristic, gain_ratio=_GAIN_RATIOS[1])  # the sites that a search can use
     batches = _spread(subject.loader("valid"), cfg.search.limit)
     ranges = _ranges(subject, run, batches)
-    study = open_study(cfg, _name(subject, heuristic), _about(subject, heuristic, run, cfg))
+    study = open_study(cfg, _name(subject, heuristic), _about(subject, run))
     if not study.get_trials(deepcopy=False):
         for share in _UNIFORM:
             study.enqueue_trial({name: low + share * (high - low) for name, (low, high) in ranges.items()})
@@ -114,15 +113,17 @@ def _ranges(subject: Subject, run: ExPrune, batches: list) -> dict[str, tuple[fl
 
 
 def _name(subject: Subject, heuristic: Heuristic) -> str:
-    weights = Path(subject.weights or subject.cfg.model.pretrained).stem
-    return f"{weights}-{type(heuristic).__name__}-n{heuristic.stages[0]}-{subject.cfg.search.limit or 'all'}"
+    inputs = subject.cfg.search.limit or "all"
+    weights = Path(subject.checkpoint).name.removesuffix(".safetensors")
+    return f"{weights}-{type(heuristic).__name__}-n{heuristic.stages[0]}-{inputs}"
 
 
-def _about(subject: Subject, heuristic: Heuristic, run: ExPrune, cfg: DictConfig) -> dict[str, Any]:
+def _about(subject: Subject, run: ExPrune) -> dict[str, Any]:
+    cfg, heuristic = subject.cfg, run.heuristic
     return {
         "model": cfg.model.name,
         "data": cfg.data.name,
-        "weights": Path(subject.weights or cfg.model.pretrained).name,
+        "weights": Path(subject.checkpoint).name,
         "heuristic": type(heuristic).__name__,
         "n": heuristic.stages[0],
         "sites": list(run.taus),
@@ -195,7 +196,7 @@ def _measure_front(study: optuna.Study, subject: Subject) -> pd.DataFrame:
         return result
 
     chosen = [points[k] for k in keep]
-    bar = tqdm(itertools.chain(chosen), total=len(chosen), desc="front, valid", disable=None, leave=False)
+    bar = tqdm(chosen, desc="front, valid", disable=None, leave=False)
     valid = [(trial, measured(trial, "valid")) for trial in bar]
     still = [pair for pair in valid if not any(_beats(other, pair[1]) for _, other in valid)]
     rows = []

@@ -37,6 +37,11 @@ class Subject:
     sites: list[Site]
     weights: Path | None
 
+    @property
+    def checkpoint(self) -> str:
+        """What the network's weights are called."""
+        return self.cfg.model.pretrained if self.weights is None else self.weights.name
+
     def loader(self, split: str) -> Any:
         """The batches of ``test`` or ``valid``."""
         return _loader(self.data, split)

@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from huggingface_hub import hf_hub_download
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from exprune.core.errors import SettingError
-from exprune.lab.data.tokens import NO_TARGET, PAD, START
+from exprune.lab.data.limit import checked_limit
+from exprune.lab.data.tokens import NO_TARGET, PAD, START, padded
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,6 @@ def _question(goal: str, first: str, second: str, answer: int) -> Question:
 def collate(chosen: Sequence[tuple[int, list[Tensor], int]]) -> ChoiceBatch:
     """Of (index, the token ids of both texts, answer) a batch; every text begins with START."""
     lines = [torch.cat([torch.tensor([START]), ids]) for _, both, _ in chosen for ids in both]
-
-    def padded(rows: list[Tensor], value: int) -> Tensor:
-        return pad_sequence(rows, batch_first=True, padding_value=value)
-
     return ChoiceBatch(
         padded(lines, PAD),
         padded([torch.ones_like(line) for line in lines], 0),
@@ -123,11 +119,9 @@ class ChoiceData(lightning.LightningDataModule):
         limit: int | None = None,
     ) -> None:
         super().__init__()
-        if limit is not None and limit < 1:
-            raise SettingError(f"data.limit={limit}: at least 1, or null for all questions")
         self.read, self.encode = read, encode
         self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
-        self.eval_batch_size, self.limit = eval_batch_size, limit
+        self.eval_batch_size, self.limit = eval_batch_size, checked_limit(limit, "questions")
         self.rows: list[tuple[int, list[Tensor], int]] = []
 
     def setup(self, stage: str | None = None) -> None:

@@ -7,7 +7,6 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -76,7 +75,7 @@ def _download(url: str, archive: Path, given: Path) -> None:
     archive.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(url, str(archive), OFFICIAL_SHA256, progress=sys.stderr.isatty())
-    except (URLError, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # URLError is an OSError
         raise SettingError(f"{url}: not downloaded ({error}); put the archive at {given}, or try again") from error
 
 

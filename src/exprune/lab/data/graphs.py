@@ -15,7 +15,7 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
-from exprune.core.errors import SettingError
+from exprune.lab.data.limit import checked_limit
 from exprune.lab.data.molecules import featurise, parse
 from exprune.lab.data.scaffold import scaffold_split
 from exprune.lab.data.smiles import Molecules
@@ -101,8 +101,6 @@ class MoleculeData(lightning.LightningDataModule):
         limit: int | None = None,
     ) -> None:
         super().__init__()
-        if limit is not None and limit < 1:
-            raise SettingError(f"data.limit={limit}: at least 1, or null for all graphs")
         self.name = name
         self.read = read
         self.data_dir = Path(data_dir).expanduser()
@@ -110,7 +108,7 @@ class MoleculeData(lightning.LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
-        self.limit = limit
+        self.limit = checked_limit(limit, "graphs")
         self.graphs: Graphs | None = None
         self.parts: dict[str, list[Data]] = {}
 

@@ -8,7 +8,7 @@ import lightning
 import torch
 from torch import Tensor
 
-from exprune.core.errors import SettingError
+from exprune.lab.data.limit import checked_limit
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10, as in the paper
 
@@ -108,12 +108,10 @@ class ImageData(lightning.LightningDataModule):
         limit: int | None = None,
     ) -> None:
         super().__init__()
-        if limit is not None and limit < 1:
-            raise SettingError(f"data.limit={limit}: at least 1, or null for all images")
         self.read = read
         self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
         self.valid, self.padding, self.flip, self.cutout = valid, padding, flip, cutout
-        self.batch_size, self.eval_batch_size, self.limit = batch_size, eval_batch_size, limit
+        self.batch_size, self.eval_batch_size, self.limit = batch_size, eval_batch_size, checked_limit(limit, "images")
         self.parts: dict[str, tuple[Tensor, Tensor]] = {}
 
     def setup(self, stage: str | None = None) -> None:

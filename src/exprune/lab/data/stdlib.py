@@ -1,5 +1,6 @@
 """The source of Python's own standard library: the embedded text."""
 
+import functools
 import hashlib
 import platform
 import sysconfig
@@ -28,6 +29,7 @@ class Corpus:
     parts: Mapping[str, Mapping[str, str]]
 
 
+@functools.cache  # questions and their encoding both read it
 def read_stdlib(data_dir: Path, cache_dir: Path) -> Corpus:
     """The running Python's standard library; both folders go unused.
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from exprune.core.errors import SettingError
 from exprune.lab.data.choices import Question
+from exprune.lab.data.limit import checked_limit
 from exprune.lab.data.stdlib import Corpus
 from exprune.lab.data.tokens import Block, StreamLoader, blocks, collate, encode, find_tokenizer
 
@@ -39,14 +40,12 @@ class TextData(lightning.LightningDataModule):
         limit: int | None = None,
     ) -> None:
         super().__init__()
-        if limit is not None and limit < 1:
-            raise SettingError(f"data.limit={limit}: at least 1, or null for all blocks")
         if vocabulary < 300 or context < 1:
             raise SettingError(f"data.vocabulary={vocabulary}, data.context={context}: at least 300 and 1")
         self.read = read
         self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
         self.released, self.vocabulary, self.context = Path(released), vocabulary, context
-        self.batch_size, self.eval_batch_size, self.limit = batch_size, eval_batch_size, limit
+        self.batch_size, self.eval_batch_size, self.limit = batch_size, eval_batch_size, checked_limit(limit, "blocks")
         self.tokens: dict[str, list] = {}
 
     def setup(self, stage: str | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from exprune.core.errors import SettingError
 from exprune.lab.files import write_whole
@@ -69,12 +70,13 @@ def blocks(tokens: Sequence[Tensor], context: int) -> list[Block]:
     return cut
 
 
+def padded(rows: list[Tensor], value: int) -> Tensor:
+    """Rows of different lengths in one matrix, filled up with ``value``."""
+    return pad_sequence(rows, batch_first=True, padding_value=value)
+
+
 def collate(chosen: Sequence[Block]) -> TokenBatch:
     """Blocks padded to the longest of them."""
-
-    def padded(rows: list[Tensor], value: int) -> Tensor:
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
-
     return TokenBatch(
         padded([block.ids for block in chosen], PAD),
         padded([torch.ones_like(block.ids) for block in chosen], 0),

@@ -11,8 +11,8 @@ from torch_geometric.data import Batch
 from torchmetrics.classification import BinaryAUROC
 from torchmetrics.functional.classification import binary_auroc
 
-from exprune.core.errors import SettingError
 from exprune.lab.intervals import weighted_roc_auc
+from exprune.lab.tasks.optimisation import checked_rate, one_cycle
 
 
 class GraphTask(lightning.LightningModule):
@@ -31,10 +31,8 @@ class GraphTask(lightning.LightningModule):
 
     def __init__(self, network: nn.Module, lr: float, weight_decay: float) -> None:
         super().__init__()
-        if lr <= 0:
-            raise SettingError(f"model.task.lr={lr}: a learning rate above 0")
         self.network = network
-        self.lr, self.weight_decay = lr, weight_decay
+        self.lr, self.weight_decay = checked_rate(lr), weight_decay
         self.metric = BinaryAUROC()
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
@@ -64,7 +62,4 @@ class GraphTask(lightning.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.lr, total_steps=self.trainer.estimated_stepping_batches
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return one_cycle(self, optimizer)

@@ -4,13 +4,13 @@ from typing import Any
 
 import lightning
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from exprune.core.errors import SettingError
-from exprune.lab.intervals import weighted_accuracy
+from exprune.lab.intervals import accuracy, weighted_accuracy
+from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
 
 
 class ImageTask(lightning.LightningModule):
@@ -28,6 +28,7 @@ class ImageTask(lightning.LightningModule):
     unit = "image"
     monitor = "valid/accuracy"
     weighted_metric = staticmethod(weighted_accuracy)
+    score = staticmethod(accuracy)
 
     def __init__(
         self,
@@ -41,13 +42,11 @@ class ImageTask(lightning.LightningModule):
         classes: int,
     ) -> None:
         super().__init__()
-        if lr <= 0:
-            raise SettingError(f"model.task.lr={lr}: a learning rate above 0")
         if optimizer not in ("sgd", "adamw"):
             raise SettingError(f"model.task.optimizer={optimizer}: sgd or adamw")
         self.optimizer = optimizer
         self.network = network.to(memory_format=torch.channels_last)
-        self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
+        self.lr, self.weight_decay, self.momentum = checked_rate(lr), weight_decay, momentum
         self.label_smoothing, self.warmup = label_smoothing, warmup
         self.metric = MulticlassAccuracy(classes, average="micro")
 
@@ -72,28 +71,14 @@ class ImageTask(lightning.LightningModule):
             "outside_paper_scope": self.network.outside_paper_scope(images),
         }
 
-    def score(self, predictions: NDArray, targets: NDArray) -> float:
-        """The metric of a whole split."""
-        return float((predictions == targets).mean())
-
     def network_inputs(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor]:
         """The arguments with which this task calls the network."""
         return (batch[0],)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        # Weight decay is for weights: BatchNorm's scales and all biases go without.
-        decayed = [p for p in self.network.parameters() if p.dim() > 1]
-        others = [p for p in self.network.parameters() if p.dim() <= 1]
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups = decay_groups(self.network, self.weight_decay)
         if self.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=True)
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999))
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=self.lr,
-            total_steps=self.trainer.estimated_stepping_batches,
-            pct_start=self.warmup,
-            cycle_momentum=False,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return one_cycle(self, optimizer, pct_start=self.warmup, cycle_momentum=False)

@@ -1,0 +1,30 @@
+"""What the tasks' optimisers share: the check of the rate, the groups of parameters, the schedule."""
+
+from typing import Any
+
+import lightning
+import torch
+from torch import nn
+
+from exprune.core.errors import SettingError
+
+
+def checked_rate(lr: float) -> float:
+    """``lr``, where it is above 0; raises SettingError elsewhere."""
+    if lr <= 0:
+        raise SettingError(f"model.task.lr={lr}: a learning rate above 0")
+    return lr
+
+
+def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay is for weights: the scales of normalisations and all biases go without."""
+    decayed = [p for p in network.parameters() if p.dim() > 1]
+    others = [p for p in network.parameters() if p.dim() <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def one_cycle(task: lightning.LightningModule, optimizer: torch.optim.Optimizer, **options: Any) -> dict[str, Any]:
+    """The optimiser under OneCycle up to ``task.lr`` over the whole training, step by step, as Lightning wants it."""
+    steps = task.trainer.estimated_stepping_batches
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=task.lr, total_steps=steps, **options)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exprune.core import ExPrune, Heuristic, Prefix, SiteFlops, StatsTest, Threshold, find_sites
+from exprune.core import ExPrune, Heuristic, Prefix, Site, SiteFlops, StatsTest, Threshold, find_sites
 from tests.core.brute_force import Expected, Gap, brute_force, conv_terms, linear_terms, stats_gap, threshold_gap
 from tests.core.networks import by_name, scramble
 
@@ -372,7 +372,7 @@ def test_a_stopped_neuron_is_not_stopped_again() -> None:
         def stop(self, seen: Prefix) -> Tensor:
             return torch.ones_like(seen.s, dtype=torch.bool)
 
-        def overhead(self, stage: int) -> int:
+        def overhead(self, stage: int, site: Site) -> int:
             return (3, 50, 700)[stage]
 
     model, x, residual = build(Case("linear", terms=9))

@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exprune.core import ExPrune, Heuristic, Prefix, SettingError, StatsTest, Threshold, find_sites, select_sites
+from exprune.core import (
+    ExPrune,
+    Heuristic,
+    Prefix,
+    SettingError,
+    Site,
+    StatsTest,
+    Threshold,
+    find_sites,
+    select_sites,
+)
 from exprune.core.heuristics import per_site
 from tests.core.networks import by_name, counts, pruned_pass
 
@@ -295,7 +305,7 @@ def test_a_heuristic_may_decide_by_site(model: nn.Module) -> None:
         def stop(self, seen: Prefix) -> Tensor:
             return torch.full_like(seen.s, seen.site.name == "blocks.1.fc2", dtype=torch.bool)
 
-        def overhead(self, stage: int) -> int:
+        def overhead(self, stage: int, site: Site) -> int:
             return 0
 
     run = pruned_pass(model, find_sites(model, X), Only(n=2), X)

@@ -8,22 +8,34 @@
 This package imports torch and the standard library only.
 """
 
+from exprune.core.calibrated import Calibrated, CalibratedTest, Optimal, Oracle
 from exprune.core.engine import ExPrune
 from exprune.core.errors import SettingError
 from exprune.core.flops import Flops, SiteFlops
 from exprune.core.heuristics import Heuristic, Prefix, StatsTest, Threshold
+from exprune.core.importance import InputVariances, SquaredGradients, term_order
+from exprune.core.moments import Recorder, SiteStatistics
 from exprune.core.sites import Site, find_sites, select_sites
 
 __all__ = [
+    "Calibrated",
+    "CalibratedTest",
     "ExPrune",
     "Flops",
     "Heuristic",
+    "InputVariances",
+    "Optimal",
+    "Oracle",
     "Prefix",
+    "Recorder",
     "SettingError",
     "Site",
     "SiteFlops",
+    "SiteStatistics",
+    "SquaredGradients",
     "StatsTest",
     "Threshold",
     "find_sites",
     "select_sites",
+    "term_order",
 ]

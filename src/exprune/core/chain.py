@@ -110,6 +110,9 @@ class ChainFollower(TorchFunctionMode):
         """Run a torch call of the model."""
         return func(*args, **kwargs)
 
+    def before_relu(self, chain: Chain, z: Tensor) -> None:
+        """``chain`` is about to go through a ReLU, which may change its pre-activation ``z`` in place."""
+
     def at_relu(self, chain: Chain, out: Tensor) -> None:
         """``chain`` has reached a ReLU, whose output is ``out``."""
 
@@ -200,6 +203,7 @@ class ChainFollower(TorchFunctionMode):
         chain = self.chains.get(tensor) if isinstance(tensor, Tensor) else None
         if chain is None or not _is_relu(func, args, kwargs):
             return self.call(func, args, kwargs)
+        self.before_relu(chain, tensor)
         out = self.call(func, args, kwargs)
         self.at_relu(chain, out)
         self.chains.pop(out, None)  # an in-place ReLU returns the pre-activation's own object

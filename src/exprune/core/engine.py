@@ -71,9 +71,9 @@ class ExPrune:
         ratios = per_site(gain_ratio, known, "gain_ratio")
         for index, site in enumerate(self.sites):
             if site.eligible:
-                plan = make_plan(site, stages, _checked(ratios[site.name]))
+                plan = make_plan(site, stages, _checked(ratios[site.name]), heuristic.order(site))
                 if plan.stages:
-                    overhead = tuple(heuristic.overhead(stage) for stage in range(len(plan.stages)))
+                    overhead = tuple(heuristic.overhead(stage, site) for stage in range(len(plan.stages)))
                     self._counts[site.name] = SiteFlops(site, plan, overhead)
                 else:
                     self.sites[index] = replace(site, reason=_why_no_stage(site, stages[0], ratios[site.name]))
@@ -139,6 +139,7 @@ class _Pruner(ChainFollower):
         masks = {site.name: mask for site in run.sites if (mask := site.mask) is not None}
         super().__init__({s.name: s.module for s in run.sites if s.name in run._counts or s.name in masks})
         self.run = run
+        self.full: Tensor | None = None
         self.zeros = {name: mask.numel() - int(mask.count_nonzero()) for name, mask in masks.items()}
 
     def call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
@@ -155,6 +156,10 @@ class _Pruner(ChainFollower):
         if training_mode:
             raise SettingError("a BatchNorm is in training mode; call model.eval() before pruning")
 
+    def before_relu(self, chain: Chain, z: Tensor) -> None:
+        if chain.name in self.run._counts and self.run.heuristic.needs_full:
+            self.full = z.detach().clone()  # the ReLU may be in place
+
     def at_relu(self, chain: Chain, out: Tensor) -> None:
         if chain.name not in self.run._counts:
             return
@@ -167,12 +172,17 @@ class _Pruner(ChainFollower):
             stages = self.run._counts[chain.name].plan.stages
             terms = [Terms.of(chain.call, stage.channels, stage.keep, chain.scale) for stage in stages]
             for part, rows in _chunks(chain, out):
-                stopped, stopped_at = self._stop(part, terms)
                 chunk = out[rows]
-                self._count(part, chunk, stopped, stopped_at, rows)
+                data = None if mask is None else self._data_rows(chain, chunk, rows)
+                full = None if self.full is None else self.full[rows]
+                stopped, stopped_at = self._stop(part, terms, data, full)
+                self._count(part, chunk, stopped, stopped_at, data)
                 _write_zeros(chunk, stopped)
+        self.full = None
 
-    def _stop(self, chain: Chain, terms: Sequence[Terms]) -> tuple[Tensor, list[Tensor]]:
+    def _stop(
+        self, chain: Chain, terms: Sequence[Terms], data: Tensor | None, full: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Which outputs stop, and those that stop at each stage, by the terms of each."""
         run, site, x = self.run, self.run._counts[chain.name].site, chain.call.input
         plan = self.run._counts[chain.name].plan
@@ -189,7 +199,11 @@ class _Pruner(ChainFollower):
             if run.heuristic.needs_squares:
                 part = some.squares(x)
                 q = part if q is None else q + part
-            now = run.heuristic.stop(Prefix(site, index, stage.n, total, run.taus[chain.name], s, q, r))
+            left = plan.dense_flops - stage.flops
+            if isinstance(left, Tensor):
+                left = _per_output(left, chain, x)
+            seen = Prefix(site, index, stage.n, total, run.taus[chain.name], s, q, r, left, data, full)
+            now = run.heuristic.stop(seen)
             if stage.tested is not None:
                 now = now & _per_output(stage.tested, chain, x)
             if stopped is None:
@@ -200,11 +214,10 @@ class _Pruner(ChainFollower):
             stopped_at.append(now)
         return stopped, stopped_at
 
-    def _count(self, chain: Chain, out: Tensor, stopped: Tensor, stopped_at: list[Tensor], rows: slice) -> None:
+    def _count(self, chain: Chain, out: Tensor, stopped: Tensor, stopped_at: list[Tensor], data: Tensor | None) -> None:
         positive = out > 0  # a ReLU's output is positive exactly where its input is
         outputs = out.numel()
-        if self.run.rows is not None:
-            data = self._data_rows(chain, out, rows)
+        if data is not None:
             outputs = int(data.sum()) * (out.numel() // data.numel())
             stopped_at = [now & data for now in stopped_at]
             positive = positive & data

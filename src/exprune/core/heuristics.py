@@ -24,6 +24,9 @@ class Prefix:
     the sum of their squares (None unless the heuristic needs squares), ``r`` what is added to the terms in any
     case (bias, BatchNorm's shift, residual), a tensor that broadcasts with ``s``, or 0.0 where there is nothing.
     ``terms`` is a tensor that broadcasts with ``s`` where static pruning removed weights. ``tau`` is this site's knob.
+    ``flops_left`` is what computing the rest of the terms costs, a tensor like ``terms``. ``rows`` (bool, broadcasts
+    with ``s``) is False where a row is no data; None: all are. ``full`` is the true z, of which nothing that is to save
+    work can know: for oracles and calibration, and None unless the heuristic needs it.
     """
 
     site: Site
@@ -34,6 +37,9 @@ class Prefix:
     s: Tensor
     q: Tensor | None
     r: Tensor | float
+    flops_left: int | Tensor = 0
+    rows: Tensor | None = None
+    full: Tensor | None = None
 
 
 class Heuristic(ABC):
@@ -48,6 +54,7 @@ class Heuristic(ABC):
     """
 
     needs_squares: ClassVar[bool] = False
+    needs_full: ClassVar[bool] = False
     tau_range: ClassVar[tuple[float, float] | None] = None  # of every value; None: tau is not checked
 
     def __init__(self, tau: Tau | None = None, n: int = 32) -> None:
@@ -71,7 +78,11 @@ class Heuristic(ABC):
     def stop(self, seen: Prefix) -> Tensor:
         """Which neurons to stop now: a bool tensor in the shape of ``seen.s``. Stopped neurons output 0."""
 
-    def overhead(self, stage: int) -> int:
+    def order(self, site: Site) -> Tensor | None:
+        """The order in which terms are evaluated, (N,) or one per neuron (outputs, N); None: the model's own."""
+        return None
+
+    def overhead(self, stage: int, site: Site) -> int:
         """FLOPs of the test at ``stage``, per neuron tested."""
         return 1
 
@@ -103,7 +114,7 @@ class StatsTest(Heuristic):
         margin = (seen.q * factor).addcmul_(seen.s, seen.s, value=-factor / seen.n).clamp_(min=0).sqrt_()
         return margin.add_(seen.s, alpha=1 / seen.n) < -seen.r / seen.terms
 
-    def overhead(self, stage: int) -> int:
+    def overhead(self, stage: int, site: Site) -> int:
         return 2 * self.stages[stage] + 6
 
 

@@ -42,20 +42,25 @@ class Plan:
     dense_flops: int | Tensor
 
 
-def make_plan(site: Site, stages: Sequence[int], gain_ratio: float) -> Plan:
-    """The terms in the model's own order; under a static mask those with the fewest weights left first.
+def make_plan(site: Site, stages: Sequence[int], gain_ratio: float, order: Tensor | None = None) -> Plan:
+    """The terms in the given order, else the model's own; under a static mask else those with the fewest weights first.
 
     Args:
         stages: terms evaluated before each test, ascending.
+        order: of all N terms, (N,) or one per neuron (outputs, N).
         gain_ratio: only where static pruning removed weights: an output channel is not tested after n terms
             where ``(its weights not yet evaluated) * gain_ratio < n``.
     """
     mask = site.mask
-    return _unmasked(site, stages) if mask is None else _masked(site, mask.cpu(), stages, gain_ratio)
+    if mask is not None:
+        return _masked(site, mask.cpu(), stages, gain_ratio, order)
+    if order is not None and order.dim() == 2:
+        return _ordered(site, stages, order)
+    return _unmasked(site, stages, site.order() if order is None else order)
 
 
-def _unmasked(site: Site, stages: Sequence[int]) -> Plan:
-    order, planned, start = site.order(), [], 0
+def _unmasked(site: Site, stages: Sequence[int], order: Tensor | None) -> Plan:
+    planned, start = [], 0
     for n in stages:
         if n < site.terms:
             channels = slice(start, n) if order is None else order[start:n]
@@ -64,14 +69,26 @@ def _unmasked(site: Site, stages: Sequence[int]) -> Plan:
     return Plan(tuple(planned), site.terms, site.dense_flops)
 
 
-def _masked(site: Site, mask: Tensor, stages: Sequence[int], gain_ratio: float) -> Plan:
+def _ordered(site: Site, stages: Sequence[int], order: Tensor) -> Plan:
+    position, planned, start = order.argsort(dim=1), [], 0
+    for n in stages:
+        if n < site.terms:
+            chosen = (position >= start) & (position < n)
+            channels = chosen.any(0).nonzero().squeeze(1)
+            planned.append(Stage(n, channels, chosen[:, channels], None, 2 * n * site.weights_per_term))
+            start = n
+    return Plan(tuple(planned), site.terms, site.dense_flops)
+
+
+def _masked(site: Site, mask: Tensor, stages: Sequence[int], gain_ratio: float, order: Tensor | None) -> Plan:
     weights = mask.reshape(*mask.shape[:2], -1).sum(-1)  # left in each term: (outputs, N)
     terms, total = (weights > 0).sum(1), weights.sum(1)
-    # Position of each term in its neuron's order: fewest weights first, those with none last, else the model's order.
-    order = torch.arange(site.terms) if site.order() is None else site.order()
-    sizes = torch.where(weights > 0, weights, weights.max() + 1)[:, order]
-    position = torch.empty_like(weights)
-    position[:, order] = sizes.argsort(dim=1, stable=True).argsort(dim=1)
+    # Position of each term in its neuron's order: those with no weights last; fewest weights first, else as given.
+    sizes = torch.where(weights > 0, weights if order is None else 0, weights.max() + 1)
+    if order is None:
+        order = torch.arange(site.terms) if site.order() is None else site.order()
+    order = order.expand(len(weights), -1)
+    position = order.gather(1, sizes.gather(1, order).argsort(dim=1, stable=True)).argsort(dim=1)
 
     planned, start = [], 0
     for n in stages:

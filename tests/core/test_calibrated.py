@@ -1,0 +1,372 @@
+"""Calibrated tests against their definition, a neuron at a time: regression and probability by the standard library."""
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
+
+from exprune.core import (
+    Calibrated,
+    ExPrune,
+    InputVariances,
+    Optimal,
+    Oracle,
+    Prefix,
+    Recorder,
+    SettingError,
+    Site,
+    SiteStatistics,
+    SquaredGradients,
+    find_sites,
+    term_order,
+)
+from exprune.core.calibrated import half_moment, inverse_half_moment
+from tests.core.brute_force import conv_terms, linear_terms
+from tests.core.networks import pruned_pass, scramble
+
+STAGES = (2, 4, 6, 50)
+
+
+class Block(nn.Module):
+    """A stem, then the layer under test: BatchNorm, and a residual where asked for."""
+
+    def __init__(self, conv: bool, residual: bool) -> None:
+        super().__init__()
+        self.residual = residual
+        if conv:
+            self.stem, self.layer = nn.Conv2d(2, 9, 1), nn.Conv2d(9, 4, 3, stride=2, padding=1)
+            self.norm, self.head = nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1)
+        else:
+            self.stem, self.layer = nn.Linear(2, 9), nn.Linear(9, 4)
+            self.norm, self.head = nn.BatchNorm1d(4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.stem(x))
+        z = self.norm(self.layer(hidden))
+        if self.residual:
+            z = z + (hidden[:, :4, ::2, ::2] if hidden.dim() == 4 else hidden[:, :4])
+        self.z = z
+        return self.head(F.relu(z))
+
+
+@dataclass
+class Known:
+    """What the brute force knows of a block: terms times a, in order of evaluation; r; K."""
+
+    terms: list[list[list[float]]]  # neuron j, row i, term c
+    r: list[list[float]]
+    z: list[list[float]]
+    weights_per_term: int
+
+    def line(self, j: int, n: int) -> tuple[float, float, float]:
+        """Slope, offset and residual standard deviation, from the standard library's regression."""
+        s = [sum(row[:n]) for row in self.terms[j]]
+        full = [sum(row) for row in self.terms[j]]
+        slope, offset = statistics.linear_regression(s, full)
+        left = [f - slope * v - offset for v, f in zip(s, full, strict=True)]
+        return slope, offset, math.sqrt(sum(v * v for v in left) / (len(left) - 2))
+
+
+def block(conv: bool, residual: bool = False, seed: int = 0) -> tuple[Block, Tensor, Site]:
+    torch.manual_seed(seed)
+    model = scramble(Block(conv, residual).double(), seed)
+    x = torch.randn(8, 2, 7, 7, dtype=torch.float64) if conv else torch.randn(120, 2, dtype=torch.float64)
+    site = next(site for site in find_sites(model, x) if site.name == "layer")
+    assert site.eligible
+    return model, x, site
+
+
+def known(model: Block, x: Tensor, orders: list[list[int]] | None = None) -> Known:
+    conv = isinstance(model.layer, nn.Conv2d)
+    with torch.no_grad():
+        model(x)
+        hidden = torch.tanh(model.stem(x))
+        if conv:
+            terms = conv_terms(hidden, model.layer.weight, (2, 2), (1, 1), (1, 1)).movedim(1, 0).flatten(1, -2)
+            z = model.z.movedim(1, 0).flatten(1)
+        else:
+            terms, z = linear_terms(hidden, model.layer.weight).movedim(1, 0), model.z.movedim(1, 0)
+        terms = terms * (model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()).view(-1, 1, 1)
+        if orders is not None:
+            terms = torch.stack([of[:, order] for of, order in zip(terms, orders, strict=True)])
+        r = z - terms.sum(-1)
+    return Known(terms.tolist(), r.tolist(), z.tolist(), 9 if conv else 1)
+
+
+def calibrated(model: Block, x: Tensor, orders: dict[str, Tensor] | None = None) -> dict[str, SiteStatistics]:
+    recorder = Recorder(STAGES, orders)
+    with torch.no_grad(), ExPrune(find_sites(model, x), recorder) as run:
+        for part in x.split(3 if x.dim() == 4 else 50):
+            model(part)
+    assert not any(count.pruned for count in run.flops.sites)
+    return recorder.statistics()
+
+
+def expected(
+    of: Known, stops: Callable[[int, int, float, float, float], bool], overhead: int
+) -> tuple[list[list[bool]], list[int], int]:
+    """Which neurons stop, how many at each stage, and the FLOPs; ``stops(j, n, mean, sd, FLOPs left)``."""
+    stopped, at, spent = [], [0] * 3, 0
+    total = len(of.terms[0][0])
+    for j, rows in enumerate(of.terms):
+        lines = {n: of.line(j, n) for n in STAGES[:3]}
+        stopped.append([])
+        for row, r in zip(rows, of.r[j], strict=True):
+            evaluated = total
+            for k, n in enumerate(STAGES[:3]):
+                slope, offset, sd = lines[n]
+                spent += overhead
+                left = 2 * of.weights_per_term * (total - n)
+                if slope > 0 and stops(j, n, slope * sum(row[:n]) + offset + r, sd, left):
+                    evaluated = n
+                    at[k] += 1
+                    break
+            stopped[-1].append(evaluated < total)
+            spent += 2 * of.weights_per_term * evaluated
+    return stopped, at, spent
+
+
+def compare(model: Block, x: Tensor, heuristic: Calibrated | Optimal, want: tuple) -> None:
+    stopped, at, spent = want
+    with torch.no_grad(), ExPrune(find_sites(model, x), heuristic) as run:
+        recorded = []
+        hook = model.head.register_forward_pre_hook(lambda _, inputs: recorded.append(inputs[0].clone()))
+        model(x)
+        hook.remove()
+    (count,) = run.flops.sites
+    out = recorded[0].movedim(1, 0).flatten(1) if recorded[0].dim() == 4 else recorded[0].movedim(1, 0)
+    zeroed = (out == 0).tolist()
+    z = model.z.movedim(1, 0).flatten(1).tolist()
+    assert zeroed == [[stop or v <= 0 for stop, v in zip(*both, strict=True)] for both in zip(stopped, z, strict=True)]
+    assert count.stopped == at
+    assert count.pruned_flops == spent
+    assert 0 < sum(at) < out.numel()
+
+
+CASES = [(False, False), (False, True), (True, False), (True, True)]
+
+
+@pytest.mark.parametrize(("conv", "residual"), CASES)
+@pytest.mark.parametrize("tau", [0.02, 0.2])
+def test_calibrated_is_the_gaussian_risk(conv: bool, residual: bool, tau: float) -> None:
+    model, x, _ = block(conv, residual)
+    want = expected(
+        known(model, x),
+        lambda j, n, mean, sd, left: 1 - statistics.NormalDist(mean, sd).cdf(0) < tau,
+        overhead=3 if residual else 1,
+    )
+    compare(model, x, Calibrated(tau, STAGES, calibrated(model, x)), want)
+
+
+@pytest.mark.parametrize(("conv", "residual"), CASES)
+def test_optimal_weighs_damage_against_flops(conv: bool, residual: bool) -> None:
+    """E[relu(z)^2] by summing z^2 times the density over a fine grid."""
+    model, x, _ = block(conv, residual)
+    gradient = torch.rand(4, dtype=torch.float64) + 0.1
+    lam = 0.002 / (9 if conv else 1)
+
+    def stops(j: int, n: int, mean: float, sd: float, left: int) -> bool:
+        step = sd / 200
+        normal = statistics.NormalDist(mean, sd)
+        high = max(mean, 0) + 9 * sd
+        grid = (i * step for i in range(int(high / step) + 1))
+        damage = sum(v * v * normal.pdf(v) for v in grid) * step
+        return gradient[j].item() * damage / 2 < lam * left
+
+    measured = calibrated(model, x)
+    measured["layer"] = replace(measured["layer"], gradient=gradient)
+    want = expected(known(model, x), stops, overhead=3 if residual else 1)
+    compare(model, x, Optimal(lam, STAGES, measured), want)
+
+
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("kind", ["layer", "neuron"])
+def test_terms_that_vary_most_come_first(conv: bool, kind: str) -> None:
+    model, x, site = block(conv)
+    with torch.no_grad(), InputVariances([site]) as inputs:
+        for part in x.split(3):
+            model(part)
+        hidden = torch.tanh(model.stem(x)).movedim(1, -1).flatten(0, -2)
+    variances = inputs.variances()["layer"]
+    torch.testing.assert_close(variances, hidden.var(0, correction=0))
+
+    energy = [
+        [variances[c].item() * float((model.layer.weight.detach()[j, c] ** 2).sum()) for c in range(9)]
+        for j in range(4)
+    ]
+    if kind == "layer":
+        shares = [[e / sum(row) for e in row] for row in energy]
+        energy = [[sum(column) for column in zip(*shares, strict=True)]] * 4
+    orders = [sorted(range(9), key=lambda c: -row[c]) for row in energy]
+    order = term_order(site, variances, kind)
+    assert order.expand(4, -1).tolist() == orders
+
+    tau = 0.1
+    want = expected(
+        known(model, x, orders), lambda j, n, mean, sd, left: 1 - statistics.NormalDist(mean, sd).cdf(0) < tau, 1
+    )
+    compare(model, x, Calibrated(tau, STAGES, calibrated(model, x, {"layer": order})), want)
+
+
+def test_an_order_is_known() -> None:
+    _, _, site = block(False)
+    assert term_order(site, torch.ones(9), "model") is None
+    with pytest.raises(SettingError, match="order='best': model, layer, neuron"):
+        term_order(site, torch.ones(9), "best")
+
+
+@pytest.mark.parametrize("kind", [None, "neuron"])
+def test_under_a_static_mask(kind: str | None) -> None:
+    """Each neuron's line is that of its own terms; those it has not are never evaluated."""
+    model, x, _ = block(False, seed=3)
+    prune.random_unstructured(model.layer, "weight", 0.3)
+    model.layer(torch.zeros(1, 9, dtype=torch.float64))  # sets weight = weight_orig * mask
+    (site,) = (site for site in find_sites(model, x) if site.name == "layer")
+    orders = [[c for c in range(9) if model.layer.weight_mask[j, c]] for j in range(4)]
+    order = None
+    if kind == "neuron":
+        with torch.no_grad(), InputVariances([site]) as inputs:
+            model(x)
+        order = term_order(site, inputs.variances()["layer"], kind)
+        orders = [[c for c in row if model.layer.weight_mask[j, c]] for j, row in enumerate(order.tolist())]
+    recorder = Recorder(STAGES, {"layer": order})
+    with torch.no_grad(), ExPrune([site], recorder, gain_ratio=1.0):
+        model(x)
+    measured = recorder.statistics()
+    heuristic = Calibrated(0.2, STAGES, measured)
+    with torch.no_grad(), ExPrune([site], heuristic, gain_ratio=1.0) as run:
+        model(x)
+    with torch.no_grad():
+        terms = linear_terms(torch.tanh(model.stem(x)), model.layer.weight).movedim(1, 0)
+        a = model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()
+        b = (model.layer.bias - model.norm.running_mean) * a + model.norm.bias
+    spent = 0
+    for j, rows in enumerate((terms * a.view(-1, 1, 1)).tolist()):
+        rows = [[row[c] for c in orders[j]] for row in rows]
+        total = len(orders[j])
+        tests = [n for n in STAGES if total >= n and total - n >= n]
+        lines = {}
+        for n in tests:
+            s, full = [sum(row[:n]) for row in rows], [sum(row) for row in rows]
+            slope, offset = statistics.linear_regression(s, full)
+            left = [f - slope * v - offset for v, f in zip(s, full, strict=True)]
+            lines[n] = slope, offset, math.sqrt(sum(v * v for v in left) / (len(left) - 2))
+        for row in rows:
+            evaluated = total
+            for n in tests:
+                slope, offset, sd = lines[n]
+                spent += 1
+                mean = slope * sum(row[:n]) + offset + b[j].item()
+                if slope > 0 and 1 - statistics.NormalDist(mean, sd).cdf(0) < 0.2:
+                    evaluated = n
+                    break
+            spent += 2 * evaluated
+    (count,) = run.flops.sites
+    assert count.pruned_flops == spent
+    assert 0 < count.pruned < count.outputs
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_gradients_are_those_of_autograd(conv: bool) -> None:
+    model, x, site = block(conv)
+    with SquaredGradients([site]) as gradients:
+        for part in x.split(3):
+            model(part).square().sum().backward()
+    model(x)
+    out = F.relu(model.z).detach().requires_grad_()
+    (wanted,) = torch.autograd.grad(model.head(out).square().sum(), out)
+    squares = wanted.square().movedim(1, -1).flatten(0, -2)
+    torch.testing.assert_close(gradients.mean()["layer"], squares.mean(0))
+
+
+def test_rows_that_are_padding_teach_nothing() -> None:
+    model, x, site = block(False)
+    rows = torch.arange(len(x)) % 6 != 0
+
+    def measure(inputs: Tensor, rows: Tensor | None) -> tuple[SiteStatistics, Tensor, Tensor]:
+        recorder = Recorder(STAGES)
+        with torch.no_grad(), ExPrune([site], recorder, rows=rows):
+            model(inputs)
+        gradients, variances = SquaredGradients([site]), InputVariances([site])
+        gradients.rows = variances.rows = rows
+        with gradients, variances:
+            model(inputs).square().sum().backward()
+        return recorder.statistics()["layer"], gradients.mean()["layer"], variances.variances()["layer"]
+
+    padded, alone = measure(x, rows), measure(x[rows], None)
+    for name in ("slope", "offset", "sd"):
+        torch.testing.assert_close(getattr(padded[0], name), getattr(alone[0], name))
+    torch.testing.assert_close(padded[1:], alone[1:])
+
+
+def test_the_oracle_stops_all_negative_neurons_and_no_other() -> None:
+    model, x, site = block(True)
+    run = pruned_pass(model, [site], Oracle(n=2), x)
+    (count,) = run.flops.sites
+    assert count.pruned == int(count.negative) == int((model.z <= 0).sum()) > 0
+    assert int(count.wrong) == 0
+    assert count.pruned_flops == count.outputs + 18 * (2 * count.pruned + 9 * (count.outputs - count.pruned))
+
+
+@pytest.mark.parametrize("heuristic", [lambda s: Calibrated(0, STAGES, s), lambda s: Optimal(0, STAGES, s)])
+def test_no_risk_stops_nothing(heuristic: Callable) -> None:
+    """Not even neurons that never fired while calibrating, nor those the loss does not heed."""
+    model, x, site = block(False)
+    model.norm.bias.data[0] = -1e6
+    measured = calibrated(model, x)
+    measured["layer"] = replace(measured["layer"], gradient=torch.tensor([0.0, 0.0, 1.0, 1.0]).double())
+    assert pruned_pass(model, [site], heuristic(measured), 100 * x).flops.sites[0].pruned == 0
+
+
+def test_a_prefix_that_does_not_vary_says_nothing() -> None:
+    model, x, site = block(False)
+    model.layer.weight.data[1, :2] = 0
+    measured = calibrated(model, x)
+    assert measured["layer"].slope[0, 1] == 0
+    (count,) = pruned_pass(model, [site], Calibrated(0.5, (2,), measured), x).flops.sites
+    stopped = pruned_pass(model, [site], _Only(1, Calibrated(0.5, (2,), measured)), x).flops.sites[0].pruned
+    assert stopped == 0 < count.pruned
+
+
+class _Only(Calibrated):
+    """What another test stops of one neuron."""
+
+    def __init__(self, neuron: int, other: Calibrated) -> None:
+        super().__init__(other.tau, other.stages, other.statistics)
+        self.neuron = neuron
+
+    def stop(self, seen: Prefix) -> Tensor:
+        return super().stop(seen) & (torch.arange(seen.s.shape[-1]) == self.neuron)
+
+
+@given(st.floats(-9, 9))
+def test_the_inverse_of_the_half_moment(u: float) -> None:
+    value = half_moment(torch.tensor([u], dtype=torch.float64))
+    assert inverse_half_moment(value).item() == pytest.approx(u, abs=1e-6 if u > -6 else 1e-3)
+
+
+def test_no_value_has_no_inverse() -> None:
+    assert inverse_half_moment(torch.tensor([0.0, 1e9], dtype=torch.float64)).tolist() == [-math.inf, pytest.approx(10)]
+
+
+def test_what_is_wrong_is_said() -> None:
+    model, x, site = block(False)
+    with pytest.raises(SettingError, match="99 rows of layer; at least 100"):
+        calibrated(model, x[:99])
+    with pytest.raises(SettingError, match="no statistics of site layer"):
+        pruned_pass(model, [site], Calibrated(0.1, STAGES), x)
+    with pytest.raises(SettingError, match="lack gradients"):
+        pruned_pass(model, [site], Optimal(1.0, STAGES, calibrated(model, x)), x)
+    for lam in (-1.0, math.inf, math.nan, "much", True):
+        with pytest.raises(SettingError, match="lam="):
+            Optimal(lam)
+    with pytest.raises(SettingError, match=r"tau=0\.7"):
+        Calibrated(0.7)

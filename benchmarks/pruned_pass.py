@@ -3,8 +3,8 @@
     python benchmarks/pruned_pass.py model=gnn data=ogbg_molhiv
     python benchmarks/pruned_pass.py model=vgg11_bn data=cifar10_jpeg --rounds 3
 
-Takes the overrides of evaluate.py. Prints the median over the rounds of the ratio within each round. Weights are
-random: the time of a pass does not depend on them.
+Takes the overrides of evaluate.py. Prints the median over the rounds of the ratio within each round, and what
+calibration costs as a multiple of a dense pass over its inputs. Weights are random: times do not depend on them.
 """
 
 import argparse
@@ -21,8 +21,10 @@ import exprune.lab  # noqa: F401  repairs torchvision before lightning is import
 
 import torch  # isort: skip
 
-from exprune.core import ExPrune, Heuristic, StatsTest, Threshold, find_sites
-from exprune.lab.subject import load_data
+from exprune.core import Calibrated, ExPrune, Heuristic, StatsTest, Threshold, find_sites
+from exprune.lab.calibration import calibrate
+from exprune.lab.subject import Subject, load_data
+from exprune.lab.training import make_trainer
 
 
 def main() -> None:
@@ -32,14 +34,19 @@ def main() -> None:
     options = parser.parse_args()
 
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        cfg = compose("evaluate", [*options.overrides, "overrides=[]", "paths.output_dir=."])
+        cfg = compose("evaluate", ["exprune=calibrated", *options.overrides, "overrides=[]", "paths.output_dir=."])
     data = load_data(cfg)
     torch.manual_seed(0)
     task = instantiate(cfg.model.task, network=instantiate(cfg.model.network)).eval()
     batches = [task.network_inputs(batch) for batch in data.test_dataloader()]
     sites = find_sites(task.network, *batches[0])
 
-    def seconds(heuristic: Heuristic | None) -> float:
+    calibration = [task.network_inputs(batch) for batch in data.calibration_dataloader(cfg.exprune.inputs, None)]
+    subject = Subject(cfg, make_trainer(cfg, devices=1, logger=False), task, data, sites, None)
+    statistics_of_sites = calibrate(subject)
+    task.eval()
+
+    def seconds(heuristic: Heuristic | None, batches: list = batches) -> float:
         context = contextlib.nullcontext() if heuristic is None else ExPrune(sites, heuristic)
         start = time.perf_counter()
         with torch.inference_mode(), context:
@@ -47,13 +54,25 @@ def main() -> None:
                 task.network(*batch)
         return time.perf_counter() - start
 
-    heuristics = {"dense": None, "Threshold": Threshold(-0.05), "StatsTest": StatsTest(0.1)}
+    def seconds_of_calibration() -> float:
+        start = time.perf_counter()
+        calibrate(subject)
+        task.eval()
+        return time.perf_counter() - start
+
+    heuristics = {
+        "dense": None,
+        "Threshold": Threshold(-0.05),
+        "StatsTest": StatsTest(0.1),
+        "Calibrated": Calibrated(0.05, cfg.exprune.stages, statistics_of_sites),
+    }
     with torch.inference_mode(), ExPrune(sites, StatsTest(0.1)):
         task.network(*batches[0])  # warm-up
     rounds = [
         {name: seconds(heuristic) for name, heuristic in heuristics.items()}
         for _ in tqdm(range(options.rounds), disable=None, leave=False)
     ]
+    of_calibration = [seconds_of_calibration() / seconds(None, calibration) for _ in range(options.rounds)]
     print(f"{cfg.model.name} on {cfg.data.name}, {len(batches)} batches, {torch.get_num_threads()} threads")
     for name in heuristics:
         times = [one[name] for one in rounds]
@@ -62,6 +81,7 @@ def main() -> None:
             f"{name:10} {statistics.median(times):7.2f} s   {statistics.median(ratios):5.2f} x dense "
             f"(min {min(ratios):.2f}, max {max(ratios):.2f} over {options.rounds} rounds)"
         )
+    print(f"calibration on {cfg.exprune.inputs} inputs: {statistics.median(of_calibration):.2f} x dense")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from exprune.core import (
     find_sites,
     term_order,
 )
-from exprune.core.calibrated import half_moment, inverse_half_moment
+from exprune.core.stopping import at_once, half_moment, inverse_half_moment, looking_ahead
 from tests.core.brute_force import conv_terms, linear_terms
 from tests.core.networks import pruned_pass, scramble
 
@@ -184,7 +184,51 @@ def test_optimal_weighs_damage_against_flops(conv: bool, residual: bool) -> None
     measured = calibrated(model, x)
     measured["layer"] = replace(measured["layer"], gradient=gradient)
     want = expected(known(model, x), stops, overhead=3 if residual else 1)
-    compare(model, x, Optimal(lam, STAGES, measured), want)
+    compare(model, x, Optimal(lam, STAGES, measured, ahead=False), want)
+
+
+def test_looking_ahead_is_backward_induction() -> None:
+    """The cheapest policy of one neuron, by recursion over what it expects, in sums over fine grids."""
+    sd, gradient, left, lam, overhead = [1.3, 0.9, 0.4], 0.7, [60, 40, 12], 0.01, 3
+    means = [k / 20 for k in range(-200, 201)]
+
+    def damage(mean: float, stage: int) -> float:
+        normal, step = statistics.NormalDist(mean, sd[stage]), sd[stage] / 30
+        values = ((i + 0.5) * step for i in range(int((max(mean, 0) + 8 * sd[stage]) / step)))
+        return gradient / 2 * step * sum(v * v * normal.pdf(v) for v in values)
+
+    def cost_from(mean: float) -> float:
+        place = min(max((mean + 10) * 20, 0), 399.999)
+        part = place - int(place)
+        return later[int(place)] * (1 - part) + later[int(place) + 1] * part
+
+    points, later = [], []
+    for stage in (2, 1, 0):
+        stop = [damage(mean, stage) for mean in means]
+        go_on = [lam * left[2]] * len(means)
+        if stage < 2:
+            width = math.sqrt(sd[stage] ** 2 - sd[stage + 1] ** 2)
+            densities = {u / 10: statistics.NormalDist().pdf(u / 10) for u in range(-50, 51)}
+            step_cost = lam * (left[stage] - left[stage + 1] + overhead)
+            go_on = [step_cost + sum(p * cost_from(m + width * u) for u, p in densities.items()) / 10 for m in means]
+        points.append(max(m for m, now, then in zip(means, stop, go_on, strict=True) if now < then))
+        later = [min(both) for both in zip(stop, go_on, strict=True)]
+
+    column = torch.tensor([sd], dtype=torch.float64).T
+    lefts = torch.tensor([left], dtype=torch.float64).T
+    found = looking_ahead(torch.tensor([gradient], dtype=torch.float64), column, lefts, lam, overhead)
+    assert (found * column).squeeze(1).tolist() == pytest.approx(points[::-1], abs=0.06)
+    alone = at_once(torch.tensor([gradient], dtype=torch.float64), column, lefts, lam)
+    assert (found[:2] < alone[:2]).all()  # who may stop later is in no hurry
+    assert found[2].item() == pytest.approx(alone[2].item())
+
+
+def test_one_stage_has_nothing_to_look_ahead_to() -> None:
+    model, x, site = block(True)
+    measured = calibrated(model, x)
+    measured["layer"] = replace(measured["layer"], gradient=torch.rand(4).double() + 0.1)
+    both = [pruned_pass(model, [site], Optimal(1e-3, (4,), measured, ahead), x) for ahead in (True, False)]
+    assert both[0].flops.sites[0].stopped == both[1].flops.sites[0].stopped != [0]
 
 
 @pytest.mark.parametrize("conv", [False, True])

@@ -16,6 +16,7 @@ from exprune.core.errors import SettingError
 from exprune.core.heuristics import Heuristic, Prefix, Tau
 from exprune.core.moments import SiteStatistics, floored
 from exprune.core.sites import Site
+from exprune.core.stopping import at_once, looking_ahead
 
 STAGES = (32, 64, 96, 128, 192, 256)
 
@@ -42,7 +43,15 @@ class CalibratedTest(Heuristic):
 
     @abstractmethod
     def margin(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor | float:
-        """How many sd below 0 the expected z must lie, per output channel; infinite: never stop."""
+        """How many sd below 0 the expected z must lie; infinite: never stop.
+
+        Args:
+            sd: (stages, outputs), of the stages of ``seen.plan``.
+            gradient: (outputs,), if it was measured.
+
+        Returns:
+            One number, or one for each of ``sd``.
+        """
 
     def order(self, site: Site) -> Tensor | None:
         return None if self.statistics is None or site.name not in self.statistics else self.statistics[site.name].order
@@ -57,21 +66,27 @@ class CalibratedTest(Heuristic):
         return 3 if site.residual else 1  # a comparison; with a residual slope * s + r is not known beforehand
 
     def _line(self, seen: Prefix) -> tuple[Tensor, Tensor]:
-        key = (seen.site.name, seen.n, seen.s.dtype, seen.s.device)
+        key = (seen.site.name, seen.s.dtype, seen.s.device)
         if key not in self._bounds:
-            if self.statistics is None or seen.site.name not in self.statistics:
-                raise SettingError(f"{type(self).__name__}: no statistics of site {seen.site.name}; calibrate first")
-            of = self.statistics[seen.site.name]
-            stage = of.stages.index(seen.n)
-            slope, offset, sd = (values[stage].to(seen.s.device) for values in (of.slope, of.offset, of.sd))
-            margin = torch.as_tensor(self.margin(seen, sd, of.gradient), dtype=sd.dtype, device=sd.device)
-            # Where the partial sum says nothing of the full one, no bound is low enough.
-            never = (slope <= 0) | (margin == math.inf)
-            bound = torch.where(never, -math.inf, -offset - margin * sd)
-            slope = torch.where(never, 1.0, slope)
-            shape = (-1, 1, 1) if seen.site.kind == "conv2d" else (-1,)
-            self._bounds[key] = tuple(values.to(seen.s.dtype).view(shape) for values in (slope, bound))
-        return self._bounds[key]
+            self._bounds[key] = self._lines(seen)
+        slopes, bounds = self._bounds[key]
+        return slopes[seen.stage], bounds[seen.stage]
+
+    def _lines(self, seen: Prefix) -> tuple[Tensor, Tensor]:
+        """Of all stages of the site, (stages, outputs), shaped to broadcast with ``seen.s``."""
+        if self.statistics is None or seen.site.name not in self.statistics:
+            raise SettingError(f"{type(self).__name__}: no statistics of site {seen.site.name}; calibrate first")
+        of = self.statistics[seen.site.name]
+        stages = [of.stages.index(stage.n) for stage in seen.plan.stages]
+        slope, offset, sd = (values[stages].to(seen.s.device) for values in (of.slope, of.offset, of.sd))
+        gradient = None if of.gradient is None else floored(of.gradient.to(sd.device))
+        margin = torch.as_tensor(self.margin(seen, sd, gradient), dtype=sd.dtype, device=sd.device)
+        # Where the partial sum says nothing of the full one, no bound is low enough.
+        never = (slope <= 0) | (margin == math.inf)
+        bound = torch.where(never, -math.inf, -offset - margin * sd)
+        slope = torch.where(never, 1.0, slope)
+        shape = (len(stages), -1, 1, 1) if seen.site.kind == "conv2d" else (len(stages), -1)
+        return slope.to(seen.s.dtype).view(shape), bound.to(seen.s.dtype).view(shape)
 
 
 class Calibrated(CalibratedTest):
@@ -80,7 +95,7 @@ class Calibrated(CalibratedTest):
     tau_range = (0.0, 0.5)
 
     def margin(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> float:
-        return math.inf if seen.tau == 0 else NormalDist().inv_cdf(1 - seen.tau)
+        return math.inf if seen.tau == 0 else -NormalDist().inv_cdf(seen.tau)
 
 
 class Optimal(CalibratedTest):
@@ -91,6 +106,8 @@ class Optimal(CalibratedTest):
 
     Args:
         lam: the price, expected loss per FLOP, at least 0; 0 never stops.
+        ahead: weigh stopping now against going on to the next stage, where it may stop too; else against computing all
+            the rest.
     """
 
     def __init__(
@@ -98,17 +115,21 @@ class Optimal(CalibratedTest):
         lam: float,
         stages: Sequence[int] = STAGES,
         statistics: Mapping[str, SiteStatistics] | None = None,
+        ahead: bool = True,
     ) -> None:
         super().__init__(None, stages, statistics)
         if isinstance(lam, bool) or not isinstance(lam, int | float) or not 0 <= lam < math.inf:
             raise SettingError(f"lam={lam!r}: a number, at least 0 (expected loss per FLOP; 1e-11 is a little)")
-        self.lam = lam
+        self.lam, self.ahead = lam, ahead
 
     def margin(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor:
         if gradient is None:
             raise SettingError(f"Optimal: the statistics of {seen.site.name} lack gradients; calibrate with them")
-        left = torch.as_tensor(seen.flops_left, dtype=torch.float64).to(sd.device).reshape(-1)
-        return -inverse_half_moment(2 * self.lam * left / (floored(gradient.to(sd.device)) * sd**2))
+        left = [torch.as_tensor(seen.plan.dense_flops - stage.flops) for stage in seen.plan.stages]
+        left = torch.stack([flops.to(sd).expand(sd.shape[1]) for flops in left])
+        if self.ahead:
+            return -looking_ahead(gradient, sd, left, self.lam, self.overhead(0, seen.site))
+        return -at_once(gradient, sd, left, self.lam)
 
 
 class Oracle(Heuristic):
@@ -118,21 +139,3 @@ class Oracle(Heuristic):
 
     def stop(self, seen: Prefix) -> Tensor:
         return seen.full <= 0
-
-
-def half_moment(u: Tensor) -> Tensor:
-    """E[relu(u + Normal(0, 1))^2] = (u^2 + 1) Phi(u) + u phi(u), increasing in u."""
-    # Phi by erfcx, which keeps its relative precision far below 0, where the two summands all but cancel.
-    tail = torch.special.erfcx(-u / math.sqrt(2)) / 2
-    return torch.exp(-u * u / 2) * ((u * u + 1) * tail + u / math.sqrt(2 * math.pi))
-
-
-def inverse_half_moment(values: Tensor) -> Tensor:
-    """The u whose :func:`half_moment` is the value, in [-10, 10]; -inf below and +10 above. float64."""
-    low, high = torch.full_like(values, -10.0), torch.full_like(values, 10.0)
-    beyond = values < half_moment(low[:1])
-    for _ in range(60):
-        middle = (low + high) / 2
-        above = half_moment(middle) > values
-        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-    return torch.where(beyond, -math.inf, low)

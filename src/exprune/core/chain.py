@@ -19,7 +19,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 @dataclass(frozen=True)
 class LinearCall:
-    """One call of a Linear or Conv2d: what its partial sums are computed from."""
+    """One call of a Linear or Conv2d: what its partial sums are computed from.
+
+    ``parts`` are such sums where the call was computed as their sum: over the terms of each stage, then over the rest.
+    """
 
     input: Tensor
     weight: Tensor
@@ -27,6 +30,7 @@ class LinearCall:
     padding: tuple[int, int] | str = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    parts: tuple[Tensor, ...] = ()
 
     @property
     def is_conv(self) -> bool:
@@ -123,6 +127,10 @@ class ChainFollower(TorchFunctionMode):
     def at_batch_statistics(self, training_mode: bool) -> None:
         """A BatchNorm uses the statistics of the batch: it is in training mode, or keeps no others."""
 
+    def compute(self, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]) -> tuple[Tensor, LinearCall]:
+        """The output of a watched layer's call, which ``run`` computes, and what is to be known of it."""
+        return run(), call
+
     # How a tag travels.
 
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -131,27 +139,30 @@ class ChainFollower(TorchFunctionMode):
         return self.call(func, args, kwargs) if step is None else step(self, func, args, kwargs)
 
     def _linear(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        out = self.call(func, args, kwargs)
-        if self._running:
-            given = _named(("input", "weight", "bias"), args, kwargs)
-            self._tag(out, LinearCall(given["input"], given["weight"]), given.get("bias"))
-        return out
+        if not self._running:
+            return self.call(func, args, kwargs)
+        given = _named(("input", "weight", "bias"), args, kwargs)
+        return self._called(LinearCall(given["input"], given["weight"]), given.get("bias"), func, args, kwargs)
 
     def _conv2d(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        out = self.call(func, args, kwargs)
-        if self._running:
-            names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-            given = _named(names, args, kwargs)
-            padding = given.get("padding", 0)
-            call = LinearCall(
-                given["input"],
-                given["weight"],
-                _pair(given.get("stride", 1)),
-                padding if isinstance(padding, str) else _pair(padding),
-                _pair(given.get("dilation", 1)),
-                given.get("groups", 1),
-            )
-            self._tag(out, call, given.get("bias"))
+        if not self._running:
+            return self.call(func, args, kwargs)
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        given = _named(names, args, kwargs)
+        padding = given.get("padding", 0)
+        call = LinearCall(
+            given["input"],
+            given["weight"],
+            _pair(given.get("stride", 1)),
+            padding if isinstance(padding, str) else _pair(padding),
+            _pair(given.get("dilation", 1)),
+            given.get("groups", 1),
+        )
+        return self._called(call, given.get("bias"), func, args, kwargs)
+
+    def _called(self, call: LinearCall, bias: Tensor | None, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+        out, call = self.compute(call, bias, lambda: self.call(func, args, kwargs))
+        self._tag(out, call, bias)
         return out
 
     def _tag(self, out: Tensor, call: LinearCall, bias: Tensor | None) -> None:

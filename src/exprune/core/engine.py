@@ -13,7 +13,7 @@ from exprune.core.counting import FlopTally
 from exprune.core.errors import SettingError
 from exprune.core.flops import Flops, SiteFlops
 from exprune.core.heuristics import Heuristic, Prefix, Tau, per_site
-from exprune.core.partial import Terms
+from exprune.core.partial import Terms, in_parts
 from exprune.core.plan import make_plan
 from exprune.core.sites import Site
 
@@ -27,9 +27,10 @@ class ExPrune:
 
     Inside the context every output that the heuristic stops is exactly 0 after its ReLU; everything else is
     computed as always. This simulates the method: the dense pre-activation is computed too, so it counts
-    FLOPs and does not run faster. Under a static mask (:attr:`Site.mask`) only the weights that are left count. For
-    inference only: the model must be in eval mode. Neither the model
-    nor its parameters are changed, and nothing stays behind, also after an exception. Entering the context again
+    FLOPs and does not run faster. (With several stages a layer's output is made of their partial sums, which
+    differs from the model's own in the last bits.) Under a static mask (:attr:`Site.mask`) only the weights that are
+    left count. For inference only: the model must be in eval mode. Neither the model nor its parameters are changed,
+    and nothing stays behind, also after an exception. Entering the context again
     adds to the same counts; a new ``ExPrune`` starts from zero.
 
     Args:
@@ -140,10 +141,25 @@ class _Pruner(ChainFollower):
         super().__init__({s.name: s.module for s in run.sites if s.name in run._counts or s.name in masks})
         self.run = run
         self.full: Tensor | None = None
+        # Several tests of a neuron cost less where the layer's output is made of their partial sums.
+        self.in_parts = {
+            name: [*(stage.channels for stage in count.plan.stages), count.plan.rest]
+            for name, count in run._counts.items()
+            if len(count.plan.stages) > 1 and count.plan.rest is not None
+        }
         self.zeros = {name: mask.numel() - int(mask.count_nonzero()) for name, mask in masks.items()}
 
     def call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         return self.run._tally.call(func, args, kwargs)
+
+    def compute(self, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]) -> tuple[Tensor, LinearCall]:
+        channels = self.in_parts.get(self._running[-1])
+        precise = call.input.dtype == call.weight.dtype and call.weight.dtype in (torch.float32, torch.float64)
+        if channels is None or not precise or torch.is_autocast_enabled(call.input.device.type):
+            return run(), call
+        out, call = in_parts(call, bias, channels)
+        self.run._tally.flops += out.numel() * self.run._counts[self._running[-1]].site.dense_flops
+        return out, call
 
     def _tag(self, out: Tensor, call: LinearCall, bias: Tensor | None) -> None:
         super()._tag(out, call, bias)
@@ -194,15 +210,16 @@ class _Pruner(ChainFollower):
         s = q = stopped = None
         stopped_at = []
         for index, (stage, some) in enumerate(zip(plan.stages, terms, strict=True)):
-            part = some.sum(x)
+            if chain.call.parts:
+                part = chain.call.parts[index]
+                part = part if chain.scale is None else part * chain.scale
+            else:
+                part = some.sum(x)
             s = part if s is None else s + part
             if run.heuristic.needs_squares:
                 part = some.squares(x)
                 q = part if q is None else q + part
-            left = plan.dense_flops - stage.flops
-            if isinstance(left, Tensor):
-                left = _per_output(left, chain, x)
-            seen = Prefix(site, index, stage.n, total, run.taus[chain.name], s, q, r, left, data, full)
+            seen = Prefix(site, index, stage.n, total, run.taus[chain.name], s, q, r, plan, data, full)
             now = run.heuristic.stop(seen)
             if stage.tested is not None:
                 now = now & _per_output(stage.tested, chain, x)
@@ -270,4 +287,6 @@ def _chunks(chain: Chain, out: Tensor) -> Iterator[tuple[Chain, slice]]:
         residual = chain.residual
         if residual is not None and residual.dim() == out.dim() and residual.shape[0] == count:
             residual = residual[rows]
-        yield replace(chain, call=replace(chain.call, input=chain.call.input[rows]), residual=residual), rows
+        parts = tuple(part[rows] for part in chain.call.parts)
+        call = replace(chain.call, input=chain.call.input[rows], parts=parts)
+        yield replace(chain, call=call, residual=residual), rows

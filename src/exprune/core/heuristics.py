@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from exprune.core.errors import SettingError
+from exprune.core.plan import Plan
 from exprune.core.sites import Site, matching
 
 Tau = float | Sequence[float] | Mapping[str, float]
@@ -24,9 +25,9 @@ class Prefix:
     the sum of their squares (None unless the heuristic needs squares), ``r`` what is added to the terms in any
     case (bias, BatchNorm's shift, residual), a tensor that broadcasts with ``s``, or 0.0 where there is nothing.
     ``terms`` is a tensor that broadcasts with ``s`` where static pruning removed weights. ``tau`` is this site's knob.
-    ``flops_left`` is what computing the rest of the terms costs, a tensor like ``terms``. ``rows`` (bool, broadcasts
-    with ``s``) is False where a row is no data; None: all are. ``full`` is the true z, of which nothing that is to save
-    work can know: for oracles and calibration, and None unless the heuristic needs it.
+    ``plan`` holds the stages and what each costs. ``rows`` (bool, broadcasts with ``s``) is False where a row is no
+    data; None: all are. ``full`` is the true z, of which nothing that is to save work can know: for oracles and
+    calibration, and None unless the heuristic needs it.
     """
 
     site: Site
@@ -37,7 +38,7 @@ class Prefix:
     s: Tensor
     q: Tensor | None
     r: Tensor | float
-    flops_left: int | Tensor = 0
+    plan: Plan | None = None
     rows: Tensor | None = None
     full: Tensor | None = None
 

@@ -4,7 +4,8 @@ A term ``t_c`` is what input channel ``c`` contributes to an output: one product
 product of one kernel slice with one patch in a Conv2d (docs/method.md, section 1).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -88,6 +89,17 @@ class Terms:
         x = x.unfold(-2, down * (height - 1) + 1, self.call.stride[0])[..., ::down]
         x = x.unfold(-2, right * (width - 1) + 1, self.call.stride[1])[..., ::right]
         return x.movedim(-5, 0).flatten(-2)
+
+
+def in_parts(call: LinearCall, bias: Tensor | None, channels: Sequence[slice | Tensor]) -> tuple[Tensor, LinearCall]:
+    """The call's output as the sum over groups of channels that together are all, and the call with its parts."""
+    parts = tuple(Terms.of(call, group).sum(call.input) for group in channels)
+    out = parts[0] + parts[1]
+    for part in parts[2:]:
+        out += part
+    if bias is not None:
+        out += bias.view(-1, 1, 1) if call.is_conv else bias
+    return out, replace(call, parts=parts)
 
 
 def _dtype(call: LinearCall) -> torch.dtype:

@@ -35,11 +35,13 @@ class Plan:
     Attributes:
         terms: N, the terms of a neuron: one number, or one per output channel.
         dense_flops: FLOPs of one output, likewise.
+        rest: the input channels that no stage evaluates, where each is evaluated for all outputs at once; else None.
     """
 
     stages: tuple[Stage, ...]
     terms: int | Tensor
     dense_flops: int | Tensor
+    rest: slice | Tensor | None = None
 
 
 def make_plan(site: Site, stages: Sequence[int], gain_ratio: float, order: Tensor | None = None) -> Plan:
@@ -66,7 +68,8 @@ def _unmasked(site: Site, stages: Sequence[int], order: Tensor | None) -> Plan:
             channels = slice(start, n) if order is None else order[start:n]
             planned.append(Stage(n, channels, None, None, 2 * n * site.weights_per_term))
             start = n
-    return Plan(tuple(planned), site.terms, site.dense_flops)
+    rest = slice(start, site.terms) if order is None else order[start:]
+    return Plan(tuple(planned), site.terms, site.dense_flops, rest)
 
 
 def _ordered(site: Site, stages: Sequence[int], order: Tensor) -> Plan:

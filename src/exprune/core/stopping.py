@@ -1,0 +1,95 @@
+"""Optimal stopping of a neuron whose value is learned stage by stage (docs/method.md, section 8)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+_SPAN, _STEP = 10.0, 0.05  # of the grid of expectations, in standard deviations
+_NODES = 15  # of the quadrature over what a stage may reveal
+_BLOCK = 256  # neurons at a time, to bound memory
+
+
+def half_moment(u: Tensor) -> Tensor:
+    """E[relu(u + Normal(0, 1))^2] = (u^2 + 1) Phi(u) + u phi(u), increasing in u."""
+    # Phi by erfcx, which keeps its relative precision far below 0, where the two summands all but cancel.
+    tail = torch.special.erfcx(-u / math.sqrt(2)) / 2
+    return torch.exp(-u * u / 2) * ((u * u + 1) * tail + u / math.sqrt(2 * math.pi))
+
+
+def inverse_half_moment(values: Tensor) -> Tensor:
+    """The u whose :func:`half_moment` is the value, in [-10, 10]; -inf below and +10 above. float64."""
+    low, high = torch.full_like(values, -_SPAN), torch.full_like(values, _SPAN)
+    beyond = values < half_moment(low)
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = half_moment(middle) > values
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return torch.where(beyond, -math.inf, low)
+
+
+def at_once(gradient: Tensor, sd: Tensor, left: Tensor, lam: float) -> Tensor:
+    """Below which expectation, in standard deviations, stopping costs less than computing all the rest.
+
+    Args:
+        gradient: (outputs,) mean squared gradients; stopping costs ``gradient * relu(z)^2 / 2``.
+        sd: (stages, outputs) of z after each stage.
+        left: (stages, outputs) FLOPs of the rest after each stage.
+        lam: loss per FLOP.
+    """
+    return inverse_half_moment(2 * lam * left / (gradient * sd**2))
+
+
+def looking_ahead(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, overhead: int) -> Tensor:
+    """Likewise, where going on may stop at a later stage, which makes it cheaper: by backward induction.
+
+    What is expected of z after the next stage is normally distributed around what is expected now, with the variance
+    that the stage explains.
+    """
+    blocks = zip(gradient.split(_BLOCK), sd.split(_BLOCK, 1), left.split(_BLOCK, 1), strict=True)
+    return torch.cat([_looking_ahead(*block, lam, overhead) for block in blocks], dim=1)
+
+
+def _looking_ahead(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, overhead: int) -> Tensor:
+    grid = torch.arange(-_SPAN, _SPAN + _STEP / 2, _STEP, dtype=sd.dtype, device=sd.device)
+    nodes, weights = (values.to(sd.device) for values in _gauss_hermite(_NODES))
+    last = len(sd) - 1
+    points = [at_once(gradient, sd[last:], left[last:], lam)[0]]
+    later = None
+    for stage in range(last, -1, -1):
+        stop = gradient[:, None] * sd[stage][:, None] ** 2 * half_moment(grid) / 2
+        if later is None:
+            go_on = (lam * left[stage])[:, None]
+        else:
+            revealed = (sd[stage] ** 2 - sd[stage + 1] ** 2).clamp(min=0).sqrt()
+            expected = (sd[stage][:, None] * grid)[..., None] + revealed[:, None, None] * nodes
+            cost = (_interpolated(later, expected / sd[stage + 1][:, None, None]) * weights).sum(-1)
+            go_on = lam * (left[stage] - left[stage + 1] + overhead)[:, None] + cost
+            points.append(_crossing(stop - go_on, grid))
+        later = torch.minimum(stop, go_on)
+    return torch.stack(points[::-1])
+
+
+def _gauss_hermite(count: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of the quadrature for a standard normal variable, by Golub and Welsch 1969."""
+    beside = torch.arange(1, count, dtype=torch.float64).sqrt()
+    nodes, vectors = torch.linalg.eigh(torch.diag(beside, 1) + torch.diag(beside, -1))
+    return nodes, vectors[0] ** 2
+
+
+def _interpolated(values: Tensor, u: Tensor) -> Tensor:
+    """Of (outputs, grid) values on the grid, those at u (outputs, ...); constant beyond its ends."""
+    place = ((u + _SPAN) / _STEP).clamp(0, values.shape[1] - 1)
+    left = place.long().clamp(max=values.shape[1] - 2)
+    part = place - left
+    of = values.gather(1, left.flatten(1)).view_as(u), values.gather(1, left.flatten(1) + 1).view_as(u)
+    return torch.lerp(*of, part)
+
+
+def _crossing(values: Tensor, grid: Tensor) -> Tensor:
+    """Where each row, negative at first, reaches 0; -inf where it never is negative."""
+    count = (values < 0).long().cumprod(1).sum(1)
+    index = count.clamp(1, len(grid) - 1)
+    before, after = (values.gather(1, k[:, None]).squeeze(1) for k in (index - 1, index))
+    point = grid[index - 1] + _STEP * before / (before - after)
+    return torch.where(count == 0, -math.inf, torch.where(count == len(grid), _SPAN, point))

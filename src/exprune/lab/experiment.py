@@ -4,7 +4,6 @@ import logging
 import shlex
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from exprune.core.errors import SettingError
@@ -17,6 +16,7 @@ from exprune.lab.subject import load_data, plain, prepare
 from exprune.lab.tracking import check_logger, log_result, tracked
 from exprune.lab.trained import train_weights
 from exprune.lab.training import make_trainer
+from exprune.lab.tuning import heuristic_of, tuned
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ def train(cfg: DictConfig) -> Path:
 
 def evaluate(cfg: DictConfig) -> Result:
     """Evaluate the configured network densely and under ExPrune; writes and prints the result."""
-    heuristic = instantiate(cfg.exprune.heuristic, _convert_="all")
-    subject = prepare(cfg, heuristic)
+    subject = prepare(cfg, heuristic_of(cfg))
+    heuristic, target = tuned(subject)
     folder = Path(cfg.paths.output_dir)
     command = shlex.join(["python", "evaluate.py", *cfg.overrides])
     with tracked(cfg, "evaluate") as tracker:
-        result, examples = measure(subject, heuristic, plain(cfg.exprune.gain_ratio), cfg.split, command)
+        result, examples = measure(subject, heuristic, plain(cfg.exprune.gain_ratio), cfg.split, command, target)
         write_whole(folder / "examples.parquet", examples.to_parquet)
         result.write(folder / "result.json")
         log_result(tracker, result, folder)

@@ -16,14 +16,21 @@ from exprune.lab.subject import Subject, plain
 
 
 def measure(
-    subject: Subject, heuristic: Heuristic | None, gain_ratio: Any, split: str, command: str
+    subject: Subject,
+    heuristic: Heuristic | None,
+    gain_ratio: Any,
+    split: str,
+    command: str,
+    target: dict[str, float] | None = None,
 ) -> tuple[Result, pd.DataFrame]:
-    """The result of ``heuristic`` on a split, and every input's target and both predictions."""
+    """The result of ``heuristic`` on a split, and every input's target and both predictions.
+
+    ``target`` is what its knob was chosen for, if it was, and what that reached on the validation split.
+    """
     cfg, task = subject.cfg, subject.task
     run = ExPrune(subject.sites, heuristic, gain_ratio=gain_ratio)
     dense = None if heuristic is None else subject.dense(split)
-    about = None if heuristic is None else [type(heuristic).__qualname__, run.taus, heuristic.stages, gain_ratio]
-    file = subject.pass_file(split, ["pruned", about, [site.name for site in run.sites if site.eligible]])
+    file = subject.pass_file(split, _about(run, gain_ratio))
     pruned = run_pass(subject.trainer, task, subject.loader(split), run, file)
     dense = dense or pruned
     result = Result(
@@ -37,7 +44,11 @@ def measure(
         checkpoint=subject.checkpoint,
         heuristic="none" if heuristic is None else type(heuristic).__name__,
         tau=None if heuristic is None else heuristic.tau,
-        n=cfg.exprune.n,
+        n=None if heuristic is None or len(heuristic.stages) > 1 else heuristic.stages[0],
+        stages=None if heuristic is None else list(heuristic.stages),
+        lam=getattr(heuristic, "lam", None),
+        order=cfg.exprune.get("order"),
+        target=target,
         gain_ratio=gain_ratio,
         site_selection=plain(cfg.exprune.sites),
         metric=_compare(task, dense, pruned, cfg.bootstrap, cfg.seed),
@@ -54,6 +65,19 @@ def measure(
     for kept in (file, subject.pass_file(split, None)):
         kept.unlink(missing_ok=True)
     return result, examples
+
+
+def _about(run: ExPrune, gain_ratio: Any) -> list[Any]:
+    """What tells this pruned pass from others of the network."""
+    heuristic = run.heuristic
+    if heuristic is None:
+        return ["counted"]
+    # The statistics of a calibrated test are known by the lines they draw.
+    lines = {
+        name: float((of.slope * of.offset).sum()) for name, of in (getattr(heuristic, "statistics", None) or {}).items()
+    }
+    knobs = [run.taus, getattr(heuristic, "lam", None), heuristic.stages, gain_ratio, lines]
+    return ["pruned", type(heuristic).__qualname__, knobs, [site.name for site in run.sites if site.eligible]]
 
 
 def _compare(task: lightning.LightningModule, dense: Pass, pruned: Pass, resamples: int, seed: int) -> Metric:

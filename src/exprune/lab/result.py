@@ -58,6 +58,10 @@ class Result:
     heuristic: str
     tau: Any
     n: int | None
+    stages: list[int] | None
+    lam: float | None
+    order: str | None
+    target: dict[str, float] | None
     gain_ratio: Any
     site_selection: list[str] | str | None
     metric: Metric

@@ -138,6 +138,11 @@ class ChoiceData(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         raise SettingError("this data has questions and no text to train on; train with data=stdlib")
 
+    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> DataLoader:
+        raise SettingError(
+            "this data has questions and no training split to calibrate on; name a file: exprune.calibration"
+        )
+
     def val_dataloader(self) -> DataLoader:
         return self.test_dataloader()
 

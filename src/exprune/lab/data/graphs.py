@@ -125,6 +125,14 @@ class MoleculeData(lightning.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._loader("test", self.eval_batch_size)
 
+    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> DataLoader:
+        """Some graphs of the training split, drawn at random."""
+        if "train" not in self.parts:
+            self.parts["train"] = self.graphs.part("train", self.limit)
+        graphs = self.parts["train"]
+        chosen = torch.randperm(len(graphs), generator=generator)[:inputs]
+        return DataLoader([graphs[k] for k in chosen], batch_size=self.eval_batch_size)
+
     def _loader(self, part: str, batch_size: int, shuffle: bool = False) -> DataLoader:
         if part not in self.parts:
             self.parts[part] = self.graphs.part(part, self.limit)

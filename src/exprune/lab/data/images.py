@@ -132,5 +132,11 @@ class ImageData(lightning.LightningDataModule):
     def val_dataloader(self) -> ImageLoader:
         return ImageLoader(*self.parts["valid"], self.eval_batch_size)
 
+    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> ImageLoader:
+        """Some images of the training split, drawn at random, as they are."""
+        images, labels = self.parts["train"]
+        chosen = torch.randperm(len(images), generator=generator)[:inputs]
+        return ImageLoader(images[chosen], labels[chosen], self.eval_batch_size)
+
     def test_dataloader(self) -> ImageLoader:
         return ImageLoader(*self.parts["test"], self.eval_batch_size)

@@ -64,6 +64,12 @@ class TextData(lightning.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Block]:
         return self._held_out("test")
 
+    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> DataLoader[Block]:
+        """Some blocks of the training texts, drawn at random."""
+        cut = blocks(self.tokens["train"], self.context)
+        chosen = torch.randperm(len(cut), generator=generator)[:inputs]
+        return DataLoader([cut[k] for k in chosen], self.eval_batch_size, collate_fn=collate)
+
     def _held_out(self, part: str) -> DataLoader[Block]:
         return DataLoader(
             blocks(self.tokens[part], self.context)[: self.limit], self.eval_batch_size, collate_fn=collate

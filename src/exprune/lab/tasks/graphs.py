@@ -60,6 +60,12 @@ class GraphTask(lightning.LightningModule):
         """The arguments with which this task calls the network."""
         return (batch,)
 
+    def sampled_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The summed loss of labels drawn from the network's own predictions."""
+        logits = self.network(batch).float()
+        labels = torch.bernoulli(logits.detach().sigmoid().cpu(), generator=generator).to(logits.device)
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         return one_cycle(self, optimizer)

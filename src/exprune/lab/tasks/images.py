@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from exprune.core.errors import SettingError
 from exprune.lab.intervals import accuracy, weighted_accuracy
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
+from exprune.lab.tasks.sampling import draw
 
 
 class ImageTask(lightning.LightningModule):
@@ -74,6 +75,11 @@ class ImageTask(lightning.LightningModule):
     def network_inputs(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor]:
         """The arguments with which this task calls the network."""
         return (batch[0],)
+
+    def sampled_loss(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
+        """The summed loss of labels drawn from the network's own predictions."""
+        logits = self.network(batch[0]).float()
+        return F.cross_entropy(logits, draw(logits, generator), reduction="sum")
 
     def configure_optimizers(self) -> dict[str, Any]:
         groups = decay_groups(self.network, self.weight_decay)

@@ -16,6 +16,7 @@ from exprune.lab.data.tokens import NO_TARGET, TokenBatch
 from exprune.lab.intervals import accuracy, weighted_accuracy
 from exprune.lab.models.opt import fc1_flops, logits_of, opt_flops, zeros_of_fc2
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
+from exprune.lab.tasks.sampling import draw
 
 
 class LanguageTask(lightning.LightningModule):
@@ -40,6 +41,11 @@ class LanguageTask(lightning.LightningModule):
             "outside_paper_scope": total - fc1_flops(self.network.config, lengths),
             "zero_skipping": int(sum(zeros)),
         }
+
+    def sampled_loss(self, batch: TokenBatch | ChoiceBatch, generator: torch.Generator) -> Tensor:
+        """The summed loss of tokens drawn from the network's own predictions."""
+        logits = logits_of(self.network, *self.network_inputs(batch))[batch.targets != NO_TARGET].float()
+        return F.cross_entropy(logits, draw(logits, generator), reduction="sum")
 
     def network_inputs(self, batch: TokenBatch | ChoiceBatch) -> tuple[Tensor, Tensor]:
         """The arguments with which this task calls the network."""

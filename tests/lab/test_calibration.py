@@ -1,0 +1,147 @@
+"""Calibrated tests on the command line: statistics measured, kept and checked; knobs found for a target."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from exprune.core.errors import SettingError
+from exprune.lab.data.choices import ChoiceData
+from exprune.lab.data.text import TextData
+from exprune.lab.files import load_tensors, save_tensors
+from exprune.lab.tasks.sampling import draw
+from tests.cli import TINY, CommandLine
+
+TINY_GNN = ("model=gnn", "logger=none", *TINY)
+SMALL = (*TINY_GNN, "exprune.inputs=24")
+
+
+def result_of(run) -> dict:
+    (folder,) = run.runs()
+    return json.loads((folder / "result.json").read_text())
+
+
+def calibrations(cache: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (cache / "calibrations").glob("gnn-nci-*")}
+
+
+def test_calibrated_measures_once(command: CommandLine, session_cache: Path) -> None:
+    before = calibrations(session_cache)
+    first = command("evaluate.py", *SMALL, "exprune=calibrated", "exprune.tau=0.2", "hydra.run.dir=a")
+    assert first.code == 0, first.err
+    result = result_of(first)
+    assert (result["heuristic"], result["tau"], result["order"]) == ("Calibrated", 0.2, "layer")
+    assert result["stages"] == [16, 32, 64, 96, 128, 192, 256] and result["n"] is None
+    assert result["lam"] is None and result["target"] is None
+    site = result["sites"][0]
+    assert [stage["n"] for stage in site["stages"]] == result["stages"]
+    assert sum(stage["pruned"] for stage in site["stages"]) == site["pruned"] > 0
+    made = calibrations(session_cache)
+    assert len(made) == len(before) + 1
+
+    again = command("evaluate.py", *SMALL, "exprune=optimal", "exprune.lam=1e-9", "hydra.run.dir=b")
+    assert again.code == 0, again.err
+    assert calibrations(session_cache) == made  # the same statistics serve both
+    lam = json.loads((again.folder / "b" / "result.json").read_text())
+    assert (lam["heuristic"], lam["tau"], lam["lam"]) == ("Optimal", None, 1e-9)
+    assert 0 < lam["flops"]["saved"] < 1
+
+
+@pytest.mark.parametrize("order", ["model", "neuron"])
+def test_orders(command: CommandLine, order: str) -> None:
+    run = command("evaluate.py", *SMALL, "exprune=calibrated", f"exprune.order={order}", "exprune.stages=[8,100]")
+    assert run.code == 0, run.err
+    result = result_of(run)
+    assert result["order"] == order
+    assert [stage["n"] for stage in result["sites"][0]["stages"]] == [8, 100]
+
+
+@pytest.mark.parametrize("exprune", ["calibrated", "optimal"])
+@pytest.mark.parametrize("target", ["target_drop=0.5", "target_saved=0.4"])
+def test_a_target_finds_the_knob_on_validation(command: CommandLine, exprune: str, target: str) -> None:
+    knob = {"calibrated": "exprune.tau=null", "optimal": "exprune.target_drop=null"}[exprune]
+    run = command("evaluate.py", *SMALL, f"exprune={exprune}", knob, f"exprune.{target}")
+    assert run.code == 0, run.err
+    result = result_of(run)
+    name, value = target.split("=")
+    reached = result["target"]
+    assert reached[name] == float(value)
+    if name == "target_drop":
+        assert reached["valid_drop"] <= 0.5
+    else:
+        assert 0.4 <= reached["valid_saved"] < 0.41
+    # The figures are those of that very setting on the validation split.
+    setting = f"exprune.tau={result['tau']}" if exprune == "calibrated" else f"exprune.lam={result['lam']}"
+    check = command("evaluate.py", *SMALL, f"exprune={exprune}", setting, "split=valid", "hydra.run.dir=check")
+    assert check.code == 0, check.err
+    valid = json.loads((check.folder / "check" / "result.json").read_text())
+    assert valid["flops"]["saved"] == pytest.approx(reached["valid_saved"], abs=1e-9)
+    assert valid["metric"]["drop"] == pytest.approx(reached["valid_drop"], abs=1e-6)
+
+
+def test_the_oracle_is_a_ceiling(command: CommandLine) -> None:
+    run = command("evaluate.py", *TINY_GNN, "exprune=oracle", "exprune.n=32")
+    assert run.code == 0, run.err
+    result = result_of(run)
+    assert result["metric"]["drop"] == 0
+    assert all(site["pruned"] == site["negative"] and site["wrong"] == 0 for site in result["sites"] if site["outputs"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["exprune.tau=null"], "exprune.tau=null: set one of exprune.tau, target_drop, target_saved"),
+        (["exprune.tau=null", "exprune.target_drop=1", "exprune.target_saved=0.1"], "set one of"),
+        (["exprune.tau=null", "exprune.target_saved=0.99"], "exprune.target_saved=0.99: out of reach; the most"),
+        (["exprune.tau=null", "exprune.target_drop=-1"], "exprune.target_drop=-1: a number, at least 0"),
+        (["exprune.tau=0.6"], "tau=0.6"),
+        (["exprune.order=best"], "order='best': model, layer, neuron"),
+        (["exprune.inputs=0"], "exprune.inputs=0: a whole number of inputs"),
+        (["exprune.stages=[64,32]"], "stages=[64, 32]"),
+        (["exprune.inputs=1", "seed=0"], "rows of convolutions.0.linear; at least 100, take more inputs"),
+    ],
+)
+def test_wrong_settings_are_one_line(command: CommandLine, arguments: list[str], words: str) -> None:
+    run = command("evaluate.py", *SMALL, "exprune=calibrated", *arguments)
+    assert run.code == 1
+    (line,) = [line for line in run.err.splitlines() if line.startswith("error:")]
+    assert words in line
+    assert not run.runs()
+
+
+def test_a_calibration_of_something_else_is_refused(command: CommandLine, session_cache: Path, tmp_path: Path) -> None:
+    assert command("evaluate.py", *SMALL, "exprune=calibrated", "hydra.run.dir=a").code == 0
+    file = min(calibrations(session_cache))
+    tensors, metadata = load_tensors(file)
+    for what, value in (("weights", "0123"), ("sites", ["head"])):
+        about = json.loads(metadata["about"]) | {what: value}
+        other = tmp_path / f"{what}.safetensors"
+        save_tensors(other, tensors, metadata | {"about": json.dumps(about)})
+        run = command("evaluate.py", *SMALL, "exprune=calibrated", f"exprune.calibration={other}", "hydra.run.dir=b")
+        assert run.code == 1
+        assert f"made for {what}=" in run.err
+    save_tensors(tmp_path / "no.safetensors", tensors, {})
+    run = command("evaluate.py", *SMALL, "exprune=calibrated", f"exprune.calibration={tmp_path / 'no.safetensors'}")
+    assert run.code == 1 and "no calibration file" in run.err
+
+
+def test_questions_have_nothing_to_calibrate_on() -> None:
+    data = ChoiceData(lambda *_: [], lambda _: [], ".", ".", 1)
+    with pytest.raises(SettingError, match="no training split to calibrate on"):
+        data.calibration_dataloader(8, torch.Generator())
+
+
+def test_labels_are_drawn_by_their_probability() -> None:
+    logits = torch.tensor([[0.0, 3.0, 0.0]]).expand(20_000, 3)
+    drawn = draw(logits, torch.Generator().manual_seed(0)).bincount(minlength=3) / 20_000
+    torch.testing.assert_close(drawn, logits[0].softmax(0), atol=0.01, rtol=0)
+
+
+def test_calibration_blocks_are_of_the_training_texts() -> None:
+    data = TextData.__new__(TextData)
+    data.context, data.eval_batch_size = 4, 8
+    data.tokens = {"train": [torch.arange(10, 20), torch.arange(30, 37)], "test": [torch.arange(99)]}
+    (batch,) = data.calibration_dataloader(3, torch.Generator().manual_seed(0))
+    assert len(batch.input_ids) == 3
+    assert all(10 <= token < 37 for row in batch.targets.tolist() for token in row if token >= 0)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from exprune.lab import entry  # the import repairs torchvision before anything imports it
+import exprune.lab  # noqa: F401  repairs torchvision before anything imports it
 from tests.cli import CommandLine
 
 torch.set_num_threads(1)  # the tensors here are tiny
@@ -23,7 +23,6 @@ def command(
 ) -> CommandLine:
     """Runs an entry point in a fresh folder."""
     monkeypatch.setenv("EXPRUNE_CACHE_DIR", str(session_cache))
-    monkeypatch.setattr(entry, "_failed", [])
     folder = tmp_path / "run"
     folder.mkdir()
     return CommandLine(folder, monkeypatch, capfd)

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from exprune.core.errors import SettingError
 from exprune.lab import pareto
+from exprune.lab.chart import front_charts
 from tests.cli import TINY, CommandLine
 
 
@@ -41,3 +44,59 @@ def test_no_results(tmp_path: Path, content: str | None) -> None:
         pareto.gather([tmp_path])
     with pytest.raises(SystemExit, match="error: "):
         pareto.main([str(tmp_path)])
+
+
+def result(tau: float, drop: float, saved: float, **other: object) -> dict:
+    """What a table needs of a result.json, with a dense metric of 0.8."""
+    names = ("model", "data", "split", "static", "seed", "checkpoint", "heuristic")
+    about = dict(zip(names, ("gnn", "nci", "test", "none", 0, "gnn.safetensors", "StatsTest"), strict=True))
+    pruned = 0.8 - drop / 100
+    metric = {"name": "roc_auc", "dense": 0.8, "pruned": pruned, "drop": drop, "interval": (drop - 1, drop + 2)}
+    metric |= {"dense_interval": (0.7, 0.9), "pruned_interval": (pruned - 0.1, pruned + 0.1)}
+    flops = {"dense": 1000.0, "pruned": 1000 * (1 - saved), "saved": saved}
+    rest = {"inputs": 10, "sparsity": 0.0, "sites": [], "n": 32, "command": f"python evaluate.py exprune.tau={tau}"}
+    return about | rest | {"tau": tau, "metric": metric, "flops": flops} | other
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(-3, 5), st.integers(0, 6), st.sampled_from(["gnn", "opt"])), min_size=1))
+def test_front_is_what_nothing_of_the_same_network_beats(points: list[tuple[int, int, str]]) -> None:
+    results = [result(k, drop, saved / 10, model=model) for k, (drop, saved, model) in enumerate(points)]
+    table = pareto.tabulate([*results, result(99, 0, 0.0, heuristic="none")])
+    for k, (drop, saved, model) in enumerate(points):
+        others = [(d, s) for d, s, m in points if m == model and (d, s) != (drop, saved)]
+        beaten = any(d <= drop and s >= saved for d, s in others)
+        assert table.loc[table["tau"] == str(k), "front"].item() == (not beaten)
+    assert not table.loc[table["heuristic"] == "none", "front"].any()
+
+
+def test_the_interactive_chart_marks_dense_and_one_point_below() -> None:
+    """One chart per data set; FLOPs are shares of the dense network's, a network's baseline is its own."""
+    results = [
+        result(0.1, 0.5, 0.2),
+        result(0.2, 2.0, 0.1),  # beaten
+        result(0.3, 1.0, 0.4),
+        result(0.1, 0.5, 0.2, model="opt", data="stdlib", heuristic="Threshold"),
+        result(0.2, 0.5, -0.5, model="gat", heuristic="none"),
+    ]
+    charts = front_charts(pareto.tabulate(results))
+    assert set(charts) == {"nci-test-roc_auc", "stdlib-test-roc_auc"}
+    traces = {trace["name"]: trace for trace in charts["nci-test-roc_auc"].to_plotly_json()["data"]}
+    assert (traces["gnn, dense"]["x"], traces["gnn, dense"]["y"]) == ([1.0], [0.8])
+    below = traces["gnn, dense - 1 point"]
+    assert below["y"] == pytest.approx([0.79, 0.79]) and min(below["x"]) == 0.6 and below["line"]["dash"] == "dash"
+    front = traces["gnn, StatsTest, 0 sites, front"]
+    assert front["x"] == pytest.approx([0.8, 0.6]) and front["y"] == pytest.approx([0.795, 0.79])
+    assert "lines" in front["mode"] and isinstance(front["x"], list)
+    assert front["error_y"]["array"] == pytest.approx([0.01, 0.01])  # a smaller drop is a better metric
+    assert front["error_y"]["arrayminus"] == pytest.approx([0.02, 0.02])
+    assert "tau 0.3" in front["text"][1] and "40.00 %" in front["text"][1]
+    assert traces["gnn, StatsTest, 0 sites"]["x"] == pytest.approx([0.9])
+    assert "gat, dense" in traces and "opt, dense" not in traces
+
+
+def test_the_copies_that_wandb_keeps_are_no_results(tmp_path: Path) -> None:
+    for folder in ("0", "0/wandb/offline-run-1/files"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "result.json").write_text("{}")
+    assert pareto.find_results(tmp_path) == [tmp_path / "0" / "result.json"]

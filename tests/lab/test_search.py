@@ -143,6 +143,22 @@ def test_hopeless_trials_are_stopped_early(command: CommandLine) -> None:
     assert any(trial.state == TrialState.PRUNED for trial in trials)
 
 
+def test_a_search_is_a_wandb_run_with_its_front(command: CommandLine) -> None:
+    """Offline: the front as a chart, the tables of the front and of the trials, all in the files of the run."""
+    words = ["logger=wandb" if word == "logger=none" else word for word in SEARCH]
+    storage = f"sqlite:///{command.folder / 'study.db'}"
+    outcome = command(*words, "search.trials=8", "search.front=2", f"search.storage={storage}")
+    assert outcome.code == 0, outcome.err
+    (table,) = command.folder.rglob("front.csv")
+    (run,) = table.parent.glob("wandb/offline-run-*/files/media")
+    (front,) = run.glob("table/front/table_*.table.json")
+    (trials,) = run.glob("table/trials_*.table.json")
+    (chart,) = run.glob("plotly/front/*.plotly.json")
+    assert len(json.loads(front.read_text())["data"]) == len(pd.read_csv(table))
+    assert len(json.loads(trials.read_text())["data"]) == 8
+    assert "gnn, seed 11, dense" in {trace["name"] for trace in json.loads(chart.read_text())["data"]}
+
+
 def test_threshold_is_searched_in_the_scale_of_its_site(command: CommandLine) -> None:
     outcome = command(*SEARCH, "exprune=threshold", "search.trials=8", "search.front=1", "search=nsga2")
     assert outcome.code == 0, outcome.err

@@ -9,6 +9,7 @@ This package imports torch and the standard library only.
 """
 
 from exprune.core.calibrated import Calibrated, CalibratedTest, Optimal, Oracle
+from exprune.core.dominance import Dominance, HeadRecorder
 from exprune.core.engine import ExPrune
 from exprune.core.errors import SettingError
 from exprune.core.flops import Flops, SiteFlops
@@ -20,8 +21,10 @@ from exprune.core.sites import Site, find_sites, select_sites
 __all__ = [
     "Calibrated",
     "CalibratedTest",
+    "Dominance",
     "ExPrune",
     "Flops",
+    "HeadRecorder",
     "Heuristic",
     "InputVariances",
     "Optimal",

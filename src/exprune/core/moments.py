@@ -33,6 +33,20 @@ class SiteStatistics:
     order: Tensor | None = None
     gradient: Tensor | None = None
 
+    @classmethod
+    def of(cls, moments: Mapping[int, "Moments"], name: str, order: Tensor | None) -> "SiteStatistics":
+        """From the moments after each stage.
+
+        Raises:
+            SettingError: they are of too few rows.
+        """
+        rows = next(iter(moments.values())).count
+        if rows < _FEWEST:
+            raise SettingError(f"calibration: {rows} rows of {name}; at least {_FEWEST}, take more inputs")
+        lines = [of.line() for of in moments.values()]
+        slope, offset, sd = (torch.stack(values) for values in zip(*lines, strict=True))
+        return cls(tuple(moments), slope, offset, floored(sd), order)
+
 
 class Recorder(Heuristic):
     """Stops nothing; takes the moments of partial and full sums in one pass, keeping no activations.
@@ -49,7 +63,7 @@ class Recorder(Heuristic):
         super().__init__()
         self.stages = tuple(stages)
         self.orders = orders or {}
-        self._moments: dict[str, dict[int, _Moments]] = {}
+        self._moments: dict[str, dict[int, Moments]] = {}
 
     def order(self, site: Site) -> Tensor | None:
         return self.orders.get(site.name)
@@ -58,7 +72,7 @@ class Recorder(Heuristic):
         s, full = _rows(seen.s, seen), _rows(seen.full - seen.r, seen)
         if len(s):
             stages = self._moments.setdefault(seen.site.name, {})
-            stages.setdefault(seen.n, _Moments()).add(s, full)
+            stages.setdefault(seen.n, Moments()).add(s, full)
         return torch.zeros_like(seen.s, dtype=torch.bool)
 
     def statistics(self) -> dict[str, SiteStatistics]:
@@ -67,15 +81,7 @@ class Recorder(Heuristic):
         Raises:
             SettingError: too few rows (images times positions, nodes, tokens) reached a site.
         """
-        found = {}
-        for name, stages in self._moments.items():
-            rows = next(iter(stages.values())).count
-            if rows < _FEWEST:
-                raise SettingError(f"calibration: {rows} rows of {name}; at least {_FEWEST}, take more inputs")
-            lines = [moments.line() for moments in stages.values()]
-            slope, offset, sd = (torch.stack(values) for values in zip(*lines, strict=True))
-            found[name] = SiteStatistics(tuple(stages), slope, offset, floored(sd), self.orders.get(name))
-        return found
+        return {name: SiteStatistics.of(of, name, self.orders.get(name)) for name, of in self._moments.items()}
 
 
 def floored(values: Tensor) -> Tensor:
@@ -85,7 +91,7 @@ def floored(values: Tensor) -> Tensor:
 
 
 @dataclass
-class _Moments:
+class Moments:
     """Count, means and centred second moments of pairs (s, z) per output, merged as in Chan, Golub, LeVeque 1983."""
 
     count: int = 0

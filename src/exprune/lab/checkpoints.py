@@ -27,6 +27,7 @@ def training_config(cfg: DictConfig) -> dict[str, Any]:
     data = OmegaConf.to_container(cfg.data.get("trained_as", cfg.data), resolve=True)
     data = {key: value for key, value in data.items() if key not in _NOT_LEARNED}
     static = OmegaConf.to_container(cfg.static, resolve=True)
+    static.pop("sparsities", None)  # `sparsity` is the one that holds
     return _without_targets({"model": model, "data": data, "static": static, "seed": cfg.seed})
 
 

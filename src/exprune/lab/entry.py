@@ -1,71 +1,77 @@
-"""What the command line does around an experiment: one line per wrong setting, exit code 1."""
+"""What the command line does around an experiment: one line per error, exit code 1; a sweep goes on and is gathered."""
 
-import json
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from exprune.core.errors import SettingError
+from exprune.lab.failures import known, one_line, recorded
+from exprune.lab.sweep import end_sweep
 
-_failed: list[str] = []
+_sweeps: list[DictConfig] = []  # that began here and did not end yet: one at most
+_failed: list[str] = []  # a line for each job that failed, and for what went wrong at the sweep's end
 
 
 def job(task: Callable[[DictConfig], object], cfg: DictConfig) -> None:
-    """Run one job. In a multirun a wrong setting is recorded in the job's folder and the sweep goes on."""
+    """Run one job. In a multirun whatever goes wrong is recorded in the job's folder and the sweep goes on."""
     _hush_libraries()
     config = HydraConfig.get()
+    if config.mode == RunMode.MULTIRUN:
+        with recorded(Path(config.runtime.output_dir), config.job.num, " ".join(config.overrides.task)):
+            task(cfg)
+        return
     try:
         task(cfg)
     except Exception as error:
-        message = _known(error)
+        message = known(error)
         if message is None:
             raise
-        if config.mode == RunMode.RUN:
-            sys.exit(f"error: {message}")  # from here: Hydra would print a line of its own
-        record = Path(config.runtime.output_dir) / "error.json"
-        record.write_text(json.dumps({"error": message}))
-        _failed.append(f"{' '.join(config.overrides.task)}: {message}")
+        sys.exit(f"error: {message}")  # from here: Hydra would print a line of its own
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call Hydra's entry point; known errors become one line on stderr and exit code 1."""
+    """Call Hydra's entry point; errors become one line each on stderr and exit code 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, not to Hydra's own printer
+    _sweeps.clear()
+    _failed.clear()
     try:
         main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+            sys.exit(130)  # Lightning makes sys.exit(1) of Ctrl-C
+        raise
     except Exception as error:
-        message = _known(error)
-        if message is None:
+        message = known(error)
+        if message is None and not _sweeps:
             raise
-        sys.exit(f"error: {message}")
+        # What a job of a sweep raises stays in the job: this is the launcher's, and Hydra does not end the sweep then.
+        _end_sweeps()
+        _failed.append(message or f"the launcher stopped: {one_line(error)}")
     if _failed:
         sys.exit("\n".join(f"error: {line}" for line in _failed))
 
 
-def _known(error: BaseException | None) -> str | None:
-    """The one line of an error that a setting or a file causes, also where Hydra wraps it; None for a bug."""
-    chain = []
-    while error is not None:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    # The innermost says what is wrong; Hydra's wrappers say where in its code.
-    for kind in (SettingError, (HydraException, OmegaConfBaseException)):
-        for link in chain:
-            if isinstance(link, kind) and str(link):
-                return " ".join(str(link).split())
-    if isinstance(chain[0], PermissionError | NotADirectoryError | FileExistsError):
-        return f"{chain[0].filename}: {chain[0].strerror}; name a folder that can be written to"
-    return None
+class SweepCallback(Callback):
+    """Tells this module where a sweep begins and ends, in the process that launches its jobs."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _sweeps.append(config)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        _end_sweeps()
+
+
+def _end_sweeps() -> None:
+    while _sweeps:
+        _failed.extend(end_sweep(_sweeps.pop()))
 
 
 def _hush_libraries() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,7 +19,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         SettingError: the folder cannot be written to.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # jobs of a sweep may write the same cache
+    # Jobs of a sweep, on many machines perhaps, may write the same cache.
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)

@@ -1,44 +1,73 @@
-"""From many ``result.json`` files to one table and its plot: metric against FLOPs saved.
+"""From many ``result.json`` files to one table, its fronts and their plot: metric against FLOPs saved.
 
 python -m exprune.lab.pareto FOLDER... --csv table.csv --plot front.png
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")  # files only, no screen
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 from exprune.core.errors import SettingError
 from exprune.lab.files import write_whole
 from exprune.lab.result import read_result
 
+PANEL = ["data", "split", "metric"]  # what can stand in one plot
+NETWORK = ["model", "static", "sparsity", "seed", "checkpoint"]  # what has one dense baseline
+CURVE = [*NETWORK, "sites", "heuristic", "order"]  # what has one front
+
+
+def find_results(folder: Path) -> list[Path]:
+    """Every ``result.json`` below a folder, without the copies that W&B keeps."""
+    paths = sorted(folder.rglob("result.json"))
+    return [path for path in paths if "wandb" not in path.relative_to(folder).parts]
+
 
 def gather(folders: Sequence[Path]) -> pd.DataFrame:
-    """One row per ``result.json`` below the folders, sorted by model, sites, heuristic and FLOPs saved.
+    """The table of every ``result.json`` below the folders, which must fit into one plot.
 
     Raises:
         SettingError: there is none, or they are of different data, splits or metrics.
     """
-    paths = sorted(path for folder in folders for path in folder.rglob("result.json"))
+    paths = [path for folder in folders for path in find_results(folder)]
     if not paths:
         raise SettingError(f"no result.json below {', '.join(map(str, folders))}; run evaluate.py first")
-    table = pd.DataFrame([_row(read_result(path)) for path in paths])
-    for column in ("data", "split", "metric"):
+    table = tabulate(map(read_result, paths))
+    for column in PANEL:
         if table[column].nunique() > 1:
             raise SettingError(f"results of different {column} in one table: {', '.join(table[column].unique())}")
-    order = ["model", "sparsity", "sites", "heuristic", "saved_percent"]
-    table = table.sort_values(order, ascending=[True, True, False, True, True]).reset_index(drop=True)
-    return table if table["sparsity"].any() else table.drop(columns="sparsity")
+    return table
 
 
-def _row(result: dict) -> dict:
+def tabulate(results: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """One row per result, sorted by panel, curve and FLOPs saved.
+
+    ``front`` is true of a row that no other of its curve beats: drops no more and saves no less, and not both equal.
+    """
+    table = pd.DataFrame([_row(result) for result in results])
+    order = [*PANEL, *CURVE, "saved_percent"]
+    table = table.sort_values(order, ascending=[column != "sites" for column in order]).reset_index(drop=True)
+    table["front"] = False
+    for _, curve in table[table["heuristic"] != "none"].groupby([*PANEL, *CURVE], dropna=False):
+        drop, saved = (curve[column].to_numpy() for column in ("drop_points", "saved_percent"))
+        as_good = (drop <= drop[:, None]) & (saved >= saved[:, None])  # [k, j]: j as good as k in both
+        better = (drop < drop[:, None]) | (saved > saved[:, None])
+        table.loc[curve.index, "front"] = ~np.any(as_good & better, axis=1)
+    return table
+
+
+def _row(result: dict[str, Any]) -> dict[str, Any]:
     metric, flops = result["metric"], result["flops"]
     counts = [site for site in result["sites"] if site["outputs"]]
     outputs = sum(site["outputs"] for site in counts) or 1
@@ -53,7 +82,10 @@ def _row(result: dict) -> dict:
         "sites": len(counts),
         "heuristic": result["heuristic"],
         "tau": str(result["tau"]),
+        "lam": result.get("lam"),
         "n": result["n"],
+        "order": result.get("order") or "",
+        "target": json.dumps(target) if (target := result.get("target")) else None,
         "metric": metric["name"],
         "dense": round(metric["dense"], 5),
         "dense_low": round(metric["dense_interval"][0], 5),
@@ -75,28 +107,44 @@ def _row(result: dict) -> dict:
     }
 
 
+def network_label(row: pd.Series) -> str:
+    """What a network is called in a legend."""
+    sparse = f", {row['sparsity']:.0%} sparse" if row["sparsity"] else ""
+    return f"{row['model']}{sparse}" + (f", seed {row['seed']}" if row["seed"] else "")
+
+
+def curve_label(row: pd.Series) -> str:
+    """What a curve is called in a legend."""
+    order = f", order {row['order']}" if row["order"] else ""
+    return f"{network_label(row)}, {row['heuristic']}, {row['sites']} sites{order}"
+
+
 def plot(table: pd.DataFrame, path: Path) -> None:
-    """Change of the metric (points, with the interval of the paired difference) against FLOPs saved."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    pruned = table[table["heuristic"] != "none"]
-    if "sparsity" in pruned:
-        pruned = pruned.assign(model=pruned["model"] + pruned["sparsity"].map(" {:.0%} sparse".format))
-    for (model, sites, heuristic), group in pruned.groupby(["model", "sites", "heuristic"]):
-        group = group.sort_values("saved_percent")
-        drop, low, high = (group[column] for column in ("drop_points", "drop_low", "drop_high"))
-        errors = ((high - drop).clip(lower=0), (drop - low).clip(lower=0))
-        label = f"{model}, {heuristic}, {sites} sites"
-        axes.errorbar(group["saved_percent"], -drop, yerr=errors, marker="o", markersize=4, capsize=2, label=label)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.axhline(-1, color="grey", linewidth=0.8, linestyle="--")
-    metric, data, split = (table[column].iloc[0] for column in ("metric", "data", "split"))
-    axes.set_xlabel("FLOPs saved, % of the dense network's")
-    axes.set_ylabel(f"change of {metric}, points (95 % interval)")
-    axes.set_title(f"{data}, {split} split")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    """Change of the metric (points, with the interval of the paired difference) against FLOPs saved, panel by panel."""
+    panels = list(table.groupby(PANEL))
+    figure, axes = plt.subplots(1, len(panels), figsize=(7 * len(panels), 4.5), layout="constrained", squeeze=False)
+    for (names, rows), one in zip(panels, axes.flat, strict=True):
+        _plot_panel(rows, one, *names)
     write_whole(path, lambda partial: figure.savefig(partial, dpi=120, format=path.suffix.lstrip(".") or "png"))
     plt.close(figure)
+
+
+def _plot_panel(rows: pd.DataFrame, axes: Axes, data: str, split: str, metric: str) -> None:
+    for _, curve in rows[rows["heuristic"] != "none"].groupby(CURVE, dropna=False):
+        drop, low, high = (curve[column] for column in ("drop_points", "drop_low", "drop_high"))
+        errors = ((high - drop).clip(lower=0), (drop - low).clip(lower=0))
+        style = {"marker": "o", "markersize": 4, "capsize": 2, "label": curve_label(curve.iloc[0])}
+        line = axes.errorbar(curve["saved_percent"], -drop, yerr=errors, **style)[0]
+        beaten = curve[~curve["front"]]  # hollow
+        axes.plot(beaten["saved_percent"], -beaten["drop_points"], "o", ms=2.5, color="white", zorder=line.zorder + 1)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.axhline(-1, color="grey", linewidth=0.8, linestyle="--")
+    axes.set_xlabel("FLOPs saved, % of the dense network's")
+    axes.set_ylabel(f"change of {metric}, points (95 % interval)")
+    axes.set_title(f"{data}, {split} split (filled: on the front)")
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

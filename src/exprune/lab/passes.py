@@ -92,6 +92,13 @@ class _Rest:
         return itertools.islice(iter(self.loader), self.done, None)
 
 
+def _kept(file: Path) -> dict[str, Any] | None:
+    try:
+        return torch.load(file, weights_only=True)
+    except FileNotFoundError:  # there is none, or another job has finished this pass meanwhile
+        return None
+
+
 class _Progress(Callback):
     """Collects what the batches give, tells the run which rows are data, and keeps long passes on disk."""
 
@@ -99,8 +106,7 @@ class _Progress(Callback):
         self.run, self.file, self.watch = run, file, watch
         self.batches: list[dict[str, Any]] = []
         self.before = 0.0
-        if file is not None and file.exists():
-            state = torch.load(file, weights_only=True)
+        if file is not None and (state := _kept(file)) is not None:
             self.batches, self.before = state["batches"], state["seconds"]
             if run is not None:
                 run.load_state_dict(state["run"])

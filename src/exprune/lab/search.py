@@ -11,7 +11,6 @@ import numpy as np
 import optuna
 import pandas as pd
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
@@ -20,11 +19,13 @@ from exprune.core import ExPrune, Heuristic, Prefix
 from exprune.core.errors import SettingError
 from exprune.lab.files import write_whole
 from exprune.lab.measure import measure
+from exprune.lab.pareto import tabulate
 from exprune.lab.passes import Pass, run_pass
-from exprune.lab.result import Result, flops_per_input
+from exprune.lab.result import Result, flops_per_input, read_result
 from exprune.lab.study import finished, front, open_study
 from exprune.lab.subject import Subject, plain, prepare
-from exprune.lab.tracking import tracked
+from exprune.lab.tracking import log_front, tracked
+from exprune.lab.tuning import calibrated, heuristic_of
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +39,14 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     Trials run on the validation split. The front is measured anew on all of it, and what is still a front there once
     on the test split.
     """
-    heuristic = instantiate(cfg.exprune.heuristic, _convert_="all")
+    heuristic = heuristic_of(cfg)
     if heuristic is None:
         raise SettingError(f"search={cfg.search.name}: nothing to search with exprune=none")
+    if heuristic.tau_range is None:
+        raise SettingError(
+            f"search={cfg.search.name}: {type(heuristic).__name__} has no tau for each site; "
+            "search exprune=threshold, stats_test or calibrated"
+        )
     _check(cfg)
     subject = prepare(cfg, heuristic)
     run = ExPrune(subject.sites, heuristic, gain_ratio=_GAIN_RATIOS[1])  # the sites that a search can use
@@ -50,13 +56,16 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     if not study.get_trials(deepcopy=False):
         for share in _UNIFORM:
             study.enqueue_trial({name: low + share * (high - low) for name, (low, high) in ranges.items()})
-    with tracked(cfg, "search"):
+    folder = Path(cfg.paths.output_dir)
+    with tracked(cfg, "search") as tracker:
         _run_trials(study, subject, ranges, batches)
         table = _measure_front(study, subject)
-    folder = Path(cfg.paths.output_dir)
-    trials = study.trials_dataframe()
-    write_whole(folder / "trials.csv", lambda partial: trials.to_csv(partial, index=False))
-    write_whole(folder / "front.csv", lambda partial: table.to_csv(partial, index=False))
+        trials = study.trials_dataframe()
+        write_whole(folder / "trials.csv", lambda partial: trials.to_csv(partial, index=False))
+        write_whole(folder / "front.csv", lambda partial: table.to_csv(partial, index=False))
+        files = [folder / "test" / f"{number:05d}" / "result.json" for number in table["trial"]]
+        on_test = tabulate(map(read_result, files)).assign(front=True)  # chosen on validation, whatever test says
+        log_front(tracker, on_test, {"trials": trials})
     log.info("front and trials: %s", folder)
     return table
 
@@ -126,6 +135,8 @@ def _about(subject: Subject, run: ExPrune) -> dict[str, Any]:
         "weights": Path(subject.checkpoint).name,
         "heuristic": type(heuristic).__name__,
         "n": heuristic.stages[0],
+        "stages": list(heuristic.stages),
+        "order": cfg.exprune.get("order"),
         "sites": list(run.taus),
         "limit": cfg.search.limit,
     }
@@ -138,7 +149,7 @@ def _run_trials(study: optuna.Study, subject: Subject, ranges: Mapping[str, tupl
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         knobs = {name: trial.suggest_float(name, *both) for name, both in ranges.items()}
-        heuristic, gain_ratio = _configured(subject.cfg, knobs)
+        heuristic, gain_ratio = _configured(subject, knobs)
         try:
             run = ExPrune(subject.sites, heuristic, gain_ratio=gain_ratio)
         except SettingError as error:  # with these gain ratios no neuron is worth a test
@@ -170,12 +181,12 @@ def _drop(subject: Subject, dense: Pass, predictions: np.ndarray) -> float:
     return 100 * (score(before, targets) - score(predictions, targets))
 
 
-def _configured(cfg: DictConfig, knobs: Mapping[str, float]) -> tuple[Heuristic, Any]:
+def _configured(subject: Subject, knobs: Mapping[str, float]) -> tuple[Heuristic, Any]:
     """The heuristic and gain_ratio with these knobs."""
     taus = {name.removeprefix("tau/"): value for name, value in knobs.items() if name.startswith("tau/")}
     gains = {name.removeprefix("gain_ratio/"): v for name, v in knobs.items() if name.startswith("gain_ratio/")}
-    heuristic = instantiate(cfg.exprune.heuristic, tau=taus, _convert_="all")
-    return heuristic, {**gains, "*": _GAIN_RATIOS[1]} if gains else plain(cfg.exprune.gain_ratio)
+    heuristic = calibrated(subject, tau=taus)
+    return heuristic, {**gains, "*": _GAIN_RATIOS[1]} if gains else plain(subject.cfg.exprune.gain_ratio)
 
 
 def _measure_front(study: optuna.Study, subject: Subject) -> pd.DataFrame:
@@ -190,7 +201,7 @@ def _measure_front(study: optuna.Study, subject: Subject) -> pd.DataFrame:
     keep = sorted({round(k) for k in np.linspace(0, len(points) - 1, min(cfg.search.front, len(points)))})
 
     def measured(trial: optuna.trial.FrozenTrial, split: str) -> Result:
-        heuristic, gain_ratio = _configured(cfg, trial.params)
+        heuristic, gain_ratio = _configured(subject, trial.params)
         result, _ = measure(subject, heuristic, gain_ratio, split, command)
         result.write(folder / split / f"{trial.number:05d}" / "result.json")
         return result

@@ -2,16 +2,21 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import wandb
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from exprune.core.errors import SettingError
+from exprune.lab.chart import front_charts
 from exprune.lab.result import Result
 
 
@@ -21,33 +26,54 @@ def check_logger(cfg: DictConfig) -> None:
         raise SettingError(f"logger.mode={cfg.logger.mode}: offline or online (or logger=none)")
 
 
-@contextlib.contextmanager
-def tracked(cfg: DictConfig, job_type: str) -> Iterator[Any | None]:
-    """A W&B run for this job, or None with ``logger=none``.
+def tracked(cfg: DictConfig, job_type: str) -> AbstractContextManager[Any | None]:
+    """A W&B run for this job, or None with ``logger=none``; the jobs of a sweep are one group.
 
     Raises:
         SettingError: online without an account or a network.
     """
-    if cfg.logger.name == "none":
+    config = OmegaConf.to_container(cfg, resolve=True)
+    return _run(cfg.logger, Path(cfg.paths.output_dir), _sweep(), job_type, config)
+
+
+def tracked_sweep(cfg: DictConfig, folder: Path, config: dict[str, Any]) -> AbstractContextManager[Any | None]:
+    """A W&B run that sums up the sweep in ``folder``, in the group of its jobs; None with ``logger=none``."""
+    return _run(cfg.logger, folder, folder.name, "sweep", config)
+
+
+def _sweep() -> str | None:
+    """The name of the folder of the sweep that this job belongs to."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir).absolute().name
+
+
+@contextlib.contextmanager
+def _run(
+    logger: DictConfig, folder: Path, sweep: str | None, job_type: str, config: dict[str, Any]
+) -> Iterator[Any | None]:
+    if logger.name == "none":
         yield None
         return
     try:
         run = wandb.init(
-            project=cfg.logger.project,
-            group=cfg.logger.group,
+            project=logger.project,
+            group=logger.group or sweep,
             job_type=job_type,
-            mode=cfg.logger.mode,
-            dir=cfg.paths.output_dir,
-            config=OmegaConf.to_container(cfg, resolve=True),
+            mode=logger.mode,
+            dir=folder,
+            config=config,
             settings=wandb.Settings(silent=True),
-            reinit="create_new",
+            reinit="create_new",  # else a run of this process that is not finished would be returned again
         )
     except (wandb.errors.UsageError, wandb.errors.CommError) as error:
-        raise SettingError(f"logger.mode={cfg.logger.mode}: {error}; use logger.mode=offline") from error
+        raise SettingError(f"logger.mode={logger.mode}: {error}; use logger.mode=offline") from error
     try:
         yield run
-    finally:
-        run.finish()
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
 
 
 def lightning_logger(run: Any | None) -> Logger | None:
@@ -70,3 +96,21 @@ def log_result(run: Any | None, result: Result, folder: Path) -> None:
     rows = [[row[column] for column in columns] for row in result.sites]
     run.log({"sites": wandb.Table(columns=columns, data=rows)})
     shutil.copy(folder / "result.json", run.dir)  # what lies there is uploaded with the run
+
+
+def log_front(run: Any | None, results: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Results (:func:`exprune.lab.pareto.tabulate`) as interactive charts, the table of their front, and more tables.
+
+    The charts are Plotly's: they lie in the run's files as a whole, so ``wandb sync`` uploads them with an offline run.
+    """
+    if run is None:
+        return
+    charts = {f"front/{name}": wandb.Plotly(figure) for name, figure in front_charts(results).items()}
+    tables = {"front/table": results[results["front"]], **tables}
+    run.log(charts | {name: _table(table) for name, table in tables.items()})
+
+
+def _table(table: pd.DataFrame) -> wandb.Table:
+    """W&B knows numbers, strings and truth values alone; times become strings."""
+    plain = table.apply(lambda column: column if column.dtype.kind in "biuf" else column.astype(str))
+    return wandb.Table(dataframe=plain)

@@ -1,12 +1,16 @@
-"""Trained weights for a configuration: found, or made."""
+"""Trained weights for a configuration: found, or made, once by however many jobs need them."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning
+from filelock import FileLock, Timeout
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from exprune.core.errors import SettingError
 from exprune.lab.checkpoints import cached_path, checkpoint_name, find_checkpoint, load_weights, save_weights
 from exprune.lab.static import dense_config, prune_and_train
 from exprune.lab.tracking import lightning_logger, tracked
@@ -21,13 +25,43 @@ def weights_for(cfg: DictConfig, data: lightning.LightningDataModule) -> Path | 
     if path is None and cfg.model.get("pretrained") and cfg.static.name == "none":
         return None
     if path is None:
-        log.info("no trained weights for this configuration of %s on %s yet", cfg.model.name, cfg.data.name)
-        path = train_weights(cfg, data)
+        with _alone(cfg):
+            path = find_checkpoint(cfg)  # another job may have made it meanwhile
+            if path is None:
+                log.info("no trained weights for this configuration of %s on %s yet", cfg.model.name, cfg.data.name)
+                path = _train(cfg, data)
     return path
 
 
 def train_weights(cfg: DictConfig, data: lightning.LightningDataModule) -> Path:
-    """Train the configured network, prune it statically where that is configured, and write its weights."""
+    """Train the configured network, prune it statically where that is configured, and write its weights.
+
+    One job at a time: all of this configuration would resume from, and write, the same files.
+    """
+    with _alone(cfg):
+        return _train(cfg, data)
+
+
+@contextlib.contextmanager
+def _alone(cfg: DictConfig) -> Iterator[None]:
+    """Wait until no other process trains this configuration. The lock of one that is killed goes with it."""
+    lock = FileLock(cached_path(cfg).with_suffix(".lock"))
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            log.info("another job trains %s on %s: waiting for %s", cfg.model.name, cfg.data.name, lock.lock_file)
+            lock.acquire(poll_interval=1.0)
+    except OSError as error:
+        raise SettingError(f"{lock.lock_file}: cannot be locked ({error}); name another paths.cache_dir") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(cfg: DictConfig, data: lightning.LightningDataModule) -> Path:
     pruning = cfg.static.name != "none"
     dense = weights_for(dense_config(cfg), data) if pruning else None
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)

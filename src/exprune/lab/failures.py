@@ -1,0 +1,73 @@
+"""What went wrong, in one line; in a sweep, kept in the folder of the job."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import shorten
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from exprune.core.errors import SettingError
+from exprune.lab.files import write_whole
+
+log = logging.getLogger(__name__)
+
+
+def known(error: BaseException | None) -> str | None:
+    """The one line of an error that a setting or a file causes, also where Hydra wraps it; None for a bug."""
+    chain = []
+    while error is not None:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    # The innermost says what is wrong; Hydra's wrappers say where in its code.
+    for kind in (SettingError, (HydraException, OmegaConfBaseException)):
+        for link in chain:
+            if isinstance(link, kind) and str(link):
+                return " ".join(str(link).split())
+    if isinstance(chain[0], PermissionError | NotADirectoryError | FileExistsError):
+        return f"{chain[0].filename}: {chain[0].strerror}; name a folder that can be written to"
+    return None
+
+
+def one_line(error: Exception) -> str:
+    """The one line of any error."""
+    return known(error) or shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
+
+
+@contextlib.contextmanager
+def recorded(folder: Path, number: int, overrides: str) -> Iterator[None]:
+    """Run a job of a sweep: an exception ends here and is kept in ``error.json`` of the job's folder.
+
+    The file is there from the start and goes when the job ends well, so that a killed job is listed too.
+    """
+    file = folder / "error.json"
+
+    def record(message: str) -> None:
+        text = json.dumps({"job": number, "overrides": overrides, "error": message})
+        write_whole(file, lambda partial: partial.write_text(text))
+
+    record("did not end: killed, or still running")
+    try:
+        yield
+    except Exception as error:
+        record(one_line(error))
+        traceback = error if known(error) is None else None
+        log.error("job %d failed, the sweep goes on: %s", number, one_line(error), exc_info=traceback)
+    else:
+        file.unlink()
+
+
+def failed_jobs(folder: Path) -> dict[Path, str]:
+    """The folders of the jobs of a sweep that failed, in their order: "overrides: what went wrong".
+
+    Records from before the sweep began are of an earlier one in the same folder.
+    """
+    start = folder / "multirun.yaml"  # written by Hydra before the first job
+    begun = start.stat().st_mtime_ns if start.exists() else 0
+    files = [file for file in folder.rglob("error.json") if file.stat().st_mtime_ns >= begun]
+    records = [(json.loads(file.read_text()), file.parent) for file in files]
+    records.sort(key=lambda pair: pair[0]["job"])
+    return {job: f"{record['overrides']}: {record['error']}" for record, job in records}

@@ -1,0 +1,229 @@
+"""Sweeps: what their end gathers, what fails, the launchers, the weights that jobs share."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import wandb
+from filelock import FileLock
+from omegaconf import DictConfig
+
+from exprune.lab import entry, sweep, trained
+from exprune.lab.tasks.graphs import GraphTask
+from tests.cli import TINY, CommandLine
+
+SWEEP = ("evaluate.py", "-m", "model=gnn", "hydra.sweep.dir=s", *TINY)
+
+
+def logs(folder: Path) -> str:
+    """What the jobs below a folder logged."""
+    return "".join(path.read_text() for path in sorted(folder.rglob("*.log")) if "wandb" not in path.parts)
+
+
+def test_networks_on_different_data_are_one_table(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One W&B run per job and one for the sweep, in one group, all finished; a chart per data set."""
+    runs, init = [], wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **kwargs: runs.append((kwargs, init(**kwargs))) or runs[-1][1])
+    outcome = command(
+        *(word for word in SWEEP if not word.startswith("model=gnn")),
+        "model=gnn,vgg11_bn",
+        "exprune.tau=0.3",
+        "seed=11",
+    )
+    assert outcome.code == 0, outcome.err
+    folder = outcome.folder / "s"
+    table = pd.read_csv(folder / "pareto.csv")
+    assert list(table["data"]) == ["digits", "nci"] and table["front"].all()
+    assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+    evaluations = [(kwargs, run) for kwargs, run in runs if kwargs["job_type"] == "evaluate"]
+    assert len({run.id for _, run in evaluations}) == 2
+    assert sorted(Path(kwargs["dir"]).name for kwargs, _ in evaluations) == ["0", "1"]
+    assert [kwargs["job_type"] for kwargs, _ in runs].count("sweep") == 1
+    assert {kwargs["group"] for kwargs, _ in runs} == {"s"} and wandb.run is None
+    for _, run in runs:
+        with pytest.raises(wandb.errors.UsageError, match="finished"):
+            run.log({})
+    (summary,) = folder.glob("wandb/offline-run-*")
+    assert len(list(summary.glob("files/media/plotly/front/*.plotly.json"))) == 2
+    (front,) = summary.glob("files/media/table/front/table_*.table.json")
+    assert len(json.loads(front.read_text())["data"]) == 2
+
+
+def test_a_job_with_a_bug_does_not_lose_the_others(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is listed, its traceback lies in its log; a later sweep in the same folder does not report it again."""
+    step, fail = GraphTask.predict_step, [True]
+
+    def once(self: GraphTask, batch: object, index: int) -> object:
+        if fail:
+            fail.pop()
+            raise RuntimeError("cosmic ray\nsecond line")
+        return step(self, batch, index)
+
+    monkeypatch.setattr(GraphTask, "predict_step", once)
+    settings = (*SWEEP, "exprune.tau=0.11,0.31", "seed=11", "logger=none")
+    outcome = command(*settings)
+    folder = outcome.folder / "s"
+    assert outcome.code == 1
+    assert outcome.err.splitlines() == [
+        f"error: model=gnn {' '.join(TINY)} exprune.tau=0.11 seed=11 logger=none: RuntimeError: cosmic ray second line"
+    ]
+    assert "Traceback" in logs(folder / "0") and "second line" in logs(folder / "0")
+    assert list(pd.read_csv(folder / "pareto.csv")["tau"]) == [0.31]
+
+    (folder / "pareto.csv").unlink()
+    with pytest.raises(SystemExit, match=r"error: .*exprune\.tau=0\.11 .*cosmic ray"):  # gathered again, later
+        sweep.main([str(folder)])
+    assert list(pd.read_csv(folder / "pareto.csv")["tau"]) == [0.31]
+
+    (folder / "7").mkdir()  # as if that sweep had been a larger one
+    shutil.copy(folder / "0" / "error.json", folder / "7")
+    again = command(*settings)
+    assert again.code == 0 and not again.err
+    assert list(pd.read_csv(folder / "pareto.csv")["tau"]) == [0.11, 0.31]
+    assert not (folder / "0" / "error.json").exists()
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "train.py"])
+def test_all_jobs_fail(command: CommandLine, script: str) -> None:
+    outcome = command(script, *SWEEP[1:4], *TINY[:1], "model.epochs=0,-1", "seed=98", "logger=none")
+    assert outcome.code == 1
+    assert [line.rpartition(": ")[0].rpartition(": ")[2] for line in outcome.err.splitlines()] == [
+        "model.epochs=0",
+        "model.epochs=-1",
+    ]
+    assert all(line.startswith("error: model=gnn data.limit=64 ") for line in outcome.err.splitlines())
+    assert not list(outcome.folder.rglob("pareto.*"))
+
+
+def test_nothing_to_gather(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^error: .*no job of a sweep below it"):
+        sweep.main([str(tmp_path)])
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "result.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"^error: .*0/result\.json: not a result\.json"):
+        sweep.main([str(tmp_path)])
+
+
+@pytest.mark.parametrize("setting", ["model=gnn,nosuch", "nosuch=a,b", "exprune.nosuch=1,2"])
+def test_a_sweep_over_what_does_not_exist(command: CommandLine, setting: str) -> None:
+    outcome = command("evaluate.py", "-m", "hydra.sweep.dir=s", "logger=none", *TINY, setting)
+    assert outcome.code == 1
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: ") and "nosuch" in line
+    assert not outcome.runs() and not list(outcome.folder.rglob("error.json"))
+
+
+def test_an_interrupted_sweep_stops(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is no job's failure; the job in which it came is known not to have ended."""
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GraphTask, "predict_step", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    outcome = command(*SWEEP, "exprune.tau=0.1,0.2", "seed=11", "logger=none")
+    signal.signal(signal.SIGINT, handler)  # Lightning turns Ctrl-C off
+    assert outcome.code == 130 and not outcome.err
+    (record,) = outcome.folder.rglob("error.json")
+    assert "did not end" in json.loads(record.read_text())["error"]
+
+
+def test_a_launcher_that_dies(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker may be killed, and no callback of Hydra comes after that: what is done is gathered all the same."""
+    job = entry.job
+
+    def dies(task: Callable, cfg: DictConfig) -> None:
+        if cfg.exprune.tau == 0.3:
+            raise RuntimeError("a worker process was killed\nby the kernel")
+        job(task, cfg)
+
+    monkeypatch.setattr(entry, "job", dies)
+    outcome = command(*SWEEP, "exprune.tau=0.1,0.3", "seed=11", "logger=none")
+    assert outcome.code == 1
+    last = outcome.err.splitlines()[-1]
+    assert last == "error: the launcher stopped: RuntimeError: a worker process was killed by the kernel"
+    assert list(pd.read_csv(outcome.folder / "s" / "pareto.csv")["tau"]) == [0.1]
+
+
+@pytest.mark.skipif(shutil.which("srun") is not None, reason="there is SLURM here")
+def test_slurm_where_there_is_none(command: CommandLine) -> None:
+    outcome = command(*SWEEP, "hydra/launcher=slurm", "exprune.tau=0.1,0.3", "logger=none")
+    assert outcome.code == 1
+    (line,) = outcome.err.splitlines()
+    assert "srun" in line
+
+
+def test_jobs_in_parallel_train_once(command: CommandLine) -> None:
+    """Two processes need the same weights at the same time: one trains, the other waits."""
+    settings = ("hydra/launcher=parallel", "hydra.launcher.n_jobs=2", "exprune.tau=0.1,0.3", "seed=31", "logger=none")
+    outcome = command(*SWEEP, *settings)
+    assert outcome.code == 0 and not outcome.err, outcome.err
+    assert len(pd.read_csv(outcome.folder / "s" / "pareto.csv")) == 2
+    assert logs(outcome.folder / "s").count("training gnn on nci") == 1
+
+
+def test_submitit_without_slurm(command: CommandLine) -> None:
+    """Jobs in processes that submitit starts: the failed one is listed, the others are gathered."""
+    outcome = command(*SWEEP, "hydra/launcher=submitit_local", "exprune.tau=0.7,0.3", "seed=11", "logger=none")
+    assert outcome.code == 1
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: model=gnn") and line.endswith("tau=0.7 of StatsTest: a number in [0, 0.5]")
+    assert list(pd.read_csv(outcome.folder / "s" / "pareto.csv")["tau"]) == [0.3]
+
+
+def test_who_waits_for_weights_takes_them(command: CommandLine, session_cache: Path) -> None:
+    """A job that finds its weights being trained says so, and does not train them again."""
+    settings = ("evaluate.py", "model=gnn", "exprune.tau=0.1", "logger=none", *TINY)
+    assert command(*settings, "seed=32").code == 0
+    (weights,) = (session_cache / "checkpoints").glob("gnn-nci-none-seed32-*.safetensors")
+    hidden, lock = weights.with_suffix(".hidden"), FileLock(weights.with_suffix(".lock"))
+    weights.rename(hidden)
+    lock.acquire()
+
+    class FinishTraining(logging.Handler):
+        """Does what the other job does at its end, as soon as this one says that it waits."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            if "waiting" in record.getMessage():
+                hidden.rename(weights)
+                lock.release()
+
+    handler = FinishTraining()
+    trained.log.addHandler(handler)
+    try:
+        outcome = command(*settings, "seed=32")
+    finally:
+        trained.log.removeHandler(handler)
+    assert outcome.code == 0, outcome.err
+    assert f"another job trains gnn on nci: waiting for {lock.lock_file}" in outcome.out
+    assert "training gnn" not in outcome.out
+
+
+def test_the_lock_of_a_killed_job_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights.safetensors"
+    monkeypatch.setattr(trained, "cached_path", lambda cfg: path)
+    code = f"import os, filelock; filelock.FileLock({str(path.with_suffix('.lock'))!r}).acquire(); os.abort()"
+    killed = subprocess.run([sys.executable, "-c", code], env=os.environ, check=False)
+    assert killed.returncode < 0
+    with trained._alone(None), pytest.raises(Exception, match="lock"):
+        FileLock(path.with_suffix(".lock")).acquire(timeout=0.01)
+
+
+@pytest.mark.slow
+def test_every_network_dense_and_statically_pruned(command: CommandLine) -> None:
+    grid = ("model=gnn,vgg11_bn,resnet18,opt", "static=none,magnitude", "exprune.tau=0.1,0.3")
+    run = command("evaluate.py", "-m", *grid, "logger=none", "hydra.sweep.dir=sweep", *TINY)
+    assert run.code == 0, run.err
+    table = pd.read_csv(run.folder / "sweep" / "pareto.csv")
+    assert len(table) == 16
+    assert set(table["model"]) == {"gnn", "vgg11_bn", "resnet18", "opt"}
+    assert sorted(table.loc[table["static"] == "magnitude", "sparsity"] > 0.4) == [True] * 8

@@ -18,15 +18,15 @@ from tests.cli import TINY, CommandLine
 
 def test_evaluate_trains_once_and_writes_everything(command: CommandLine, session_cache: Path) -> None:
     """The first run says that it trains; result.json holds what the documentation names, and it adds up."""
-    first = command("evaluate.py", "model=gnn", "exprune.tau=0.1", "seed=11", "logger=none", *TINY)
+    first = command("evaluate.py", "model=gnn", "exprune.tau=0.1", "seed=1101", "logger=none", *TINY)
     assert first.code == 0, first.err
     assert "no trained weights" in first.out
     (folder,) = first.runs()
     result = json.loads((folder / "result.json").read_text())
     assert (result["model"], result["data"], result["split"], result["static"]) == ("gnn", "nci", "test", "none")
-    assert (result["heuristic"], result["tau"], result["n"], result["seed"]) == ("StatsTest", 0.1, 32, 11)
+    assert (result["heuristic"], result["tau"], result["n"], result["seed"]) == ("StatsTest", 0.1, 32, 1101)
     assert result["command"] == "python evaluate.py " + " ".join(
-        ["model=gnn", "exprune.tau=0.1", "seed=11", "logger=none", *TINY]
+        ["model=gnn", "exprune.tau=0.1", "seed=1101", "logger=none", *TINY]
     )
     assert (session_cache / "checkpoints" / result["checkpoint"]).is_file()
 
@@ -54,7 +54,7 @@ def test_evaluate_trains_once_and_writes_everything(command: CommandLine, sessio
     assert set(flops["paper_scope"]) == {"dense", "pruned", "saved"}
     assert set(result["seconds"]) == {"dense", "pruned"}
 
-    second = command("evaluate.py", "model=gnn", "exprune.tau=0.2", "seed=11", "logger=none", *TINY)
+    second = command("evaluate.py", "model=gnn", "exprune.tau=0.2", "seed=1101", "logger=none", *TINY)
     assert second.code == 0 and "training" not in second.out
 
 
@@ -158,7 +158,7 @@ def test_interrupted_training_resumes(
 def test_help_names_the_axes(command: CommandLine) -> None:
     outcome = command("evaluate.py", "--help")
     assert outcome.code == 0
-    for word in ("model: gnn", "exprune: none, stats_test, threshold", "exprune.tau", "trainer: auto, cpu, gpu"):
+    for word in ("model: gnn", "exprune: calibrated, none, optimal, oracle, stats_test, threshold", "exprune.tau", "trainer: auto, cpu, gpu"):
         assert word in outcome.out
 
 
@@ -183,7 +183,7 @@ def test_interrupted_evaluation_goes_on(
     command: CommandLine, monkeypatch: pytest.MonkeyPatch, session_cache: Path, dies_in: str
 ) -> None:
     """A long evaluation that dies repeats no batch that it kept, and ends with the same result."""
-    settings = ("model=gnn", "seed=11", "logger=none", *TINY, "data.eval_batch_size=8", "exprune.tau=0.15")
+    settings = ("model=gnn", "seed=1101", "logger=none", *TINY, "data.eval_batch_size=8", "exprune.tau=0.15")
     monkeypatch.setattr(subject, "_last_dense", {})
     whole = command("evaluate.py", *settings, "hydra.run.dir=whole")
     assert whole.code == 0, whole.err

@@ -158,7 +158,12 @@ def test_interrupted_training_resumes(
 def test_help_names_the_axes(command: CommandLine) -> None:
     outcome = command("evaluate.py", "--help")
     assert outcome.code == 0
-    for word in ("model: gnn", "exprune: calibrated, none, optimal, oracle, stats_test, threshold", "exprune.tau", "trainer: auto, cpu, gpu"):
+    for word in (
+        "model: gnn",
+        "exprune: calibrated, none, optimal, oracle, stats_test, threshold",
+        "exprune.tau",
+        "trainer: auto, cpu, gpu",
+    ):
         assert word in outcome.out
 
 

@@ -11,7 +11,11 @@ from hydra import compose, initialize_config_dir
 from exprune.lab.checkpoints import checkpoint_name, find_checkpoint
 from tests.cli import ROOT, CommandLine
 
-CONFIGURATIONS = (["experiment=paper/gnn_molhiv"], ["model=gnn", "data=ogbg_molhiv"])
+CONFIGURATIONS = (
+    ["experiment=paper/gnn_molhiv"],
+    ["model=gnn", "data=ogbg_molhiv"],
+    ["model=vgg11_bn", "data=cifar10_jpeg"],
+)
 
 
 def _find(overrides: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path | None:
@@ -29,7 +33,7 @@ def test_weights_are_found(overrides: list[str], monkeypatch: pytest.MonkeyPatch
     assert found is not None and found.parent == ROOT / "checkpoints"
     assert found.stat().st_size < 25e6
     assert _find([*overrides, "seed=77"], monkeypatch, tmp_path) is None
-    assert _find([*overrides, "model.network.layers=3"], monkeypatch, tmp_path) is None
+    assert _find([*overrides, "model.epochs=3"], monkeypatch, tmp_path) is None
 
 
 def test_each_released_file_belongs_to_a_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

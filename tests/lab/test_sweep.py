@@ -164,7 +164,7 @@ def test_slurm_where_there_is_none(command: CommandLine) -> None:
 
 def test_jobs_in_parallel_train_once(command: CommandLine) -> None:
     """Two processes need the same weights at the same time: one trains, the other waits."""
-    settings = ("hydra/launcher=parallel", "hydra.launcher.n_jobs=2", "exprune.tau=0.1,0.3", "seed=31", "logger=none")
+    settings = ("hydra/launcher=parallel", "hydra.launcher.n_jobs=2", "exprune.tau=0.1,0.3", "seed=3101", "logger=none")
     outcome = command(*SWEEP, *settings)
     assert outcome.code == 0 and not outcome.err, outcome.err
     assert len(pd.read_csv(outcome.folder / "s" / "pareto.csv")) == 2
@@ -183,8 +183,8 @@ def test_submitit_without_slurm(command: CommandLine) -> None:
 def test_who_waits_for_weights_takes_them(command: CommandLine, session_cache: Path) -> None:
     """A job that finds its weights being trained says so, and does not train them again."""
     settings = ("evaluate.py", "model=gnn", "exprune.tau=0.1", "logger=none", *TINY)
-    assert command(*settings, "seed=32").code == 0
-    (weights,) = (session_cache / "checkpoints").glob("gnn-nci-none-seed32-*.safetensors")
+    assert command(*settings, "seed=3102").code == 0
+    (weights,) = (session_cache / "checkpoints").glob("gnn-nci-none-seed3102-*.safetensors")
     hidden, lock = weights.with_suffix(".hidden"), FileLock(weights.with_suffix(".lock"))
     weights.rename(hidden)
     lock.acquire()
@@ -200,7 +200,7 @@ def test_who_waits_for_weights_takes_them(command: CommandLine, session_cache: P
     handler = FinishTraining()
     trained.log.addHandler(handler)
     try:
-        outcome = command(*settings, "seed=32")
+        outcome = command(*settings, "seed=3102")
     finally:
         trained.log.removeHandler(handler)
     assert outcome.code == 0, outcome.err

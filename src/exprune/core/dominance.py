@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exprune.core.errors import SettingError
-from exprune.core.moments import Moments, SiteStatistics, floored
+from exprune.core.moments import Moments, SiteStatistics, data_rows, floored
+from exprune.core.plan import ascending
 
 TEST_FLOPS = 5  # slope * s + upper offset, the lower bound from that, its maximum, the comparison
 
@@ -35,7 +36,7 @@ class _Head:
             raise SettingError("a head with one output has no largest one")
         self.head = head
         self.stages = tuple(n for n in stages if n < head.in_features)
-        if not self.stages or self.stages[0] < 1 or any(a >= b for a, b in itertools.pairwise(self.stages)):
+        if not ascending(self.stages):
             raise SettingError(f"stages={list(stages)}: ascending, from 1 to below the head's {head.in_features} terms")
         self.order = order
         self.rows: Tensor | None = None
@@ -59,11 +60,6 @@ class _Head:
             sums = sums + F.linear(x[:, terms], self.head.weight[:, terms])
             yield end, sums
 
-    def _data(self, values: Tensor) -> Tensor:
-        """The rows that are data, (rows, ...)."""
-        values = values.flatten(0, -2)
-        return values if self.rows is None else values[self.rows.flatten().to(values.device)]
-
 
 class HeadRecorder(_Head):
     """Learns how partial sums foretell each logit, from all that passes through the head inside the context.
@@ -86,7 +82,7 @@ class HeadRecorder(_Head):
         return SiteStatistics.of(self._moments, "the head", self.order)
 
     def _called(self, head: nn.Linear, inputs: tuple[Tensor], out: Tensor) -> None:
-        x, full = self._data(inputs[0].detach()), self._data(out.detach())
+        x, full = (data_rows(values.detach(), -1, self.rows) for values in (inputs[0], out))
         step = max(1, _CHUNK // head.out_features)
         for rows, logits in zip(x.split(step), full.split(step), strict=True):
             terms = logits if head.bias is None else logits - head.bias

@@ -1,6 +1,5 @@
 """The context under which a model runs pruned."""
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from exprune.core.errors import SettingError
 from exprune.core.flops import Flops, SiteFlops
 from exprune.core.heuristics import Heuristic, Prefix, Tau, per_site
 from exprune.core.partial import Terms, in_parts
-from exprune.core.plan import make_plan
+from exprune.core.plan import ascending, make_plan
 from exprune.core.sites import Site
 
 
@@ -66,7 +65,7 @@ class ExPrune:
 
     def _plan(self, heuristic: Heuristic, gain_ratio: Tau) -> None:
         stages = list(heuristic.stages)
-        if not stages or stages[0] < 1 or any(a >= b for a, b in itertools.pairwise(stages)):
+        if not ascending(stages):
             raise SettingError(f"stages={stages}: whole numbers of terms, at least 1, each larger than the one before")
         known = [site for site in self.sites if site.eligible]
         ratios = per_site(gain_ratio, known, "gain_ratio")
@@ -185,8 +184,7 @@ class _Pruner(ChainFollower):
                 f"rows: {mask.numel()} values, but {chain.name} has {leading.numel()} rows in this batch"
             )
         with torch.no_grad(), torch.autocast(out.device.type, enabled=False):
-            stages = self.run._counts[chain.name].plan.stages
-            terms = [Terms.of(chain.call, stage.channels, stage.keep, chain.scale) for stage in stages]
+            terms = self._terms(chain)
             for part, rows in _chunks(chain, out):
                 chunk = out[rows]
                 data = None if mask is None else self._data_rows(chain, chunk, rows)
@@ -196,8 +194,15 @@ class _Pruner(ChainFollower):
                 _write_zeros(chunk, stopped)
         self.full = None
 
+    def _terms(self, chain: Chain) -> list[Terms] | None:
+        """The terms of each stage; None where their sums are known and no squares are needed."""
+        if chain.call.parts and not self.run.heuristic.needs_squares:
+            return None
+        stages = self.run._counts[chain.name].plan.stages
+        return [Terms.of(chain.call, stage.channels, stage.keep, chain.scale) for stage in stages]
+
     def _stop(
-        self, chain: Chain, terms: Sequence[Terms], data: Tensor | None, full: Tensor | None
+        self, chain: Chain, terms: Sequence[Terms] | None, data: Tensor | None, full: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Which outputs stop, and those that stop at each stage, by the terms of each."""
         run, site, x = self.run, self.run._counts[chain.name].site, chain.call.input
@@ -209,15 +214,15 @@ class _Pruner(ChainFollower):
         r = r if chain.residual is None else r + chain.residual
         s = q = stopped = None
         stopped_at = []
-        for index, (stage, some) in enumerate(zip(plan.stages, terms, strict=True)):
+        for index, stage in enumerate(plan.stages):
             if chain.call.parts:
                 part = chain.call.parts[index]
                 part = part if chain.scale is None else part * chain.scale
             else:
-                part = some.sum(x)
+                part = terms[index].sum(x)
             s = part if s is None else s + part
             if run.heuristic.needs_squares:
-                part = some.squares(x)
+                part = terms[index].squares(x)
                 q = part if q is None else q + part
             seen = Prefix(site, index, stage.n, total, run.taus[chain.name], s, q, r, plan, data, full)
             now = run.heuristic.stop(seen)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from exprune.core.chain import Chain, ChainFollower
 from exprune.core.errors import SettingError
+from exprune.core.moments import data_rows
 from exprune.core.sites import Site
 
 
@@ -28,11 +29,7 @@ class _PerChannel(ChainFollower):
 
     def _add(self, name: str, values: Tensor, dim: int) -> None:
         """Add values (..., channels at ``dim``, ...) of the data's rows."""
-        values = values.movedim(dim, -1)
-        if self.rows is not None:
-            rows = self.rows.flatten().to(values.device)
-            values = values.flatten(0, -2)[rows] if dim == -1 else values[rows]
-        values = values.flatten(0, -2).double()
+        values = data_rows(values, dim, self.rows).double()
         both = torch.stack([values.sum(0), (values * values).sum(0)])
         self._sums[name] = self._sums.get(name, 0) + both
         self._counts[name] = self._counts.get(name, 0) + len(values)

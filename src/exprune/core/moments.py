@@ -69,7 +69,8 @@ class Recorder(Heuristic):
         return self.orders.get(site.name)
 
     def stop(self, seen: Prefix) -> Tensor:
-        s, full = _rows(seen.s, seen), _rows(seen.full - seen.r, seen)
+        dim = -1 if seen.site.kind == "linear" else -3
+        s, full = (data_rows(values, dim, seen.rows) for values in (seen.s, seen.full - seen.r))
         if len(s):
             stages = self._moments.setdefault(seen.site.name, {})
             stages.setdefault(seen.n, Moments()).add(s, full)
@@ -119,10 +120,13 @@ class Moments:
         return slope, self.mean[1] - slope * self.mean[0], left.sqrt()
 
 
-def _rows(values: Tensor, seen: Prefix) -> Tensor:
-    """(rows, outputs): positions and inputs that are data."""
-    if seen.site.kind == "linear":
-        return values.flatten(0, -2) if seen.rows is None else values[seen.rows.squeeze(-1)]
-    if seen.rows is not None:
-        values = values[seen.rows.reshape(-1)]
-    return values.movedim(-3, -1).flatten(0, -2)
+def data_rows(values: Tensor, dim: int, rows: Tensor | None) -> Tensor:
+    """(rows, channels) of values with the channels at ``dim``: positions and inputs that are data.
+
+    ``rows`` (bool) says which: over the leading dimensions of a Linear, the batch of a Conv2d; None: all.
+    """
+    values = values.movedim(dim, -1)
+    if rows is None:
+        return values.flatten(0, -2)
+    rows = rows.flatten().to(values.device)
+    return values.flatten(0, -2)[rows] if dim == -1 else values[rows].flatten(0, -2)

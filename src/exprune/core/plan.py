@@ -1,5 +1,6 @@
 """Which terms of a site's neurons are evaluated before each test, and what they cost (docs/method.md, section 3)."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,11 @@ class Plan:
     rest: slice | Tensor | None = None
 
 
+def ascending(stages: Sequence[int]) -> bool:
+    """Whether there are stages, of at least 1 term, each longer than the one before."""
+    return bool(stages) and stages[0] >= 1 and all(a < b for a, b in itertools.pairwise(stages))
+
+
 def make_plan(site: Site, stages: Sequence[int], gain_ratio: float, order: Tensor | None = None) -> Plan:
     """The terms in the given order, else the model's own; under a static mask else those with the fewest weights first.
 
@@ -76,11 +82,16 @@ def _ordered(site: Site, stages: Sequence[int], order: Tensor) -> Plan:
     position, planned, start = order.argsort(dim=1), [], 0
     for n in stages:
         if n < site.terms:
-            chosen = (position >= start) & (position < n)
-            channels = chosen.any(0).nonzero().squeeze(1)
-            planned.append(Stage(n, channels, chosen[:, channels], None, 2 * n * site.weights_per_term))
+            planned.append(Stage(n, *_between(position, start, n), None, 2 * n * site.weights_per_term))
             start = n
     return Plan(tuple(planned), site.terms, site.dense_flops)
+
+
+def _between(position: Tensor, start: int, end: int, there: Tensor | bool = True) -> tuple[Tensor, Tensor]:
+    """The channels with a term (of those that are ``there``) at these positions of some neuron's order; whose it is."""
+    chosen = (position >= start) & (position < end) & there
+    channels = chosen.any(0).nonzero().squeeze(1)
+    return channels, chosen[:, channels]
 
 
 def _masked(site: Site, mask: Tensor, stages: Sequence[int], gain_ratio: float, order: Tensor | None) -> Plan:
@@ -95,11 +106,9 @@ def _masked(site: Site, mask: Tensor, stages: Sequence[int], gain_ratio: float, 
 
     planned, start = [], 0
     for n in stages:
-        chosen = (weights > 0) & (position >= start) & (position < n)
         evaluated = (weights * (position < n)).sum(1)
         tested = (terms >= n) & ((total - evaluated) * gain_ratio >= n)
-        channels = chosen.any(0).nonzero().squeeze(1)
-        planned.append(Stage(n, channels, chosen[:, channels], tested, 2 * evaluated))
+        planned.append(Stage(n, *_between(position, start, n, weights > 0), tested, 2 * evaluated))
         start = n
     while planned and not planned[-1].tested.any():
         planned.pop()

@@ -53,20 +53,16 @@ def looking_ahead(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, overhe
 def _looking_ahead(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, overhead: int) -> Tensor:
     grid = torch.arange(-_SPAN, _SPAN + _STEP / 2, _STEP, dtype=sd.dtype, device=sd.device)
     nodes, weights = (values.to(sd.device) for values in _gauss_hermite(_NODES))
-    last = len(sd) - 1
-    points = [at_once(gradient, sd[last:], left[last:], lam)[0]]
-    later = None
-    for stage in range(last, -1, -1):
-        stop = gradient[:, None] * sd[stage][:, None] ** 2 * half_moment(grid) / 2
-        if later is None:
-            go_on = (lam * left[stage])[:, None]
-        else:
-            revealed = (sd[stage] ** 2 - sd[stage + 1] ** 2).clamp(min=0).sqrt()
-            expected = (sd[stage][:, None] * grid)[..., None] + revealed[:, None, None] * nodes
-            cost = (_interpolated(later, expected / sd[stage + 1][:, None, None]) * weights).sum(-1)
-            go_on = lam * (left[stage] - left[stage + 1] + overhead)[:, None] + cost
-            points.append(_crossing(stop - go_on, grid))
-        later = torch.minimum(stop, go_on)
+    damage = (gradient * sd**2 / 2)[..., None] * half_moment(grid)  # (stages, outputs, grid)
+    points = [at_once(gradient, sd[-1:], left[-1:], lam)[0]]
+    later = torch.minimum(damage[-1], lam * left[-1][:, None])
+    for stage in range(len(sd) - 2, -1, -1):
+        revealed = (sd[stage] ** 2 - sd[stage + 1] ** 2).clamp(min=0).sqrt()
+        expected = (sd[stage][:, None] * grid)[..., None] + revealed[:, None, None] * nodes
+        cost = (_interpolated(later, expected / sd[stage + 1][:, None, None]) * weights).sum(-1)
+        go_on = lam * (left[stage] - left[stage + 1] + overhead)[:, None] + cost
+        points.append(_crossing(damage[stage] - go_on, grid))
+        later = torch.minimum(damage[stage], go_on)
     return torch.stack(points[::-1])
 
 

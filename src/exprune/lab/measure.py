@@ -1,11 +1,13 @@
 """One measurement: a network densely and under ExPrune on a split."""
 
 import platform
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from typing import Any
 
 import lightning
 import pandas as pd
+from numpy.typing import NDArray
 
 from exprune.core import ExPrune, Heuristic
 from exprune.lab.intervals import paired_bootstrap
@@ -65,6 +67,21 @@ def measure(
     for kept in (file, subject.pass_file(split, None)):
         kept.unlink(missing_ok=True)
     return result, examples
+
+
+def drop_points(task: lightning.LightningModule, dense: Pass, predictions: NDArray) -> float:
+    """What the metric loses, in points, over the inputs that are predicted: the first of the dense pass, or all."""
+    targets, before = dense.targets[: len(predictions)], dense.predictions[: len(predictions)]
+    return 100 * (task.score(before, targets) - task.score(predictions, targets))
+
+
+def drop_and_saved(
+    subject: Subject, run: ExPrune, batches: Iterable, dense: Pass, watch: Callable | None = None
+) -> tuple[float, float]:
+    """What one setting does on some batches: drop in points, share of the FLOPs saved. ``watch`` as of run_pass."""
+    pruned = run_pass(subject.trainer, subject.task, batches, run, watch=watch)
+    saved = flops_per_input(subject.task.unit, run.flops, dense, pruned).saved
+    return drop_points(subject.task, dense, pruned.predictions), saved
 
 
 def _about(run: ExPrune, gain_ratio: Any) -> list[Any]:

@@ -3,7 +3,7 @@
 import json
 import logging
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ from tqdm import tqdm
 from exprune.core import ExPrune, Heuristic, Prefix
 from exprune.core.errors import SettingError
 from exprune.lab.files import write_whole
-from exprune.lab.measure import measure
+from exprune.lab.measure import drop_and_saved, drop_points, measure
 from exprune.lab.pareto import tabulate
-from exprune.lab.passes import Pass, run_pass
-from exprune.lab.result import Result, flops_per_input, read_result
+from exprune.lab.passes import run_pass
+from exprune.lab.result import Result, read_result
 from exprune.lab.study import finished, front, open_study
 from exprune.lab.subject import Subject, plain, prepare
 from exprune.lab.tracking import log_front, tracked
-from exprune.lab.tuning import calibrated, heuristic_of
+from exprune.lab.tuning import Maker, heuristic_of, maker
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +57,10 @@ def search(cfg: DictConfig) -> pd.DataFrame:
         for share in _UNIFORM:
             study.enqueue_trial({name: low + share * (high - low) for name, (low, high) in ranges.items()})
     folder = Path(cfg.paths.output_dir)
+    make = maker(subject)
     with tracked(cfg, "search") as tracker:
-        _run_trials(study, subject, ranges, batches)
-        table = _measure_front(study, subject)
+        _run_trials(study, subject, make, ranges, batches)
+        table = _measure_front(study, subject, make)
         trials = study.trials_dataframe()
         write_whole(folder / "trials.csv", lambda partial: trials.to_csv(partial, index=False))
         write_whole(folder / "front.csv", lambda partial: table.to_csv(partial, index=False))
@@ -134,7 +135,6 @@ def _about(subject: Subject, run: ExPrune) -> dict[str, Any]:
         "data": cfg.data.name,
         "weights": Path(subject.checkpoint).name,
         "heuristic": type(heuristic).__name__,
-        "n": heuristic.stages[0],
         "stages": list(heuristic.stages),
         "order": cfg.exprune.get("order"),
         "sites": list(run.taus),
@@ -142,14 +142,14 @@ def _about(subject: Subject, run: ExPrune) -> dict[str, Any]:
     }
 
 
-def _run_trials(study: optuna.Study, subject: Subject, ranges: Mapping[str, tuple], batches: list) -> None:
+def _run_trials(study: optuna.Study, subject: Subject, make: Maker, ranges: Mapping[str, tuple], batches: list) -> None:
     settings = subject.cfg.search
     dense = run_pass(subject.trainer, subject.task, batches, None)
     inputs = len(dense.targets)
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         knobs = {name: trial.suggest_float(name, *both) for name, both in ranges.items()}
-        heuristic, gain_ratio = _configured(subject, knobs)
+        heuristic, gain_ratio = _configured(subject, make, knobs)
         try:
             run = ExPrune(subject.sites, heuristic, gain_ratio=gain_ratio)
         except SettingError as error:  # with these gain ratios no neuron is worth a test
@@ -159,12 +159,10 @@ def _run_trials(study: optuna.Study, subject: Subject, ranges: Mapping[str, tupl
             # A part of the inputs may fall further short than all of them, but not by more than its share allows.
             predictions = torch.cat([batch["prediction"] for batch in so_far]).numpy()
             done = len(predictions)
-            if done < inputs and _drop(subject, dense, predictions) > settings.max_drop * inputs / done:
+            if done < inputs and drop_points(subject.task, dense, predictions) > settings.max_drop * inputs / done:
                 raise optuna.TrialPruned
 
-        pruned = run_pass(subject.trainer, subject.task, batches, run, watch=watch)
-        saved = flops_per_input(subject.task.unit, run.flops, dense, pruned).saved
-        return _drop(subject, dense, pruned.predictions), saved
+        return drop_and_saved(subject, run, batches, dense, watch)
 
     done = len(finished(study))
     with tqdm(total=settings.trials, initial=done, desc="trials", disable=None, leave=False) as bar:
@@ -174,22 +172,15 @@ def _run_trials(study: optuna.Study, subject: Subject, ranges: Mapping[str, tupl
     log.info("study %s: %d trials", study.study_name, len(finished(study)))
 
 
-def _drop(subject: Subject, dense: Pass, predictions: np.ndarray) -> float:
-    """In points, over the inputs that are predicted so far."""
-    targets, before = dense.targets[: len(predictions)], dense.predictions[: len(predictions)]
-    score: Callable = subject.task.score
-    return 100 * (score(before, targets) - score(predictions, targets))
-
-
-def _configured(subject: Subject, knobs: Mapping[str, float]) -> tuple[Heuristic, Any]:
+def _configured(subject: Subject, make: Maker, knobs: Mapping[str, float]) -> tuple[Heuristic, Any]:
     """The heuristic and gain_ratio with these knobs."""
     taus = {name.removeprefix("tau/"): value for name, value in knobs.items() if name.startswith("tau/")}
     gains = {name.removeprefix("gain_ratio/"): v for name, v in knobs.items() if name.startswith("gain_ratio/")}
-    heuristic = calibrated(subject, tau=taus)
+    heuristic = make(tau=taus)
     return heuristic, {**gains, "*": _GAIN_RATIOS[1]} if gains else plain(subject.cfg.exprune.gain_ratio)
 
 
-def _measure_front(study: optuna.Study, subject: Subject) -> pd.DataFrame:
+def _measure_front(study: optuna.Study, subject: Subject, make: Maker) -> pd.DataFrame:
     """The points of the trials' front on all of validation, and those that are a front there on test."""
     cfg, folder = subject.cfg, Path(subject.cfg.paths.output_dir)
     command = shlex.join(["python", "evaluate.py", *cfg.overrides])
@@ -201,7 +192,7 @@ def _measure_front(study: optuna.Study, subject: Subject) -> pd.DataFrame:
     keep = sorted({round(k) for k in np.linspace(0, len(points) - 1, min(cfg.search.front, len(points)))})
 
     def measured(trial: optuna.trial.FrozenTrial, split: str) -> Result:
-        heuristic, gain_ratio = _configured(subject, trial.params)
+        heuristic, gain_ratio = _configured(subject, make, trial.params)
         result, _ = measure(subject, heuristic, gain_ratio, split, command)
         result.write(folder / split / f"{trial.number:05d}" / "result.json")
         return result

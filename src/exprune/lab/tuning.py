@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 from typing import Any
 
@@ -12,8 +13,7 @@ from tqdm import tqdm
 from exprune.core import CalibratedTest, ExPrune, Heuristic
 from exprune.core.errors import SettingError
 from exprune.lab.calibration import statistics_of
-from exprune.lab.passes import run_pass
-from exprune.lab.result import flops_per_input
+from exprune.lab.measure import drop_and_saved
 from exprune.lab.subject import Subject, plain
 
 log = logging.getLogger(__name__)
@@ -29,12 +29,21 @@ def heuristic_of(cfg: DictConfig, **knobs: Any) -> Heuristic | None:
     return instantiate(cfg.exprune.heuristic, **knobs, _convert_="all")
 
 
-def calibrated(subject: Subject, **knobs: Any) -> Heuristic:
-    """The configured heuristic with these knobs, ready to run."""
-    heuristic = heuristic_of(subject.cfg, **knobs)
-    if isinstance(heuristic, CalibratedTest):
-        heuristic.statistics = statistics_of(subject)
-    return heuristic
+Maker = Callable[..., Heuristic]
+
+
+def maker(subject: Subject) -> Maker:
+    """What makes the configured heuristic with given knobs, ready to run; its statistics are read or measured once."""
+    needed = isinstance(heuristic_of(subject.cfg), CalibratedTest)
+    statistics = statistics_of(subject) if needed else None
+
+    def make(**knobs: Any) -> Heuristic | None:
+        heuristic = heuristic_of(subject.cfg, **knobs)
+        if statistics is not None:
+            heuristic.statistics = statistics
+        return heuristic
+
+    return make
 
 
 def tuned(subject: Subject) -> tuple[Heuristic, dict[str, float] | None]:
@@ -46,7 +55,7 @@ def tuned(subject: Subject) -> tuple[Heuristic, dict[str, float] | None]:
     settings = subject.cfg.exprune
     targets = {k: v for k in ("target_drop", "target_saved") if (v := settings.get(k)) is not None}
     if settings.get("knob") is None or settings[settings.knob] is not None:
-        return calibrated(subject), None
+        return maker(subject)(), None
     if len(targets) != 1:
         asked = " and ".join(f"exprune.{k}={v}" for k, v in targets.items()) or f"exprune.{settings.knob}=null"
         raise SettingError(f"{asked}: set one of exprune.{settings.knob}, target_drop, target_saved")
@@ -59,16 +68,12 @@ def _found(subject: Subject, target: str, value: Any) -> tuple[Heuristic, dict[s
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise SettingError(f"exprune.{target}={value}: a number, at least 0")
     knob, of_drop = subject.cfg.exprune.knob, target == "target_drop"
-    dense = subject.dense("valid")
+    dense, make = subject.dense("valid"), maker(subject)
 
     def tried(level: float) -> dict[str, float]:
-        heuristic = calibrated(subject, **{knob: _LEVELS[knob](level)})
+        heuristic = make(**{knob: _LEVELS[knob](level)})
         run = ExPrune(subject.sites, heuristic, gain_ratio=plain(subject.cfg.exprune.gain_ratio))
-        pruned = run_pass(subject.trainer, subject.task, subject.loader("valid"), run)
-        drop = 100 * (
-            subject.task.score(dense.predictions, dense.targets) - subject.task.score(pruned.predictions, dense.targets)
-        )
-        saved = flops_per_input(subject.task.unit, run.flops, dense, pruned).saved
+        drop, saved = drop_and_saved(subject, run, subject.loader("valid"), dense)
         return {"level": level, "valid_drop": drop, "valid_saved": saved}
 
     def enough(at: dict[str, float]) -> bool:
@@ -95,7 +100,7 @@ def _found(subject: Subject, target: str, value: Any) -> tuple[Heuristic, dict[s
         found["valid_drop"],
         100 * found["valid_saved"],
     )
-    return calibrated(subject, **{knob: setting}), {target: value, **found}
+    return make(**{knob: setting}), {target: value, **found}
 
 
 # Level 0 stops nothing or next to nothing, 1 as much as the knob allows.

@@ -127,17 +127,18 @@ class MoleculeData(lightning.LightningDataModule):
 
     def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> DataLoader:
         """Some graphs of the training split, drawn at random."""
-        if "train" not in self.parts:
-            self.parts["train"] = self.graphs.part("train", self.limit)
-        graphs = self.parts["train"]
+        graphs = self._part("train")
         chosen = torch.randperm(len(graphs), generator=generator)[:inputs]
         return DataLoader([graphs[k] for k in chosen], batch_size=self.eval_batch_size)
 
-    def _loader(self, part: str, batch_size: int, shuffle: bool = False) -> DataLoader:
+    def _part(self, part: str) -> list[Data]:
         if part not in self.parts:
             self.parts[part] = self.graphs.part(part, self.limit)
+        return self.parts[part]
+
+    def _loader(self, part: str, batch_size: int, shuffle: bool = False) -> DataLoader:
         return DataLoader(
-            self.parts[part],
+            self._part(part),
             batch_size=batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers,

@@ -1,17 +1,21 @@
 """The paper's vision networks, their accounting, and the image data."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from exprune.core import find_sites
+from exprune.lab.checkpoints import checkpoint_name
 from exprune.lab.data.digits import read_digits
 from exprune.lab.data.images import ImageData, augment
 from exprune.lab.models.resnet import ResNet18
 from exprune.lab.models.vgg import VGG11BN
+from tests.cli import ROOT
 
 
 @pytest.mark.parametrize(
@@ -68,10 +72,30 @@ def test_cutout_blanks_one_square_of_each_image() -> None:
     assert len(corners) > 30
 
 
+@pytest.mark.parametrize(("epoch", "size"), [(0, 20), (1, 20), (2, 32), (4, 32)])
+def test_the_first_epochs_see_reduced_images(tmp_path: Path, epoch: int, size: int) -> None:
+    """Two of five epochs; what validates stays as it is."""
+    reduced = {"size": 20, "share": 0.4}
+    data = ImageData(read_digits, str(tmp_path), str(tmp_path), 200, 0, False, 0, reduced, 64, 256)
+    data.trainer = SimpleNamespace(current_epoch=epoch, max_epochs=5)
+    data.setup()
+    images, _ = next(iter(data.train_dataloader()))
+    assert images.shape == (64, 3, size, size)
+    assert next(iter(data.val_dataloader()))[0].shape[-1] == 32
+
+
+def test_a_setting_that_is_null_leaves_the_names_of_weights_as_they_are() -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg, null, one = (
+            compose("train", ["model=vgg11_bn", *more]) for more in ([], ["+data.new=null"], ["+data.new=1"])
+        )
+    assert checkpoint_name(null) == checkpoint_name(cfg) != checkpoint_name(one)
+
+
 def test_digits_are_split_once(tmp_path: Path) -> None:
     images = read_digits(tmp_path, tmp_path)
     assert images.train.shape == (1437, 3, 32, 32) and images.test.shape == (360, 3, 32, 32)
-    data = ImageData(read_digits, str(tmp_path), str(tmp_path), 200, 2, False, 0, 64, 256)
+    data = ImageData(read_digits, str(tmp_path), str(tmp_path), 200, 2, False, 0, None, 64, 256)
     data.setup()
     assert [len(data.parts[name][1]) for name in ("train", "valid", "test")] == [1237, 200, 360]
     labels = torch.cat([batch for _, batch in data.test_dataloader()])

@@ -21,6 +21,8 @@ _NOT_LEARNED = ("module", "task", "epochs", "eval_batch_size", "num_workers")
 def training_config(cfg: DictConfig) -> dict[str, Any]:
     """The part of the configuration that decides what is learned, without the names of our classes.
 
+    Settings that are null do not count, so that one more of them leaves the names of trained weights as they are.
+
     Data without a training split names the data that its networks are trained on (``data.trained_as``).
     """
     model = OmegaConf.to_container(cfg.model, resolve=True)
@@ -28,12 +30,12 @@ def training_config(cfg: DictConfig) -> dict[str, Any]:
     data = {key: value for key, value in data.items() if key not in _NOT_LEARNED}
     static = OmegaConf.to_container(cfg.static, resolve=True)
     static.pop("sparsities", None)  # `sparsity` is the one that holds
-    return _without_targets({"model": model, "data": data, "static": static, "seed": cfg.seed})
+    return _settings({"model": model, "data": data, "static": static, "seed": cfg.seed})
 
 
-def _without_targets(node: Any) -> Any:
+def _settings(node: Any) -> Any:
     if isinstance(node, dict):
-        return {key: _without_targets(value) for key, value in node.items() if key != "_target_"}
+        return {key: _settings(value) for key, value in node.items() if key != "_target_" and value is not None}
     return node
 
 

@@ -1,8 +1,9 @@
 """Images as tensors in memory: normalised, augmented by whole batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -51,8 +52,16 @@ def _within(size: int, span: int, batch: int, generator: torch.Generator) -> Ten
     return (positions >= first) & (positions < first + span)
 
 
+def reduce(images: Tensor, size: int) -> Tensor:
+    """(batch, C, H, W) -> (batch, C, size, size), antialiased."""
+    return torch.nn.functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
 class ImageLoader:
-    """Batches of (normalised images, labels) from tensors in memory; shuffled and augmented for training."""
+    """Batches of (normalised images, labels) from tensors in memory; shuffled and augmented for training.
+
+    ``size``, asked once an epoch, gives the side to which training images are reduced; 0 leaves them as they are.
+    """
 
     def __init__(
         self,
@@ -63,9 +72,10 @@ class ImageLoader:
         padding: int = 0,
         flip: bool = False,
         cutout: int = 0,
+        size: Callable[[], int] = lambda: 0,
     ) -> None:
         self.images, self.labels, self.batch_size, self.train = images, labels, batch_size, train
-        self.padding, self.flip, self.cutout = padding, flip, cutout
+        self.padding, self.flip, self.cutout, self.size = padding, flip, cutout, size
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.images), self.batch_size)
@@ -75,10 +85,12 @@ class ImageLoader:
         generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()))) if self.train else None
         order = torch.randperm(len(self.images), generator=generator) if self.train else torch.arange(len(self.images))
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        size = self.size() if self.train else 0
         for chosen in order.split(self.batch_size)[: len(self)]:
             images = (self.images[chosen].float() / 255 - mean) / std
             if self.train:
                 images = augment(images, self.padding, self.flip, self.cutout, generator)
+                images = reduce(images, size) if size else images
             yield images.contiguous(memory_format=torch.channels_last), self.labels[chosen]
 
 
@@ -91,6 +103,8 @@ class ImageData(lightning.LightningDataModule):
         padding: of the random crop.
         flip: whether images are mirrored at random.
         cutout: the side of the square that is blanked in each image; 0 for none.
+        reduced: ``size``, the side to which images are reduced in the first epochs of a training, which are the
+            cheaper for it ("progressive resizing"), and ``share``, how many of the epochs are those; None for none.
         limit: keep only the first so many images of each part (for quick tries); None keeps all.
     """
 
@@ -103,6 +117,7 @@ class ImageData(lightning.LightningDataModule):
         padding: int,
         flip: bool,
         cutout: int,
+        reduced: Mapping[str, Any] | None,
         batch_size: int,
         eval_batch_size: int,
         limit: int | None = None,
@@ -111,6 +126,7 @@ class ImageData(lightning.LightningDataModule):
         self.read = read
         self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
         self.valid, self.padding, self.flip, self.cutout = valid, padding, flip, cutout
+        self.reduced = reduced
         self.batch_size, self.eval_batch_size, self.limit = batch_size, eval_batch_size, checked_limit(limit, "images")
         self.parts: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -127,7 +143,15 @@ class ImageData(lightning.LightningDataModule):
         }
 
     def train_dataloader(self) -> ImageLoader:
-        return ImageLoader(*self.parts["train"], self.batch_size, True, self.padding, self.flip, self.cutout)
+        return ImageLoader(
+            *self.parts["train"], self.batch_size, True, self.padding, self.flip, self.cutout, self._size
+        )
+
+    def _size(self) -> int:
+        """Of this epoch's training images; 0: as they are."""
+        if self.reduced is None or self.trainer.current_epoch >= self.reduced["share"] * self.trainer.max_epochs:
+            return 0
+        return self.reduced["size"]
 
     def val_dataloader(self) -> ImageLoader:
         return ImageLoader(*self.parts["valid"], self.eval_batch_size)

@@ -6,7 +6,7 @@
 set -euo pipefail
 model=${1:?vgg11_bn or resnet18}
 case $model in # Threshold's scale is that of the network's pre-activations
-    vgg11_bn) threshold=-0.3,-0.2,-0.15,-0.1,-0.075,-0.05,-0.035,-0.02,-0.01,-0.005,0 ;;
+    vgg11_bn) threshold=-0.05,-0.035,-0.025,-0.02,-0.015,-0.01,-0.007,-0.005,-0.003,-0.001,0 ;;
     resnet18) threshold=-0.1,-0.05,-0.035,-0.025,-0.015,-0.01,-0.006,-0.003,-0.001,0 ;;
     *) echo "error: $model: vgg11_bn or resnet18" >&2; exit 1 ;;
 esac

@@ -43,13 +43,19 @@ class _Head:
         self._hook: Any = None
 
     def __enter__(self) -> "_Head":
-        self._hook = self.head.register_forward_hook(self._called)
+        def called(head: nn.Linear, inputs: tuple[Tensor], out: Tensor) -> Tensor | None:
+            # What is done here is no part of the model: an ExPrune around it must not count it.
+            with torch.no_grad(), torch._C.DisableTorchFunction():
+                return self._called(inputs[0], out)
+
+        self._hook = self.head.register_forward_hook(called)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._hook.remove()
 
-    def _called(self, head: nn.Linear, inputs: tuple[Tensor], out: Tensor) -> Tensor | None:
+    def _called(self, x: Tensor, out: Tensor) -> Tensor | None:
+        """See a call of the head; what is returned replaces its logits."""
         raise NotImplementedError
 
     def _prefixes(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -81,11 +87,11 @@ class HeadRecorder(_Head):
         """
         return SiteStatistics.of(self._moments, "the head", self.order)
 
-    def _called(self, head: nn.Linear, inputs: tuple[Tensor], out: Tensor) -> None:
-        x, full = (data_rows(values.detach(), -1, self.rows) for values in (inputs[0], out))
-        step = max(1, _CHUNK // head.out_features)
+    def _called(self, x: Tensor, out: Tensor) -> None:
+        x, full = (data_rows(values, -1, self.rows) for values in (x, out))
+        step = max(1, _CHUNK // self.head.out_features)
         for rows, logits in zip(x.split(step), full.split(step), strict=True):
-            terms = logits if head.bias is None else logits - head.bias
+            terms = logits if self.head.bias is None else logits - self.head.bias
             for n, sums in self._prefixes(rows):
                 self._moments[n].add(sums, terms)
 
@@ -108,8 +114,7 @@ class Dominance(_Head):
 
     def __init__(self, head: nn.Linear, statistics: SiteStatistics, tau: float) -> None:
         super().__init__(head, statistics.stages, statistics.order)
-        if isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 <= tau <= 0.5:
-            raise SettingError(f"tau={tau!r} of Dominance: a number in [0, 0.5]")
+        self.check_tau(tau)
         if statistics.slope.shape[1] != head.out_features:
             raise SettingError(
                 f"statistics of {statistics.slope.shape[1]} logits, but the head has {head.out_features}"
@@ -121,16 +126,22 @@ class Dominance(_Head):
         width = floored(statistics.sd) * (-NormalDist().inv_cdf(tau) if tau else 0)
         self._slope, self._upper, self._width = statistics.slope, statistics.offset + bias + width, 2 * width
 
+    @staticmethod
+    def check_tau(tau: float) -> None:
+        """Raises SettingError where ``tau`` is none."""
+        if isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 <= tau <= 0.5:
+            raise SettingError(f"tau={tau!r} of Dominance: a number in [0, 0.5]")
+
     @property
     def saved(self) -> float:
         """The fraction of the head's FLOPs that was saved; negative where the tests cost more."""
         return 1 - self.pruned_flops / self.dense_flops if self.dense_flops else 0.0
 
-    def _called(self, head: nn.Linear, inputs: tuple[Tensor], out: Tensor) -> Tensor:
-        x = inputs[0].flatten(0, -2)
+    def _called(self, x: Tensor, out: Tensor) -> Tensor:
+        x = x.flatten(0, -2)
         logits = out.clone().flatten(0, -2)
         keep = torch.arange(len(x), device=x.device) if self.rows is None else self.rows.flatten().nonzero().squeeze(1)
-        for rows in keep.to(x.device).split(max(1, _CHUNK // head.out_features)):
+        for rows in keep.to(x.device).split(max(1, _CHUNK // self.head.out_features)):
             logits[rows] = self._decide(x[rows], logits[rows])
         return logits.view_as(out)
 

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from exprune.core.errors import SettingError
 from exprune.lab.files import write_whole
+from exprune.lab.head import dominance
 from exprune.lab.measure import measure
 from exprune.lab.report import print_result
 from exprune.lab.result import Result
@@ -35,10 +36,11 @@ def evaluate(cfg: DictConfig) -> Result:
     """Evaluate the configured network densely and under ExPrune; writes and prints the result."""
     subject = prepare(cfg, heuristic_of(cfg))
     heuristic, target = tuned(subject)
+    head = dominance(cfg, subject.trainer, subject.task, subject.data)
     folder = Path(cfg.paths.output_dir)
     command = shlex.join(["python", "evaluate.py", *cfg.overrides])
     with tracked(cfg, "evaluate") as tracker:
-        result, examples = measure(subject, heuristic, plain(cfg.exprune.gain_ratio), cfg.split, command, target)
+        result, examples = measure(subject, heuristic, plain(cfg.exprune.gain_ratio), cfg.split, command, target, head)
         write_whole(folder / "examples.parquet", examples.to_parquet)
         result.write(folder / "result.json")
         log_result(tracker, result, folder)

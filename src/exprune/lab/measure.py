@@ -9,7 +9,8 @@ import lightning
 import pandas as pd
 from numpy.typing import NDArray
 
-from exprune.core import ExPrune, Heuristic
+from exprune.core import Dominance, ExPrune, Heuristic
+from exprune.lab.head import head_row
 from exprune.lab.intervals import paired_bootstrap
 from exprune.lab.masks import sparsity
 from exprune.lab.passes import Pass, run_pass
@@ -24,16 +25,17 @@ def measure(
     split: str,
     command: str,
     target: dict[str, float] | None = None,
+    head: Dominance | None = None,
 ) -> tuple[Result, pd.DataFrame]:
-    """The result of ``heuristic`` on a split, and every input's target and both predictions.
+    """The result of ``heuristic`` and ``head`` on a split, and every input's target and both predictions.
 
     ``target`` is what its knob was chosen for, if it was, and what that reached on the validation split.
     """
     cfg, task = subject.cfg, subject.task
     run = ExPrune(subject.sites, heuristic, gain_ratio=gain_ratio)
-    dense = None if heuristic is None else subject.dense(split)
+    dense = None if heuristic is None and head is None else subject.dense(split)
     file = subject.pass_file(split, _about(run, gain_ratio))
-    pruned = run_pass(subject.trainer, task, subject.loader(split), run, file)
+    pruned = run_pass(subject.trainer, task, subject.loader(split), run, file, head=head)
     dense = dense or pruned
     result = Result(
         model=cfg.model.name,
@@ -56,10 +58,11 @@ def measure(
         metric=_compare(task, dense, pruned, cfg.bootstrap, cfg.seed),
         flops=flops_per_input(task.unit, run.flops, dense, pruned),
         sites=site_rows(run),
-        seconds={"dense": dense.seconds, "pruned": None if heuristic is None else pruned.seconds},
+        seconds={"dense": dense.seconds, "pruned": None if dense is pruned else pruned.seconds},
         versions=_versions(),
         command=command,
-        metrics=_secondary(task, dense, pruned),
+        head=None if head is None else head_row(head, len(dense.targets)),
+        metrics={} if head is not None else _secondary(task, dense, pruned),  # they ask for all logits
     )
     examples = pd.DataFrame({"target": dense.targets, "dense": dense.predictions, "pruned": pruned.predictions})
     if "group" in dense.columns:

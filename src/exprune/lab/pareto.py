@@ -102,9 +102,17 @@ def _row(result: dict[str, Any]) -> dict[str, Any]:
         "pruned_share": round(sum(site["pruned"] for site in counts) / outputs, 5),
         "negative_share": round(sum(site["negative"] for site in counts) / outputs, 5),
         "wrong_share": round(sum(site["wrong"] for site in counts) / outputs, 5),
+        **_head(result.get("head")),
         "checkpoint": result["checkpoint"],
         "command": result["command"],
     }
+
+
+def _head(head: dict[str, Any] | None) -> dict[str, float | None]:
+    if head is None:
+        return dict.fromkeys(("head_tau", "head_saved_percent", "head_changed_share"))
+    saved, changed = round(100 * head["flops"]["saved"], 3), round(head["changed"] / head["rows"], 6)
+    return {"head_tau": head["tau"], "head_saved_percent": saved, "head_changed_share": changed}
 
 
 def network_label(row: pd.Series) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from exprune.core import ExPrune
+from exprune.core import Dominance, ExPrune, HeadRecorder
 from exprune.lab.files import write_whole
 
 SAVE_EVERY = 60.0  # seconds
@@ -51,16 +51,17 @@ def run_pass(
     run: ExPrune | None,
     file: Path | None = None,
     watch: Callable[[list[dict[str, Any]]], None] | None = None,
+    head: HeadRecorder | Dominance | None = None,
 ) -> Pass:
-    """Predict every input of ``loader``, under ``run`` where it is given.
+    """Predict every input of ``loader``, under ``run`` and with what ``head`` does to the last layer, where given.
 
-    A pass of over a minute keeps what it has in ``file``, and goes on from there when it is started again. ``watch``
-    sees after each batch what all of them gave so far; it may raise to end the pass.
+    A pass of over a minute keeps what it has in ``file``, and goes on from there when it is started again; one with a
+    ``head`` does not. ``watch`` sees after each batch what all of them gave so far; it may raise to end the pass.
     """
-    progress = _Progress(run, file, watch)
+    progress = _Progress(run, None if head is not None else file, watch, head)
     trainer.callbacks.append(progress)
     try:
-        with run or contextlib.nullcontext():
+        with run or contextlib.nullcontext(), head or contextlib.nullcontext():
             trainer.predict(task, _Rest(loader, len(progress.batches)), return_predictions=False)
     finally:
         trainer.callbacks.remove(progress)
@@ -102,8 +103,10 @@ def _kept(file: Path) -> dict[str, Any] | None:
 class _Progress(Callback):
     """Collects what the batches give, tells the run which rows are data, and keeps long passes on disk."""
 
-    def __init__(self, run: ExPrune | None, file: Path | None, watch: Callable | None) -> None:
-        self.run, self.file, self.watch = run, file, watch
+    def __init__(
+        self, run: ExPrune | None, file: Path | None, watch: Callable | None, head: HeadRecorder | Dominance | None
+    ) -> None:
+        self.run, self.file, self.watch, self.head = run, file, watch, head
         self.batches: list[dict[str, Any]] = []
         self.before = 0.0
         if file is not None and (state := _kept(file)) is not None:
@@ -118,8 +121,10 @@ class _Progress(Callback):
     def on_predict_batch_start(
         self, trainer: lightning.Trainer, task: lightning.LightningModule, batch: Any, index: int, dataloader: int = 0
     ) -> None:
-        if self.run is not None and hasattr(task, "data_rows"):
-            self.run.rows = task.data_rows(batch)
+        if hasattr(task, "data_rows"):
+            for one in (self.run, self.head):
+                if one is not None:
+                    one.rows = task.data_rows(batch)
 
     def on_predict_batch_end(
         self,

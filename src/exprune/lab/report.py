@@ -53,6 +53,10 @@ def _summary(result: Result) -> Table:
     if flops.zero_skipping:
         both = (f"{flops.zero_skipping[side]:,.0f}" for side in ("dense", "pruned"))
         table.add_row("zeros in fc2, skippable", *both, "", "")
+    if result.head:
+        of_head = result.head["flops"]
+        saved = f"{of_head['saved']:.2%} saved, {result.head['changed'] / result.head['rows']:.3%} changed"
+        table.add_row(f"head per {flops.unit}", f"{of_head['dense']:,.0f}", f"{of_head['pruned']:,.0f}", saved, "")
     return table
 
 

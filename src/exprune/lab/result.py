@@ -45,7 +45,11 @@ class FlopsPerInput:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything ``evaluate.py`` reports."""
+    """Everything ``evaluate.py`` reports.
+
+    ``head`` is what dropping logits did to the last layer and what that saves beside ``flops``, whose figures it is
+    no part of; None where all were computed. It does count in the metric.
+    """
 
     model: str
     data: str
@@ -70,6 +74,7 @@ class Result:
     seconds: dict[str, float | None]
     versions: dict[str, str]
     command: str
+    head: dict[str, Any] | None = None
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:

@@ -47,6 +47,8 @@ def search(cfg: DictConfig) -> pd.DataFrame:
             f"search={cfg.search.name}: {type(heuristic).__name__} has no tau for each site; "
             "search exprune=threshold, stats_test or calibrated"
         )
+    if cfg.head.tau is not None:
+        raise SettingError(f"search={cfg.search.name}: searches the sites alone; head=none")
     _check(cfg)
     subject = prepare(cfg, heuristic)
     run = ExPrune(subject.sites, heuristic, gain_ratio=_GAIN_RATIOS[1])  # the sites that a search can use

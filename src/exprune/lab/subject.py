@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from exprune.core import ExPrune, Heuristic, Site, find_sites, select_sites
 from exprune.core.errors import SettingError
 from exprune.lab.checkpoints import load_weights
+from exprune.lab.head import check_head
 from exprune.lab.masks import attach_masks
 from exprune.lab.passes import Pass, run_pass
 from exprune.lab.static import check_static
@@ -77,6 +78,7 @@ def prepare(cfg: DictConfig, heuristic: Heuristic | None) -> Subject:
     data = load_data(cfg)
     loader = _loader(data, cfg.split)
     task = instantiate(cfg.data.get("task") or cfg.model.task, network=instantiate(cfg.model.network))
+    check_head(cfg, task)
     sites = find_sites(task.network, *task.network_inputs(next(iter(loader))))
     if heuristic is not None:
         sites = select_sites(sites, cfg.exprune.sites)

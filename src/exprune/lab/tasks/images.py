@@ -72,6 +72,11 @@ class ImageTask(lightning.LightningModule):
             "outside_paper_scope": self.network.outside_paper_scope(images),
         }
 
+    @property
+    def head(self) -> nn.Linear:
+        """The layer of which only the largest output is predicted."""
+        return self.network.head
+
     def network_inputs(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor]:
         """The arguments with which this task calls the network."""
         return (batch[0],)

@@ -6,7 +6,7 @@ import lightning
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import OPTForCausalLM
@@ -98,6 +98,11 @@ class NextTokenTask(LanguageTask):
             "group": batch.groups[:, None].expand_as(real)[real],
             **costs,
         }
+
+    @property
+    def head(self) -> nn.Linear:
+        """The layer of which only the largest output is predicted."""
+        return self.network.get_output_embeddings()
 
     def secondary(self, columns: dict[str, NDArray]) -> dict[str, float]:
         """Further metrics of a whole split, from what :meth:`predict_step` gave beside the predictions."""

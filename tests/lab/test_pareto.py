@@ -53,7 +53,7 @@ def result(tau: float, drop: float, saved: float, **other: object) -> dict:
     pruned = 0.8 - drop / 100
     metric = {"name": "roc_auc", "dense": 0.8, "pruned": pruned, "drop": drop, "interval": (drop - 1, drop + 2)}
     metric |= {"dense_interval": (0.7, 0.9), "pruned_interval": (pruned - 0.1, pruned + 0.1)}
-    flops = {"dense": 1000.0, "pruned": 1000 * (1 - saved), "saved": saved}
+    flops = {"dense": 1000.0, "pruned": 1000 * (1 - saved), "saved": saved, "paper_scope": {"saved": saved}}
     rest = {"inputs": 10, "sparsity": 0.0, "sites": [], "n": 32, "command": f"python evaluate.py exprune.tau={tau}"}
     return about | rest | {"tau": tau, "metric": metric, "flops": flops} | other
 

@@ -81,6 +81,7 @@ def _of_table(path: Path) -> Iterator[dict[str, Any]]:
         for row in pd.read_csv(path).to_dict("records"):
             row = {key: value for key, value in row.items() if pd.notna(value)}
             row |= json.loads(row.pop("knobs", "{}")) | {"sites": str(row.get("sites", ""))}
+            row |= {"stages": json.loads(row["stages"])} if "stages" in row else {}
             front = "valid_drop" in row  # has every setting on both splits
             valid = [row["valid_drop"], row["valid_saved_percent"]] if front else _on_valid(row.get("target"))
             figures = [*(row[key] for key in _FIGURES[:-1]), row.get("scope_saved_percent")]

@@ -10,14 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only, no screen
-
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from exprune.core.errors import SettingError
 from exprune.lab.files import write_whole
@@ -55,7 +51,7 @@ def tabulate(results: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
     ``front`` is true of a row that no other of its curve beats: drops no more and saves no less, and not both equal.
     """
-    table = pd.DataFrame([_row(result) for result in results])
+    table = pd.DataFrame([row(result) for result in results])
     order = [*PANEL, *CURVE, "saved_percent"]
     table = table.sort_values(order, ascending=[column != "sites" for column in order]).reset_index(drop=True)
     table["front"] = False
@@ -67,7 +63,8 @@ def tabulate(results: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return table
 
 
-def _row(result: dict[str, Any]) -> dict[str, Any]:
+def row(result: dict[str, Any]) -> dict[str, Any]:
+    """What a table says of a ``result.json``: percent of FLOPs, points of the metric."""
     metric, flops = result["metric"], result["flops"]
     counts = [site for site in result["sites"] if site["outputs"]]
     outputs = sum(site["outputs"] for site in counts) or 1
@@ -80,10 +77,13 @@ def _row(result: dict[str, Any]) -> dict[str, Any]:
         "sparsity": round(result.get("sparsity", 0.0), 5),
         "seed": result["seed"],
         "sites": len(counts),
+        "site_selection": json.dumps(selection) if (selection := result.get("site_selection")) else None,
         "heuristic": result["heuristic"],
         "tau": str(result["tau"]),
         "lam": result.get("lam"),
         "n": result["n"],
+        "stages": json.dumps(stages) if (stages := result.get("stages")) else None,
+        "gain_ratio": str(result.get("gain_ratio")),
         "order": result.get("order") or "",
         "target": json.dumps(target) if (target := result.get("target")) else None,
         "metric": metric["name"],
@@ -99,6 +99,7 @@ def _row(result: dict[str, Any]) -> dict[str, Any]:
         "dense_flops": round(flops["dense"], 3),
         "pruned_flops": round(flops["pruned"], 3),
         "saved_percent": round(100 * flops["saved"], 3),
+        "scope_saved_percent": round(100 * flops["paper_scope"]["saved"], 3),
         "pruned_share": round(sum(site["pruned"] for site in counts) / outputs, 5),
         "negative_share": round(sum(site["negative"] for site in counts) / outputs, 5),
         "wrong_share": round(sum(site["wrong"] for site in counts) / outputs, 5),
@@ -130,11 +131,11 @@ def curve_label(row: pd.Series) -> str:
 def plot(table: pd.DataFrame, path: Path) -> None:
     """Change of the metric (points, with the interval of the paired difference) against FLOPs saved, panel by panel."""
     panels = list(table.groupby(PANEL))
-    figure, axes = plt.subplots(1, len(panels), figsize=(7 * len(panels), 4.5), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(7 * len(panels), 4.5), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for (names, rows), one in zip(panels, axes.flat, strict=True):
         _plot_panel(rows, one, *names)
     write_whole(path, lambda partial: figure.savefig(partial, dpi=120, format=path.suffix.lstrip(".") or "png"))
-    plt.close(figure)
 
 
 def _plot_panel(rows: pd.DataFrame, axes: Axes, data: str, split: str, metric: str) -> None:

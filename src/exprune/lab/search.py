@@ -4,6 +4,7 @@ import json
 import logging
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from exprune.core import ExPrune, Heuristic, Prefix
 from exprune.core.errors import SettingError
 from exprune.lab.files import write_whole
 from exprune.lab.measure import drop_and_saved, drop_points, measure
-from exprune.lab.pareto import tabulate
+from exprune.lab.pareto import row, tabulate
 from exprune.lab.passes import run_pass
 from exprune.lab.result import Result, read_result
 from exprune.lab.study import finished, front, open_study
@@ -205,31 +206,18 @@ def _measure_front(study: optuna.Study, subject: Subject, make: Maker) -> pd.Dat
     still = [pair for pair in valid if not any(_beats(other, pair[1]) for _, other in valid)]
     rows = []
     for trial, on_valid in tqdm(still, desc="front, test", disable=None, leave=False):
-        on_test = measured(trial, "test")
-        rows.append(
-            {
-                "model": on_test.model,
-                "data": on_test.data,
-                "static": on_test.static,
-                "sparsity": round(on_test.sparsity, 5),
-                "heuristic": on_test.heuristic,
-                "search": cfg.search.name,
-                "trials": len(finished(study)),
-                "trial": trial.number,
-                "valid_drop": round(on_valid.metric.drop, 3),
-                "valid_saved_percent": round(100 * on_valid.flops.saved, 3),
-                "metric": on_test.metric.name,
-                "dense": round(on_test.metric.dense, 5),
-                "pruned": round(on_test.metric.pruned, 5),
-                "drop_points": round(on_test.metric.drop, 3),
-                "drop_low": round(on_test.metric.interval[0], 3),
-                "drop_high": round(on_test.metric.interval[1], 3),
-                "saved_percent": round(100 * on_test.flops.saved, 3),
-                "scope_saved_percent": round(100 * on_test.flops.paper_scope["saved"], 3),
-                "knobs": json.dumps({name: round(value, 6) for name, value in trial.params.items()}),
-                "command": command,
-            }
-        )
+        on_test = row(asdict(measured(trial, "test")))
+        on_test |= {
+            "tau": None,  # stand in knobs, with the gain ratios
+            "gain_ratio": None,
+            "search": cfg.search.name,
+            "trials": len(finished(study)),
+            "trial": trial.number,
+            "valid_drop": round(on_valid.metric.drop, 3),
+            "valid_saved_percent": round(100 * on_valid.flops.saved, 3),
+            "knobs": json.dumps({name: round(value, 6) for name, value in trial.params.items()}),
+        }
+        rows.append(on_test)
     return pd.DataFrame(rows)
 
 

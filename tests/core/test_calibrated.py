@@ -414,3 +414,23 @@ def test_what_is_wrong_is_said() -> None:
             Optimal(lam)
     with pytest.raises(SettingError, match=r"tau=0\.7"):
         Calibrated(0.7)
+
+
+def test_of_many_positions_some_are_looked_at() -> None:
+    """12 x 12 positions of an input: every third, through all inputs; 8 x 8: all."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 9, 1), nn.Tanh(), nn.Conv2d(9, 4, 3, padding=1), nn.ReLU()).double().eval()
+    for side, step in ((12, 3), (8, 1)):
+        x = torch.randn(5, 2, side, side, dtype=torch.float64)
+        with torch.no_grad():
+            hidden = model[1](model[0](x))
+            full = F.conv2d(hidden, model[2].weight, padding=1).movedim(1, -1).flatten(0, 2)[::step]
+            s = F.conv2d(hidden[:, :4], model[2].weight[:, :4], padding=1).movedim(1, -1).flatten(0, 2)[::step]
+            recorder = Recorder((4,))
+            with ExPrune(find_sites(model, x), recorder):
+                model(x)
+        (of,) = recorder.statistics().values()
+        for j in range(4):
+            slope, offset = statistics.linear_regression(s[:, j].tolist(), full[:, j].tolist())
+            assert of.slope[0, j].item() == pytest.approx(slope, rel=1e-9)
+            assert of.offset[0, j].item() == pytest.approx(offset, rel=1e-9)

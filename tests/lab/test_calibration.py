@@ -32,7 +32,7 @@ def test_calibrated_measures_once(command: CommandLine, session_cache: Path) -> 
     assert first.code == 0, first.err
     result = result_of(first)
     assert (result["heuristic"], result["tau"], result["order"]) == ("Calibrated", 0.2, "layer")
-    assert result["stages"] == [16, 32, 64, 96, 128, 192, 256] and result["n"] is None
+    assert result["stages"] == [32, 64, 128, 192, 256] and result["n"] is None
     assert result["lam"] is None and result["target"] is None
     site = result["sites"][0]
     assert [stage["n"] for stage in site["stages"]] == result["stages"]

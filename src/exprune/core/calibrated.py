@@ -18,7 +18,7 @@ from exprune.core.moments import SiteStatistics, floored
 from exprune.core.sites import Site
 from exprune.core.stopping import at_once, looking_ahead
 
-STAGES = (32, 64, 96, 128, 192, 256)
+STAGES = (32, 64, 128, 192, 256)
 
 
 class CalibratedTest(Heuristic):

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 class LinearCall:
     """One call of a Linear or Conv2d: what its partial sums are computed from.
 
-    ``parts`` are such sums where the call was computed as their sum: over the terms of each stage, then over the rest.
+    ``sums`` are those after each stage, where the call was computed by way of them.
     """
 
     input: Tensor
@@ -30,7 +30,7 @@ class LinearCall:
     padding: tuple[int, int] | str = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
-    parts: tuple[Tensor, ...] = ()
+    sums: tuple[Tensor, ...] = ()
 
     @property
     def is_conv(self) -> bool:

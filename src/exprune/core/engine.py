@@ -196,7 +196,7 @@ class _Pruner(ChainFollower):
 
     def _terms(self, chain: Chain) -> list[Terms] | None:
         """The terms of each stage; None where their sums are known and no squares are needed."""
-        if chain.call.parts and not self.run.heuristic.needs_squares:
+        if chain.call.sums and not self.run.heuristic.needs_squares:
             return None
         stages = self.run._counts[chain.name].plan.stages
         return [Terms.of(chain.call, stage.channels, stage.keep, chain.scale) for stage in stages]
@@ -215,12 +215,11 @@ class _Pruner(ChainFollower):
         s = q = stopped = None
         stopped_at = []
         for index, stage in enumerate(plan.stages):
-            if chain.call.parts:
-                part = chain.call.parts[index]
-                part = part if chain.scale is None else part * chain.scale
+            if chain.call.sums:
+                s = chain.call.sums[index] if chain.scale is None else chain.call.sums[index] * chain.scale
             else:
                 part = terms[index].sum(x)
-            s = part if s is None else s + part
+                s = part if s is None else s + part
             if run.heuristic.needs_squares:
                 part = terms[index].squares(x)
                 q = part if q is None else q + part
@@ -292,6 +291,6 @@ def _chunks(chain: Chain, out: Tensor) -> Iterator[tuple[Chain, slice]]:
         residual = chain.residual
         if residual is not None and residual.dim() == out.dim() and residual.shape[0] == count:
             residual = residual[rows]
-        parts = tuple(part[rows] for part in chain.call.parts)
-        call = replace(chain.call, input=chain.call.input[rows], parts=parts)
+        sums = tuple(so_far[rows] for so_far in chain.call.sums)
+        call = replace(chain.call, input=chain.call.input[rows], sums=sums)
         yield replace(chain, call=call, residual=residual), rows

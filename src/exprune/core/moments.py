@@ -11,6 +11,7 @@ from exprune.core.heuristics import Heuristic, Prefix
 from exprune.core.sites import Site
 
 _FEWEST = 100  # rows: the standard deviation of a residual is then known to 7 %
+_POSITIONS = 64  # of an input that are enough
 _FLOOR = 0.01  # of the layer's median: what no standard deviation and no gradient is taken to lie below
 
 
@@ -51,6 +52,8 @@ class SiteStatistics:
 class Recorder(Heuristic):
     """Stops nothing; takes the moments of partial and full sums in one pass, keeping no activations.
 
+    Of inputs with many positions (pixels, tokens) it looks at 64 or a few more, evenly spread.
+
     Run it under :class:`~exprune.core.ExPrune` over the calibration inputs, then ask for :meth:`statistics`.
 
     Args:
@@ -70,7 +73,8 @@ class Recorder(Heuristic):
 
     def stop(self, seen: Prefix) -> Tensor:
         dim = -1 if seen.site.kind == "linear" else -3
-        s, full = (data_rows(values, dim, seen.rows) for values in (seen.s, seen.full - seen.r))
+        step = _step(seen.s, dim)
+        s, full = (data_rows(values, dim, seen.rows)[::step] for values in (seen.s, seen.full - seen.r))
         if len(s):
             stages = self._moments.setdefault(seen.site.name, {})
             stages.setdefault(seen.n, Moments()).add(s, full)
@@ -83,6 +87,14 @@ class Recorder(Heuristic):
             SettingError: too few rows (images times positions, nodes, tokens) reached a site.
         """
         return {name: SiteStatistics.of(of, name, self.orders.get(name)) for name, of in self._moments.items()}
+
+
+def _step(values: Tensor, dim: int) -> int:
+    """Every so many of an input's positions (pixels, tokens) suffice; odd, so that every column has its turn."""
+    if values.dim() <= -dim:
+        return 1
+    positions = values.numel() // (values.shape[0] * values.shape[dim])
+    return 1 if positions <= _POSITIONS else positions // _POSITIONS | 1
 
 
 def floored(values: Tensor) -> Tensor:

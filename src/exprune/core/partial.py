@@ -33,7 +33,9 @@ class Terms:
         """
         if isinstance(channels, Tensor):
             channels = channels.to(call.weight.device)
-        weight = call.weight[:, channels].to(_dtype(call))
+            weight = call.weight.index_select(1, channels).to(_dtype(call))
+        else:
+            weight = call.weight[:, channels].to(_dtype(call))
         beside = (1,) * (weight.dim() - 2)
         if keep is not None:
             weight = weight * keep.to(weight.device).view(*keep.shape, *beside)
@@ -92,14 +94,14 @@ class Terms:
 
 
 def in_parts(call: LinearCall, bias: Tensor | None, channels: Sequence[slice | Tensor]) -> tuple[Tensor, LinearCall]:
-    """The call's output as the sum over groups of channels that together are all, and the call with its parts."""
-    parts = tuple(Terms.of(call, group).sum(call.input) for group in channels)
-    out = parts[0] + parts[1]
-    for part in parts[2:]:
-        out += part
+    """The call's output, summed over groups of channels that together are all, and the call with its sums so far."""
+    sums = [Terms.of(call, channels[0]).sum(call.input)]
+    for group in channels[1:]:
+        sums.append(Terms.of(call, group).sum(call.input).add_(sums[-1]))
+    out = sums.pop()
     if bias is not None:
         out += bias.view(-1, 1, 1) if call.is_conv else bias
-    return out, replace(call, parts=parts)
+    return out, replace(call, sums=tuple(sums))
 
 
 def _dtype(call: LinearCall) -> torch.dtype:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -46,18 +47,26 @@ def statistics_of(subject: Subject) -> dict[str, SiteStatistics]:
 
 
 def calibrate(subject: Subject) -> dict[str, SiteStatistics]:
-    """Measure: input variances and gradients in one pass forward and back, then the partial sums in their order."""
+    """Measure: input variances and gradients in one pass forward and back, then the partial sums in their order.
+
+    A quarter of the inputs is enough for the first pass, which costs the most for each.
+    """
     settings, task, sites = subject.cfg.exprune, subject.task, subject.sites
     if isinstance(settings.inputs, bool) or not isinstance(settings.inputs, int) or settings.inputs < 1:
         raise SettingError(f"exprune.inputs={settings.inputs}: a whole number of inputs, at least 1")
     generator = torch.Generator().manual_seed(subject.cfg.seed)
-    batches = subject.data.calibration_dataloader(settings.inputs, generator)
-    variances, gradients = _importance(subject.trainer, task, sites, batches, generator)
+    some = subject.data.calibration_dataloader(_of_gradients(settings.inputs), generator)
+    variances, gradients = _importance(subject.trainer, task, sites, some, generator)
     orders = {site.name: term_order(site, variances[site.name], settings.order) for site in sites if site.eligible}
     recorder = Recorder(tuple(settings.stages), orders)
+    batches = subject.data.calibration_dataloader(settings.inputs, generator)
     run_pass(subject.trainer, task, batches, ExPrune(sites, recorder, gain_ratio=1.0))
     measured = recorder.statistics()
     return {name: replace(of, gradient=gradients[name]) for name, of in measured.items()}
+
+
+def _of_gradients(inputs: int) -> int:
+    return math.ceil(inputs / 4)
 
 
 def _importance(
@@ -105,7 +114,7 @@ def _about(subject: Subject) -> dict[str, Any]:
         "sites": [site.name for site in subject.sites if site.eligible],
         "stages": list(settings.stages),
         "order": settings.order,
-        "inputs": settings.inputs,
+        "inputs": [settings.inputs, _of_gradients(settings.inputs)],
         "limit": data.limit,
         "seed": subject.cfg.seed,
     }

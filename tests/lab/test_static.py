@@ -24,6 +24,7 @@ STATIC = {
     "sparsity": 0.98,
     "schedule": "gradual",
     "epochs": 20,
+    "epochs_share": 0.4,
     "ramp": 0.6,
     "keep_rate": 0.95,
     "rounds": None,
@@ -37,7 +38,7 @@ def configured(**changes: object) -> OmegaConf:
 
 
 def test_gradual_grows_to_the_sparsity_and_stays() -> None:
-    (phase,) = phases(configured())
+    (phase,) = phases(configured(), 50)
     grown = [phase.sparsity_at(epoch) for epoch in range(20)]
     assert phase.epochs == 20
     assert all(a < b for a, b in itertools.pairwise(grown[:12]))
@@ -48,11 +49,12 @@ def test_gradual_grows_to_the_sparsity_and_stays() -> None:
 
 def test_rounds_are_as_many_as_it_takes() -> None:
     """The paper's 80 rounds of 95 % leave 1.65 % of the weights; 2 % is reached in round 77."""
-    assert len(phases(configured(schedule="rounds"))) == 77
-    eighty = phases(configured(schedule="rounds", rounds=80, epochs=30))
+    assert len(phases(configured(schedule="rounds"), 50)) == 77
+    eighty = phases(configured(schedule="rounds", rounds=80, epochs=30), 50)
     assert len(eighty) == 80 and {phase.epochs for phase in eighty} == {30}
     assert [phase.sparsity_at(0) for phase in eighty] == pytest.approx([1 - 0.95**k for k in range(1, 81)])
-    assert len(phases(configured(schedule="rounds", keep_rate=0.5, sparsity=0.75))) == 2
+    assert len(phases(configured(schedule="rounds", keep_rate=0.5, sparsity=0.75), 50)) == 2
+    assert [phases(configured(epochs=None), dense)[0].epochs for dense in (1, 30, 80)] == [1, 12, 32]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,7 @@ def test_rounds_are_as_many_as_it_takes() -> None:
         ({"sparsity": 1.0}, "static.sparsity=1.0: at least 0, below 1"),
         ({"sparsity": -0.1}, "static.sparsity=-0.1"),
         ({"epochs": 0}, "static.epochs=0"),
+        ({"epochs": None}, "static.epochs=None: at least 1"),
         ({"ramp": 1.5}, "static.ramp=1.5"),
         ({"schedule": "sudden"}, "static.schedule=sudden: gradual or rounds"),
         ({"schedule": "rounds", "keep_rate": 0.0}, "static.keep_rate=0.0"),
@@ -72,7 +75,7 @@ def test_rounds_are_as_many_as_it_takes() -> None:
 )
 def test_wrong_schedule(changes: dict, words: str) -> None:
     with pytest.raises(SettingError) as raised:
-        phases(configured(**changes))
+        phases(configured(**changes), None)
     assert words in str(raised.value)
 
 

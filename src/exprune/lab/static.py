@@ -29,8 +29,8 @@ class Phase:
     sparsity_at: Callable[[int], float]
 
 
-def phases(static: DictConfig) -> list[Phase]:
-    """The trainings of a schedule, in turn.
+def phases(static: DictConfig, dense_epochs: int | None) -> list[Phase]:
+    """The trainings of a schedule, in turn, after a dense one of ``dense_epochs``; None: there was none.
 
     ``gradual``: one training, over whose first part (``ramp``) the sparsity grows to ``sparsity``, fast first and
     slowly at the end (a cubic). ``rounds``: in each of them ``keep_rate`` of the weights left are kept, then trained;
@@ -40,7 +40,11 @@ def phases(static: DictConfig) -> list[Phase]:
         SettingError: a number is out of its range, or the schedule unknown.
     """
     sparsity = _checked(static, "sparsity", lambda value: 0 <= value < 1, "at least 0, below 1")
-    epochs = _checked(static, "epochs", lambda value: value >= 1, "at least 1")
+    if static.epochs is None and dense_epochs is not None:
+        share = _checked(static, "epochs_share", lambda value: value > 0, "above 0")
+        epochs = math.ceil(share * dense_epochs)
+    else:
+        epochs = _checked(static, "epochs", lambda value: value >= 1, "at least 1")
     if static.schedule == "gradual":
         ramp = _checked(static, "ramp", lambda value: 0 <= value <= 1, "from 0 to 1")
         steps = max(1, round(ramp * epochs))
@@ -71,7 +75,7 @@ def check_static(cfg: DictConfig) -> None:
     if cfg.static.name not in ("none", "magnitude"):
         raise SettingError(f"static.name={cfg.static.name}: none or magnitude")
     if cfg.static.name != "none":
-        phases(cfg.static)
+        phases(cfg.static, cfg.model.get("epochs"))
 
 
 def dense_config(cfg: DictConfig) -> DictConfig:
@@ -98,7 +102,7 @@ def prune_and_train(
     attach_masks(network, cfg.static.dense_layers)
     rounds = Path(cfg.paths.cache_dir).expanduser() / "rounds" / _name_of_all_rounds(cfg)
     history: dict[str, str] = {}
-    todo = phases(cfg.static)
+    todo = phases(cfg.static, cfg.model.get("epochs"))
     files = {phase.name: rounds / f"{phase.name}.safetensors" for phase in todo if cfg.static.schedule == "rounds"}
     done = max((k for k, phase in enumerate(todo) if phase.name in files and files[phase.name].exists()), default=-1)
     if done >= 0:

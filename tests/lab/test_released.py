@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 from exprune.lab.checkpoints import checkpoint_name, find_checkpoint
+from exprune.lab.data.tokens import START
+from exprune.lab.subject import load_data
 from tests.cli import ROOT, CommandLine
 
 CONFIGURATIONS = (
@@ -78,3 +81,22 @@ def test_tables_are_reproduced(
     assert result["metric"]["dense"] == pytest.approx(row["dense"], abs=1e-4) and row["dense"] >= least
     assert result["metric"]["pruned"] == pytest.approx(row["pruned"], abs=1e-3)
     assert 100 * result["flops"]["saved"] == pytest.approx(row["saved_percent"], abs=0.05)
+
+
+@pytest.mark.slow
+def test_the_released_opt_beats_a_bigram_model(command: CommandLine, session_cache: Path) -> None:
+    """By at least 10 points of next-token accuracy on files that neither has seen."""
+    outcome = command("evaluate.py", "model=opt", "exprune=none", "logger=none")
+    assert outcome.code == 0, outcome.err
+    assert "training" not in outcome.out
+    result = json.loads((outcome.runs()[0] / "result.json").read_text())
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        data = load_data(compose("evaluate", ["model=opt", "overrides=[]", "paths.output_dir=."]))
+    begun = {part: [torch.cat([torch.tensor([START]), ids]) for ids in texts] for part, texts in data.tokens.items()}
+    size = data.vocabulary
+    pairs = torch.cat([ids[:-1] * size + ids[1:] for ids in begun["train"]])
+    likeliest = torch.bincount(pairs, minlength=size * size).view(size, size).argmax(1)
+    right = torch.cat([likeliest[ids[:-1]] == ids[1:] for ids in begun["test"]])
+    assert len(right) == result["inputs"]
+    assert result["metric"]["dense"] >= right.double().mean().item() + 0.1

@@ -103,9 +103,19 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
         "pruned_share": round(sum(site["pruned"] for site in counts) / outputs, 5),
         "negative_share": round(sum(site["negative"] for site in counts) / outputs, 5),
         "wrong_share": round(sum(site["wrong"] for site in counts) / outputs, 5),
+        **_skippable(flops),
         **_head(result.get("head")),
         "checkpoint": result["checkpoint"],
         "command": result["command"],
+    }
+
+
+def _skippable(flops: dict[str, Any]) -> dict[str, float | None]:
+    """What leaving out products with zeros would save beside that, without and with ExPrune, % of the dense FLOPs."""
+    skipping = flops.get("zero_skipping") or dict.fromkeys(("dense", "pruned"))
+    return {
+        f"skippable_{side}_percent": None if saved is None else round(100 * saved / flops["dense"], 3)
+        for side, saved in skipping.items()
     }
 
 

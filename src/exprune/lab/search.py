@@ -2,10 +2,12 @@
 
 import json
 import logging
+import math
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import optuna
 import pandas as pd
 import torch
 from omegaconf import DictConfig
+from optuna.trial import TrialState
 from torch import Tensor
 from tqdm import tqdm
 
@@ -172,7 +175,14 @@ def _run_trials(study: optuna.Study, subject: Subject, make: Maker, ranges: Mapp
         while (done := len(finished(study))) < settings.trials:
             study.optimize(objective, n_trials=1)
             bar.update(len(finished(study)) - done)
-    log.info("study %s: %d trials", study.study_name, len(finished(study)))
+    complete = [trial.duration.total_seconds() for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+    log.info(
+        "study %s: %d trials; one that is not cut short takes %.2f times the dense pass of %.1f s (median)",
+        study.study_name,
+        len(finished(study)),
+        median(complete) / dense.seconds if complete else math.nan,
+        dense.seconds,
+    )
 
 
 def _configured(subject: Subject, make: Maker, knobs: Mapping[str, float]) -> tuple[Heuristic, Any]:

@@ -1,6 +1,7 @@
 """``train.py`` and ``evaluate.py`` from the command line, on the embedded data."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -213,3 +214,14 @@ def test_interrupted_evaluation_goes_on(
     for key in ("metric", "flops", "sites"):
         assert first[key] == second[key]
     assert not list((session_cache / "passes").iterdir())
+
+
+def test_a_limit_names_the_weights_without_it(command: CommandLine, session_cache: Path) -> None:
+    """data.limit trains a network of its own; who wants the other one on few inputs is told how."""
+    whole = command("train.py", "model=vgg11_bn", "model.epochs=1", "seed=1108", "logger=none", "trainer=cpu")
+    assert whole.code == 0, whole.err
+    settings = ("model=vgg11_bn", "model.epochs=1", "seed=1108", "logger=none", "trainer=cpu", "data.limit=64")
+    limited = command("evaluate.py", *settings)
+    (named,) = re.findall(r"data.limit=64 is of its training, too; with (checkpoint=\S+) it is not", limited.out)
+    evaluated = command("evaluate.py", *settings, named)
+    assert evaluated.code == 0 and "training" not in evaluated.out

@@ -1,6 +1,7 @@
 """Trained weights for a configuration: found, or made, once by however many jobs need them."""
 
 import contextlib
+import copy
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,8 +30,20 @@ def weights_for(cfg: DictConfig, data: lightning.LightningDataModule) -> Path | 
             path = find_checkpoint(cfg)  # another job may have made it meanwhile
             if path is None:
                 log.info("no trained weights for this configuration of %s on %s yet", cfg.model.name, cfg.data.name)
+                _say_of_limit(cfg)
                 path = _train(cfg, data)
     return path
+
+
+def _say_of_limit(cfg: DictConfig) -> None:
+    """A limit makes another network: name the one without, where there is one."""
+    if cfg.data.limit is None:
+        return
+    whole = copy.deepcopy(cfg)
+    whole.data.limit = None
+    path = find_checkpoint(whole)
+    if path is not None:
+        log.info("data.limit=%d is of its training, too; with checkpoint=%s it is not", cfg.data.limit, path)
 
 
 def train_weights(cfg: DictConfig, data: lightning.LightningDataModule) -> Path:

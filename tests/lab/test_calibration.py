@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from exprune.core.errors import SettingError
+from exprune.lab import tuning
 from exprune.lab.data.choices import ChoiceData
 from exprune.lab.data.text import TextData
 from exprune.lab.files import load_tensors, save_tensors
@@ -78,6 +79,23 @@ def test_a_target_finds_the_knob_on_validation(command: CommandLine, exprune: st
     valid = json.loads((check.folder / "check" / "result.json").read_text())
     assert valid["flops"]["saved"] == pytest.approx(reached["valid_saved"], abs=1e-9)
     assert valid["metric"]["drop"] == pytest.approx(reached["valid_drop"], abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_noisy_drop_does_not_end_the_search_too_early(seed: int) -> None:
+    """The drop of few inputs goes up and down by more than the target: what is found saves about what it can."""
+    noise = torch.rand(10_000, generator=torch.Generator().manual_seed(seed)) * 0.4 - 0.2
+    asked = []
+
+    def tried(level: float) -> tuning._Tried:
+        drop = 40 * max(0.0, level - 0.5) ** 2 + noise[int(9999 * level)].item() * (level > 0.1)
+        asked.append(tuning._Tried(level, drop, level))
+        return asked[-1]
+
+    found = tuning._most_within(tried, 0.1)
+    assert found.drop <= 0.1 and 0.5 <= found.saved <= 0.6  # without noise: 0.55
+    assert all(other.drop > 0.1 for other in asked if other.level > found.level)
+    assert len(asked) < 30
 
 
 def test_the_oracle_is_a_ceiling(command: CommandLine) -> None:

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -18,7 +18,7 @@ from exprune.lab.subject import Subject, plain
 
 log = logging.getLogger(__name__)
 
-_STEPS = 10  # of a bisection: the knob's range is then known to a thousandth
+_COARSE, _FINE = 1 / 128, 1 / 1024  # steps of a knob's level; of lam a fifth and a fortieth of a decade
 
 
 def heuristic_of(cfg: DictConfig, **knobs: Any) -> Heuristic | None:
@@ -64,43 +64,80 @@ def tuned(subject: Subject) -> tuple[Heuristic, dict[str, float] | None]:
 
 
 def _found(subject: Subject, target: str, value: Any) -> tuple[Heuristic, dict[str, float]]:
-    """Bisect the knob on the validation split: the most that is within the drop, the least that saves as much."""
+    """Find the knob on the validation split: the most that is within the drop, the least that saves as much."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise SettingError(f"exprune.{target}={value}: a number, at least 0")
-    knob, of_drop = subject.cfg.exprune.knob, target == "target_drop"
+    knob = subject.cfg.exprune.knob
     dense, make = subject.dense("valid"), maker(subject)
+    with tqdm(desc=f"{target}={value}", unit=" passes", disable=None, leave=False) as bar:
 
-    def tried(level: float) -> dict[str, float]:
-        heuristic = make(**{knob: _LEVELS[knob](level)})
-        run = ExPrune(subject.sites, heuristic, gain_ratio=plain(subject.cfg.exprune.gain_ratio))
-        drop, saved = drop_and_saved(subject, run, subject.loader("valid"), dense)
-        return {"level": level, "valid_drop": drop, "valid_saved": saved}
+        def tried(level: float) -> _Tried:
+            run = ExPrune(
+                subject.sites,
+                make(**{knob: _LEVELS[knob](level)}),
+                gain_ratio=plain(subject.cfg.exprune.gain_ratio),
+            )
+            drop, saved = drop_and_saved(subject, run, subject.loader("valid"), dense)
+            bar.update()
+            return _Tried(level, drop, saved)
 
-    def enough(at: dict[str, float]) -> bool:
-        return at["valid_drop"] > value if of_drop else at["valid_saved"] >= value
-
-    low, high = {"level": 0.0, "valid_drop": 0.0, "valid_saved": 0.0}, tried(1.0)
-    if not of_drop and not enough(high):
-        raise SettingError(
-            f"exprune.{target}={value}: out of reach; the most that can be saved is {high['valid_saved']:.3f}"
-        )
-    for _ in tqdm(range(_STEPS), desc=f"{target}={value}", disable=None, leave=False):
-        middle = tried((low["level"] + high["level"]) / 2)
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    found = low if of_drop else high
-    if of_drop and not enough(high):  # everything is within the drop
-        found = high
-    setting = _LEVELS[knob](found.pop("level"))
+        found = (_most_within if target == "target_drop" else _least_that_saves)(tried, value)
+    setting = _LEVELS[knob](found.level)
     log.info(
         "%s=%s: %s=%.4g, on validation a drop of %.3f points, %.2f %% saved",
         target,
         value,
         knob,
         setting,
-        found["valid_drop"],
-        100 * found["valid_saved"],
+        found.drop,
+        100 * found.saved,
     )
-    return make(**{knob: setting}), {target: value, **found}
+    return make(**{knob: setting}), {target: value, "valid_drop": found.drop, "valid_saved": found.saved}
+
+
+class _Tried(NamedTuple):
+    level: float
+    drop: float  # points
+    saved: float
+
+
+_NOTHING = _Tried(0.0, 0.0, 0.0)
+
+
+def _most_within(tried: Callable[[float], _Tried], drop: float) -> _Tried:
+    """From a point more than is asked, which stands out of the noise of the drop, down to the first that is within it.
+
+    Bisecting for the drop itself would end at whichever chance crossing it meets first.
+    """
+    low, high = _NOTHING, tried(1.0)
+    if high.drop <= drop:
+        return high
+    if high.drop > drop + 1:
+        low, _ = _bisected(tried, low, high, lambda at: at.drop > drop + 1, _COARSE)
+    else:
+        low = high
+    while low.drop > drop:
+        low = tried(low.level - _COARSE) if low.level > _COARSE else _NOTHING
+    return low
+
+
+def _least_that_saves(tried: Callable[[float], _Tried], share: float) -> _Tried:
+    high = tried(1.0)
+    if high.saved < share:
+        raise SettingError(
+            f"exprune.target_saved={share}: out of reach; the most that can be saved is {high.saved:.3f}"
+        )
+    return _bisected(tried, _NOTHING, high, lambda at: at.saved >= share, _FINE)[1]
+
+
+def _bisected(
+    tried: Callable[[float], _Tried], low: _Tried, high: _Tried, enough: Callable[[_Tried], bool], step: float
+) -> tuple[_Tried, _Tried]:
+    """Two levels at most a step apart, the second of which is enough."""
+    while high.level - low.level > step:
+        middle = tried((low.level + high.level) / 2)
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return low, high
 
 
 # Level 0 stops nothing or next to nothing, 1 as much as the knob allows.

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Makes NETWORK_search.csv and .png (the fronts on the test split), and NETWORK_search_HEURISTIC_trials.csv and _front.csv: one
+# tau per site, searched on the validation split for Threshold and StatsTest, from the released checkpoint. The points of
+# the front are chosen on validation. A search that is interrupted goes on. EXPRUNE_DATA_DIR names the data.
+#   bash results/search.sh gnn        (or opt, vgg11_bn, resnet18, vgg11_bn_static)
+set -euo pipefail
+network=${1:?gnn, opt, vgg11_bn, resnet18 or vgg11_bn_static}
+images=(data=cifar10_jpeg search.trials=100 search.limit=1000)
+case $network in
+    gnn) settings=(model=gnn data=ogbg_molhiv search.trials=200) ;;
+    opt) settings=(model=opt search.trials=200) ;;
+    vgg11_bn | resnet18) settings=(model="$network" "${images[@]}") ;;
+    vgg11_bn_static) settings=(model=vgg11_bn static=magnitude static.sparsity=0.98 "${images[@]}") ;;
+    *) echo "error: $network: gnn, opt, vgg11_bn, resnet18 or vgg11_bn_static" >&2; exit 1 ;;
+esac
+cd "$(dirname "$0")/.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+for heuristic in threshold stats_test; do
+    python evaluate.py "${settings[@]}" search=tpe exprune="$heuristic" logger=none hydra.run.dir="$work/$heuristic"
+    for table in trials front; do
+        cp "$work/$heuristic/$table.csv" "results/${network}_search_${heuristic}_$table.csv"
+    done
+done
+name=results/${network}_search
+python -m exprune.lab.pareto "$work"/*/test --csv "$name.csv" --plot "$name.png"

@@ -10,6 +10,6 @@ trap 'rm -rf "$sweep"' EXIT
 run() { # NAME OVERRIDE...
     python evaluate.py -m model=opt logger=none hydra.sweep.dir="$sweep/$1" "${@:2}"
 }
-run stats exprune=stats_test exprune.tau=0,0.01,0.02,0.05,0.1,0.15,0.2,0.25,0.3,0.4,0.5
-run threshold exprune=threshold exprune.tau=-0.3,-0.2,-0.15,-0.1,-0.075,-0.05,-0.035,-0.02,-0.01,0
+run stats exprune=stats_test exprune.tau=0,0.01,0.02,0.05,0.1,0.15,0.2,0.3,0.4,0.5
+run threshold exprune=threshold exprune.tau=-0.1,-0.05,-0.03,-0.02,-0.015,-0.01,-0.007,-0.005,-0.002,0
 python -m exprune.lab.pareto "$sweep" --csv results/opt_stdlib.csv --plot results/opt_stdlib.png

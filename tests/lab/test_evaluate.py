@@ -172,9 +172,11 @@ def test_a_sweep_runs_dense_once(command: CommandLine, monkeypatch: pytest.Monke
     """The jobs of a sweep over tau share the dense pass; another network does not."""
     counts, run_pass = [], passes.run_pass
 
-    def counted(trainer: object, task: object, loader: object, run: ExPrune | None, file: Path) -> object:
+    def counted(
+        trainer: object, task: object, loader: object, run: ExPrune | None, file: Path, **more: object
+    ) -> object:
         counts.append("dense" if run is None else "pruned")
-        return run_pass(trainer, task, loader, run, file)
+        return run_pass(trainer, task, loader, run, file, **more)
 
     for module in (measure, subject):
         monkeypatch.setattr(module, "run_pass", counted)

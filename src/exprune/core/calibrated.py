@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from exprune.core.errors import SettingError
-from exprune.core.heuristics import Heuristic, Prefix, Tau
+from exprune.core.heuristics import Heuristic, Prefix, Tau, below
 from exprune.core.moments import SiteStatistics, floored
 from exprune.core.sites import Site
 from exprune.core.stopping import at_once, looking_ahead
@@ -59,8 +59,8 @@ class CalibratedTest(Heuristic):
     def stop(self, seen: Prefix) -> Tensor:
         slope, bound = self._line(seen)
         if seen.site.residual:
-            return seen.s * slope + seen.r < bound
-        return seen.s < (bound - seen.r) / slope
+            return below(seen.s * slope + seen.r, bound)
+        return below(seen.s, (bound - seen.r) / slope)
 
     def overhead(self, stage: int, site: Site) -> int:
         return 3 if site.residual else 1  # a comparison; with a residual slope * s + r is not known beforehand

@@ -140,7 +140,8 @@ class _Pruner(ChainFollower):
         super().__init__({s.name: s.module for s in run.sites if s.name in run._counts or s.name in masks})
         self.run = run
         self.full: Tensor | None = None
-        # Several tests of a neuron cost less where the layer's output is made of their partial sums.
+        # Several tests of a neuron cost less where a convolution's output is made of their partial sums; a Linear
+        # layer's are cheap enough to be summed again, while they are in the cache.
         self.in_parts = {
             name: [*(stage.channels for stage in count.plan.stages), count.plan.rest]
             for name, count in run._counts.items()
@@ -154,7 +155,7 @@ class _Pruner(ChainFollower):
     def compute(self, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]) -> tuple[Tensor, LinearCall]:
         channels = self.in_parts.get(self._running[-1])
         precise = call.input.dtype == call.weight.dtype and call.weight.dtype in (torch.float32, torch.float64)
-        if channels is None or not precise or torch.is_autocast_enabled(call.input.device.type):
+        if channels is None or not call.is_conv or not precise or torch.is_autocast_enabled(call.input.device.type):
             return run(), call
         out, call = in_parts(call, bias, channels)
         self.run._tally.flops += out.numel() * self.run._counts[self._running[-1]].site.dense_flops
@@ -219,10 +220,10 @@ class _Pruner(ChainFollower):
                 s = chain.call.sums[index] if chain.scale is None else chain.call.sums[index] * chain.scale
             else:
                 part = terms[index].sum(x)
-                s = part if s is None else s + part
+                s = part if s is None else part.add_(s)
             if run.heuristic.needs_squares:
                 part = terms[index].squares(x)
-                q = part if q is None else q + part
+                q = part if q is None else part.add_(q)
             seen = Prefix(site, index, stage.n, total, run.taus[chain.name], s, q, r, plan, data, full)
             now = run.heuristic.stop(seen)
             if stage.tested is not None:
@@ -236,7 +237,7 @@ class _Pruner(ChainFollower):
         return stopped, stopped_at
 
     def _count(self, chain: Chain, out: Tensor, stopped: Tensor, stopped_at: list[Tensor], data: Tensor | None) -> None:
-        positive = out > 0  # a ReLU's output is positive exactly where its input is
+        positive = out.bool()  # a ReLU's output is positive exactly where its input is, and 0 elsewhere
         outputs = out.numel()
         if data is not None:
             outputs = int(data.sum()) * (out.numel() // data.numel())
@@ -252,11 +253,13 @@ class _Pruner(ChainFollower):
             stopped_at = [now.count_nonzero() for now in stopped_at]
         counts.add(outputs, stopped_at, negative, wrong)
 
-    def _data_rows(self, chain: Chain, out: Tensor, rows: slice) -> Tensor:
-        """The mask of data rows in a shape that broadcasts with ``out``, a chunk of the layer's output."""
+    def _data_rows(self, chain: Chain, out: Tensor, rows: slice) -> Tensor | None:
+        """The mask of data rows, to broadcast with ``out``, a chunk of the layer's output; None where all are data."""
         dims = -chain.call.channel_dim
         leading = out.shape[: out.dim() - dims]
         mask = self.run.rows.reshape(-1, *leading[1:])[rows]
+        if mask.all():
+            return None
         return mask.to(out.device, torch.bool).view(*leading, *(1,) * dims)
 
 
@@ -275,7 +278,7 @@ def _write_zeros(out: Tensor, stopped: Tensor) -> None:
 
 
 # Outputs tested at a time: on a CPU few enough that the passes over them stay in its caches.
-_CHUNK = {"cpu": 2**18}
+_CHUNK = {"cpu": 2**17}
 _CHUNK_ELSEWHERE = 2**26
 
 

@@ -72,12 +72,10 @@ class Recorder(Heuristic):
         return self.orders.get(site.name)
 
     def stop(self, seen: Prefix) -> Tensor:
-        dim = -1 if seen.site.kind == "linear" else -3
-        step = _step(seen.s, dim)
-        s, full = (data_rows(values, dim, seen.rows)[::step] for values in (seen.s, seen.full - seen.r))
+        s, full, r = (_sample(values, seen) for values in (seen.s, seen.full, seen.r))
         if len(s):
             stages = self._moments.setdefault(seen.site.name, {})
-            stages.setdefault(seen.n, Moments()).add(s, full)
+            stages.setdefault(seen.n, Moments()).add(s, full - r)
         return torch.zeros_like(seen.s, dtype=torch.bool)
 
     def statistics(self) -> dict[str, SiteStatistics]:
@@ -89,12 +87,21 @@ class Recorder(Heuristic):
         return {name: SiteStatistics.of(of, name, self.orders.get(name)) for name, of in self._moments.items()}
 
 
-def _step(values: Tensor, dim: int) -> int:
-    """Every so many of an input's positions (pixels, tokens) suffice; odd, so that every column has its turn."""
-    if values.dim() <= -dim:
-        return 1
-    positions = values.numel() // (values.shape[0] * values.shape[dim])
-    return 1 if positions <= _POSITIONS else positions // _POSITIONS | 1
+def _sample(values: Tensor | float, seen: Prefix) -> Tensor:
+    """(rows, outputs) of values that broadcast with ``seen.s``: of each input's data some positions (pixels, tokens)."""
+    dim = -1 if seen.site.kind == "linear" else -3
+
+    def some(values: Tensor) -> Tensor:
+        values = values.expand_as(seen.s).movedim(dim, -1)
+        if values.dim() > 2:
+            values = values.flatten(1, -2)
+            count = values.shape[1]
+            # An odd step: every column of an image has its turn.
+            values = values[:, :: 1 if count <= _POSITIONS else count // _POSITIONS | 1]
+        return values.flatten(0, -2)
+
+    chosen = some(torch.as_tensor(values, dtype=seen.s.dtype, device=seen.s.device))
+    return chosen if seen.rows is None else chosen[some(seen.rows)[:, 0]]
 
 
 def floored(values: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from tqdm import tqdm
 from exprune.core import ExPrune, InputVariances, Recorder, Site, SiteStatistics, SquaredGradients, term_order
 from exprune.core.errors import SettingError
 from exprune.lab.files import load_tensors, save_tensors
-from exprune.lab.passes import run_pass
 from exprune.lab.subject import Subject
 
 log = logging.getLogger(__name__)
@@ -60,7 +59,10 @@ def calibrate(subject: Subject) -> dict[str, SiteStatistics]:
     orders = {site.name: term_order(site, variances[site.name], settings.order) for site in sites if site.eligible}
     recorder = Recorder(tuple(settings.stages), orders)
     batches = subject.data.calibration_dataloader(settings.inputs, generator)
-    run_pass(subject.trainer, task, batches, ExPrune(sites, recorder, gain_ratio=1.0))
+    with torch.no_grad(), ExPrune(sites, recorder, gain_ratio=1.0) as run:
+        for batch in _prepared(batches, subject.trainer, task, run):
+            with subject.trainer.precision_plugin.forward_context():
+                task.network(*task.network_inputs(batch))
     measured = recorder.statistics()
     return {name: replace(of, gradient=gradients[name]) for name, of in measured.items()}
 
@@ -80,17 +82,27 @@ def _importance(
 
     The loss is that of labels drawn from the network's own predictions, so no true label is used.
     """
-    device = trainer.strategy.root_device
-    task.to(device).eval()
     with _frozen(task.network), SquaredGradients(sites) as gradients, InputVariances(sites) as variances:
-        for batch in tqdm(batches, desc="calibration", disable=None, leave=False):
-            batch = task.transfer_batch_to_device(batch, device, 0)
-            if hasattr(task, "data_rows"):
-                gradients.rows = variances.rows = task.data_rows(batch)
+        for batch in _prepared(batches, trainer, task, gradients, variances):
             with torch.enable_grad(), trainer.precision_plugin.forward_context():
                 loss = task.sampled_loss(batch, generator)
             loss.backward()
     return variances.variances(), gradients.mean()
+
+
+def _prepared(
+    batches: Iterable, trainer: lightning.Trainer, task: lightning.LightningModule, *contexts: Any
+) -> Iterator[Any]:
+    """The batches on the trainer's device; each of the contexts knows which of their rows are data."""
+    device = trainer.strategy.root_device
+    task.to(device).eval()
+    for batch in tqdm(batches, desc="calibration", disable=None, leave=False):
+        batch = task.transfer_batch_to_device(batch, device, 0)
+        if hasattr(task, "data_rows"):
+            rows = task.data_rows(batch)
+            for context in contexts:
+                context.rows = rows
+        yield batch
 
 
 @contextlib.contextmanager

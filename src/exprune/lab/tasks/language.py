@@ -56,6 +56,12 @@ class LanguageTask(lightning.LightningModule):
         return batch.attention_mask.bool()
 
 
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of every token, 0 without a target: (texts, tokens, classes) and (texts, tokens) -> (texts, tokens)."""
+    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET, reduction="none")
+    return losses.view_as(targets)
+
+
 class NextTokenTask(LanguageTask):
     """Trains and evaluates an OPT on the token after each token. AdamW under OneCycle.
 
@@ -94,7 +100,7 @@ class NextTokenTask(LanguageTask):
         return {
             "prediction": logits.argmax(-1)[real],
             "target": batch.targets[real],
-            "loss": F.cross_entropy(logits[real].float(), batch.targets[real], reduction="none"),
+            "loss": token_losses(logits, batch.targets)[real],
             "group": batch.groups[:, None].expand_as(real)[real],
             **costs,
         }

@@ -4,12 +4,14 @@
 #   bash results/beyond.sh gnn
 #   bash results/beyond.sh vgg11_bn
 #   bash results/beyond.sh resnet18
+#   bash results/beyond.sh opt
 set -euo pipefail
-model=${1:?gnn, vgg11_bn or resnet18}
+model=${1:?gnn, vgg11_bn, resnet18 or opt}
 case $model in
     gnn) data=ogbg_molhiv ;;
     vgg11_bn | resnet18) data=cifar10_jpeg ;;
-    *) echo "error: $model: gnn, vgg11_bn or resnet18" >&2; exit 1 ;;
+    opt) data=stdlib ;;
+    *) echo "error: $model: gnn, vgg11_bn, resnet18 or opt" >&2; exit 1 ;;
 esac
 cd "$(dirname "$0")/.."
 sweep=$(mktemp -d)

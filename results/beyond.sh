@@ -21,9 +21,9 @@ run() { # NAME OVERRIDE...
     python evaluate.py -m model="$model" data="$data" logger=none hydra.sweep.dir="$sweep/$1" "${@:2}"
 }
 run oracle exprune=oracle
-for order in layer neuron; do
-    run "calibrated-$order" exprune=calibrated exprune.order="$order" exprune.tau=0.01,0.02,0.05,0.1,0.2
-    run "optimal-$order" exprune=optimal exprune.order="$order" exprune.target_drop=0.1,0.5,1
-done
+run calibrated exprune=calibrated exprune.tau=0.01,0.02,0.05,0.1,0.2
+run calibrated-chosen exprune=calibrated exprune.target_drop=0.1,1
+run optimal exprune=optimal exprune.target_drop=0.1,0.5,1
+run optimal-neuron exprune=optimal exprune.order=neuron exprune.target_drop=0.1,1
 name=results/${model}_beyond
 python -m exprune.lab.pareto "$sweep" --csv "$name.csv" --plot "$name.png"

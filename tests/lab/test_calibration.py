@@ -51,7 +51,14 @@ def test_calibrated_measures_once(command: CommandLine, session_cache: Path) -> 
 
 @pytest.mark.parametrize("order", ["model", "neuron"])
 def test_orders(command: CommandLine, order: str) -> None:
-    run = command("evaluate.py", *SMALL, "exprune=calibrated", f"exprune.order={order}", "exprune.stages=[8,100]")
+    run = command(
+        "evaluate.py",
+        *SMALL,
+        "exprune=calibrated",
+        "exprune.tau=0.1",
+        f"exprune.order={order}",
+        "exprune.stages=[8,100]",
+    )
     assert run.code == 0, run.err
     result = result_of(run)
     assert result["order"] == order
@@ -61,8 +68,7 @@ def test_orders(command: CommandLine, order: str) -> None:
 @pytest.mark.parametrize("exprune", ["calibrated", "optimal"])
 @pytest.mark.parametrize("target", ["target_drop=0.5", "target_saved=0.4"])
 def test_a_target_finds_the_knob_on_validation(command: CommandLine, exprune: str, target: str) -> None:
-    knob = {"calibrated": "exprune.tau=null", "optimal": "exprune.target_drop=null"}[exprune]
-    run = command("evaluate.py", *SMALL, f"exprune={exprune}", knob, f"exprune.{target}")
+    run = command("evaluate.py", *SMALL, f"exprune={exprune}", f"exprune.{target}")
     assert run.code == 0, run.err
     result = result_of(run)
     name, value = target.split("=")
@@ -109,10 +115,9 @@ def test_the_oracle_is_a_ceiling(command: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["exprune.tau=null"], "exprune.tau=null: set one of exprune.tau, target_drop, target_saved"),
-        (["exprune.tau=null", "exprune.target_drop=1", "exprune.target_saved=0.1"], "set one of"),
-        (["exprune.tau=null", "exprune.target_saved=0.99"], "exprune.target_saved=0.99: out of reach; the most"),
-        (["exprune.tau=null", "exprune.target_drop=-1"], "exprune.target_drop=-1: a number, at least 0"),
+        (["exprune.target_drop=null"], "exprune.tau=null: set one of exprune.tau, target_drop, target_saved"),
+        (["exprune.target_saved=0.99"], "exprune.target_saved=0.99: out of reach; the most"),
+        (["exprune.target_drop=-1"], "exprune.target_drop=-1: a number, at least 0"),
         (["exprune.tau=0.6"], "tau=0.6"),
         (["exprune.order=best"], "order='best': model, layer, neuron"),
         (["exprune.inputs=0"], "exprune.inputs=0: a whole number of inputs"),
@@ -129,18 +134,19 @@ def test_wrong_settings_are_one_line(command: CommandLine, arguments: list[str],
 
 
 def test_a_calibration_of_something_else_is_refused(command: CommandLine, session_cache: Path, tmp_path: Path) -> None:
-    assert command("evaluate.py", *SMALL, "exprune=calibrated", "hydra.run.dir=a").code == 0
+    calibrated = ("exprune=calibrated", "exprune.tau=0.1")
+    assert command("evaluate.py", *SMALL, *calibrated, "hydra.run.dir=a").code == 0
     file = min(calibrations(session_cache))
     tensors, metadata = load_tensors(file)
     for what, value in (("weights", "0123"), ("sites", ["head"])):
         about = json.loads(metadata["about"]) | {what: value}
         other = tmp_path / f"{what}.safetensors"
         save_tensors(other, tensors, metadata | {"about": json.dumps(about)})
-        run = command("evaluate.py", *SMALL, "exprune=calibrated", f"exprune.calibration={other}", "hydra.run.dir=b")
+        run = command("evaluate.py", *SMALL, *calibrated, f"exprune.calibration={other}", "hydra.run.dir=b")
         assert run.code == 1
         assert f"made for {what}=" in run.err
     save_tensors(tmp_path / "no.safetensors", tensors, {})
-    run = command("evaluate.py", *SMALL, "exprune=calibrated", f"exprune.calibration={tmp_path / 'no.safetensors'}")
+    run = command("evaluate.py", *SMALL, *calibrated, f"exprune.calibration={tmp_path / 'no.safetensors'}")
     assert run.code == 1 and "no calibration file" in run.err
 
 

@@ -88,7 +88,7 @@ class Recorder(Heuristic):
 
 
 def _sample(values: Tensor | float, seen: Prefix) -> Tensor:
-    """(rows, outputs) of values that broadcast with ``seen.s``: some positions (pixels, tokens) of each input's data."""
+    """(rows, outputs) of values that broadcast with ``seen.s``: some positions (pixels, tokens) of each input."""
     dim = -1 if seen.site.kind == "linear" else -3
 
     def some(values: Tensor) -> Tensor:

@@ -50,17 +50,15 @@ def tuned(subject: Subject) -> tuple[Heuristic, dict[str, float] | None]:
     """The configured heuristic, ready to run; and, where a target set its knob, what it reached on validation.
 
     Raises:
-        SettingError: two targets, or one that cannot be reached.
+        SettingError: neither the knob nor a target is set, or the target cannot be reached.
     """
     settings = subject.cfg.exprune
-    targets = {k: v for k in ("target_drop", "target_saved") if (v := settings.get(k)) is not None}
     if settings.get("knob") is None or settings[settings.knob] is not None:
         return maker(subject)(), None
-    if len(targets) != 1:
-        asked = " and ".join(f"exprune.{k}={v}" for k, v in targets.items()) or f"exprune.{settings.knob}=null"
-        raise SettingError(f"{asked}: set one of exprune.{settings.knob}, target_drop, target_saved")
-    (target, value) = targets.popitem()
-    return _found(subject, target, value)
+    for target in ("target_saved", "target_drop"):
+        if settings[target] is not None:
+            return _found(subject, target, settings[target])
+    raise SettingError(f"exprune.{settings.knob}=null: set one of exprune.{settings.knob}, target_drop, target_saved")
 
 
 def _found(subject: Subject, target: str, value: Any) -> tuple[Heuristic, dict[str, float]]:

@@ -10,11 +10,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from exprune.core import find_sites
+from exprune.core.errors import SettingError
 from exprune.lab.checkpoints import checkpoint_name
 from exprune.lab.data.digits import read_digits
 from exprune.lab.data.images import ImageData, augment
 from exprune.lab.models.resnet import ResNet18
 from exprune.lab.models.vgg import VGG11BN
+from exprune.lab.tasks.images import ImageTask
+from exprune.lab.tasks.optimisation import one_cycle
 from tests.cli import ROOT
 
 
@@ -82,6 +85,31 @@ def test_the_first_epochs_see_reduced_images(tmp_path: Path, epoch: int, size: i
     images, _ = next(iter(data.train_dataloader()))
     assert images.shape == (64, 3, size, size)
     assert next(iter(data.val_dataloader()))[0].shape[-1] == 32
+
+
+def rates(steps: int, restart: float | None) -> list[float]:
+    """The learning rate of each step of a training."""
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    task = SimpleNamespace(trainer=SimpleNamespace(estimated_stepping_batches=steps), lr=0.1)
+    scheduler = one_cycle(task, optimizer, restart, pct_start=0.2, cycle_momentum=False)["lr_scheduler"]["scheduler"]
+    taken = []
+    for _ in range(steps):
+        taken.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return taken
+
+
+def test_a_restart_is_two_cycles_in_a_row() -> None:
+    assert rates(16, restart=0.625) == pytest.approx(rates(10, None) + rates(6, None))
+    assert max(rates(10, None)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("restart", [0, 1, 1.5])
+def test_a_restart_outside_the_training_is_refused(restart: float) -> None:
+    with pytest.raises(SettingError, match=f"model.task.restart={restart}: a share of the training"):
+        ImageTask(ResNet18(), "sgd", 0.1, 0.0, 0.9, 0.0, 0.2, 10, restart)
 
 
 def test_a_setting_that_is_null_leaves_the_names_of_weights_as_they_are() -> None:

@@ -121,10 +121,11 @@ class _Progress(Callback):
     def on_predict_batch_start(
         self, trainer: lightning.Trainer, task: lightning.LightningModule, batch: Any, index: int, dataloader: int = 0
     ) -> None:
-        if hasattr(task, "data_rows"):
-            for one in (self.run, self.head):
-                if one is not None:
-                    one.rows = task.data_rows(batch)
+        watching = [one for one in (self.run, self.head) if one is not None]
+        if watching and hasattr(task, "data_rows"):
+            rows = task.data_rows(batch)
+            for one in watching:
+                one.rows = rows
 
     def on_predict_batch_end(
         self,

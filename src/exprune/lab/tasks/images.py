@@ -22,7 +22,8 @@ class ImageTask(lightning.LightningModule):
     Args:
         optimizer: ``sgd`` (Nesterov momentum) or ``adamw`` (``momentum`` is its first beta).
         lr: the maximal learning rate.
-        warmup: the share of the steps in which the learning rate rises.
+        warmup: the share of a cycle's steps in which the learning rate rises.
+        restart: the share of the training after which a second cycle begins; None: there is one.
     """
 
     metric_name = "accuracy"
@@ -41,14 +42,17 @@ class ImageTask(lightning.LightningModule):
         label_smoothing: float,
         warmup: float,
         classes: int,
+        restart: float | None = None,
     ) -> None:
         super().__init__()
         if optimizer not in ("sgd", "adamw"):
             raise SettingError(f"model.task.optimizer={optimizer}: sgd or adamw")
+        if restart is not None and not 0 < restart < 1:
+            raise SettingError(f"model.task.restart={restart}: a share of the training, above 0 and below 1; or null")
         self.optimizer = optimizer
         self.network = network.to(memory_format=torch.channels_last)
         self.lr, self.weight_decay, self.momentum = checked_rate(lr), weight_decay, momentum
-        self.label_smoothing, self.warmup = label_smoothing, warmup
+        self.label_smoothing, self.warmup, self.restart = label_smoothing, warmup, restart
         self.metric = MulticlassAccuracy(classes, average="micro")
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
@@ -92,4 +96,4 @@ class ImageTask(lightning.LightningModule):
             optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=True)
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999))
-        return one_cycle(self, optimizer, pct_start=self.warmup, cycle_momentum=False)
+        return one_cycle(self, optimizer, self.restart, pct_start=self.warmup, cycle_momentum=False)

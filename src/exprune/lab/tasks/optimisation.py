@@ -23,8 +23,19 @@ def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def one_cycle(task: lightning.LightningModule, optimizer: torch.optim.Optimizer, **options: Any) -> dict[str, Any]:
-    """The optimiser under OneCycle up to ``task.lr`` over the whole training, step by step, as Lightning wants it."""
+def one_cycle(
+    task: lightning.LightningModule, optimizer: torch.optim.Optimizer, restart: float | None = None, **options: Any
+) -> dict[str, Any]:
+    """The optimiser under OneCycle up to ``task.lr`` over the whole training, step by step, as Lightning wants it.
+
+    With ``restart``, a share of the training, there are two cycles: one until then, another after it (a warm restart).
+    """
     steps = task.trainer.estimated_stepping_batches
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=task.lr, total_steps=steps, **options)
+    first = steps if restart is None else round(restart * steps)
+    cycles = [
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=task.lr, total_steps=length, **options)
+        for length in (first, steps - first)
+        if length
+    ]
+    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, cycles, milestones=[first][: len(cycles) - 1])
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -18,6 +18,7 @@ CONFIGURATIONS = (
     ["experiment=paper/gnn_molhiv"],
     ["model=gnn", "data=ogbg_molhiv"],
     ["model=vgg11_bn", "data=cifar10_jpeg"],
+    ["model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude"],
     ["model=resnet18", "data=cifar10_jpeg"],
     ["model=opt"],
 )

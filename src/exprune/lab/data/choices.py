@@ -107,6 +107,8 @@ class ChoiceData(lightning.LightningDataModule):
         read: gives the questions from the data and the cache folder.
         encode: gives the token ids of texts.
         limit: keep only the first so many questions (for quick tries); None keeps all.
+        longest: leave out questions with a text of more tokens, which a network of so many positions cannot read; None
+            leaves none out.
     """
 
     def __init__(
@@ -117,9 +119,10 @@ class ChoiceData(lightning.LightningDataModule):
         cache_dir: str,
         eval_batch_size: int,
         limit: int | None = None,
+        longest: int | None = None,
     ) -> None:
         super().__init__()
-        self.read, self.encode = read, encode
+        self.read, self.encode, self.longest = read, encode, longest
         self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
         self.eval_batch_size, self.limit = eval_batch_size, checked_limit(limit, "questions")
         self.rows: list[tuple[int, list[Tensor], int]] = []
@@ -133,6 +136,8 @@ class ChoiceData(lightning.LightningDataModule):
             if len(one) == 0:
                 raise SettingError(f"question {place // 2 + 1}: an empty text has no token to score")
         rows = [(k, ids[2 * k : 2 * k + 2], question.answer) for k, question in enumerate(questions)]
+        if self.longest is not None:
+            rows = [row for row in rows if max(map(len, row[1])) <= self.longest]
         self.rows = sorted(rows, key=lambda row: -max(map(len, row[1])))
 
     def train_dataloader(self) -> DataLoader:

@@ -21,7 +21,6 @@ from exprune.lab.data.tokens import NO_TARGET, PAD, START, StreamLoader, blocks,
 from exprune.lab.intervals import paired_bootstrap, weighted_accuracy
 from exprune.lab.models.opt import (
     fc1_flops,
-    logits_of,
     opt_flops,
     pretrained_encoding,
     pretrained_opt,
@@ -351,11 +350,11 @@ def test_another_activation_is_named(tmp_path: Path) -> None:
 
 
 def test_sequences_that_do_not_fit() -> None:
-    network = tiny_opt()
+    task = ChoiceTask(tiny_opt())
     with pytest.raises(SettingError, match="a sequence of 21 tokens; the model has 20 positions"):
-        logits_of(network, torch.full((1, 21), 5), torch.ones(1, 21))
+        task.network_inputs(choices.collate([(0, [torch.full((20,), 5), torch.full((3,), 5)], 0)]))
     with pytest.raises(SettingError, match="token 40, but the model knows 40"):
-        logits_of(network, torch.full((1, 4), 40), torch.ones(1, 4))
+        task.network_inputs(choices.collate([(0, [torch.full((3,), 40), torch.full((3,), 5)], 0)]))
     data = ChoiceData(lambda *_: [Question(("a", ""), 0)], lambda _: [torch.ones(1), torch.ones(0)], "u", "u", 2)
     with pytest.raises(SettingError, match="question 1: an empty text"):
         data.setup()

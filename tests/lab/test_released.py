@@ -86,6 +86,14 @@ def test_tables_are_reproduced(
     assert 100 * result["flops"]["saved"] == pytest.approx(row["saved_percent"], abs=0.05)
 
 
+def test_the_released_opt_can_read_every_question(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPRUNE_CACHE_DIR", str(session_cache))
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("evaluate", ["model=opt", "data=stdlib_choices", "overrides=[]", "paths.output_dir=."])
+    lengths = [batch.input_ids.shape[1] for batch in load_data(cfg).test_dataloader()]
+    assert 1 < max(lengths) <= cfg.model.network.positions
+
+
 @pytest.mark.slow
 def test_the_released_opt_beats_a_bigram_model(command: CommandLine, session_cache: Path) -> None:
     """By at least 10 points of next-token accuracy on files that neither has seen."""

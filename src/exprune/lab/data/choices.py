@@ -107,8 +107,8 @@ class ChoiceData(lightning.LightningDataModule):
         read: gives the questions from the data and the cache folder.
         encode: gives the token ids of texts.
         limit: keep only the first so many questions (for quick tries); None keeps all.
-        longest: leave out questions with a text of more tokens, which a network of so many positions cannot read; None
-            leaves none out.
+        longest: leave out questions with a text of more tokens, START among them, which a network of so many positions
+            cannot read; None leaves none out.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class ChoiceData(lightning.LightningDataModule):
                 raise SettingError(f"question {place // 2 + 1}: an empty text has no token to score")
         rows = [(k, ids[2 * k : 2 * k + 2], question.answer) for k, question in enumerate(questions)]
         if self.longest is not None:
-            rows = [row for row in rows if max(map(len, row[1])) <= self.longest]
+            rows = [row for row in rows if max(map(len, row[1])) < self.longest]
         self.rows = sorted(rows, key=lambda row: -max(map(len, row[1])))
 
     def train_dataloader(self) -> DataLoader:

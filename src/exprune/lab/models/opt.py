@@ -84,20 +84,19 @@ def _from_hub(name: str, what: str, load: Callable[..., Any], **options: Any) ->
         ) from error
 
 
-def logits_of(network: OPTForCausalLM, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The network's logits, (batch, length, vocabulary).
+def check_tokens(config: OPTConfig, input_ids: Tensor) -> None:
+    """Whether an OPT can read these sequences, (batch, length).
 
     Raises:
         SettingError: the sequences are longer than the network's positions, or hold tokens that it does not know.
     """
-    config, length = network.config, input_ids.shape[1]
+    length = input_ids.shape[1]
     if length > config.max_position_embeddings:
         raise SettingError(f"a sequence of {length} tokens; the model has {config.max_position_embeddings} positions")
     if input_ids.max() >= config.vocab_size:
         raise SettingError(
             f"token {int(input_ids.max())}, but the model knows {config.vocab_size}: the tokenizer is another model's"
         )
-    return network(input_ids, attention_mask).logits
 
 
 def opt_flops(config: OPTConfig, lengths: Sequence[int]) -> int:

@@ -14,7 +14,7 @@ from transformers import OPTForCausalLM
 from exprune.lab.data.choices import ChoiceBatch
 from exprune.lab.data.tokens import NO_TARGET, TokenBatch
 from exprune.lab.intervals import accuracy, weighted_accuracy
-from exprune.lab.models.opt import fc1_flops, logits_of, opt_flops, zeros_of_fc2
+from exprune.lab.models.opt import check_tokens, fc1_flops, opt_flops, zeros_of_fc2
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
 from exprune.lab.tasks.sampling import draw
 
@@ -32,7 +32,7 @@ class LanguageTask(lightning.LightningModule):
     def counted_logits(self, batch: TokenBatch | ChoiceBatch) -> tuple[Tensor, dict[str, int]]:
         """The network's logits for a batch, and what it cost, as ``predict_step`` names it."""
         with zeros_of_fc2(self.network, self.data_rows(batch)) as zeros:
-            logits = logits_of(self.network, *self.network_inputs(batch))
+            logits = self._logits(batch)
         lengths = batch.attention_mask.sum(1).tolist()
         total = opt_flops(self.network.config, lengths)
         return logits, {
@@ -44,16 +44,25 @@ class LanguageTask(lightning.LightningModule):
 
     def sampled_loss(self, batch: TokenBatch | ChoiceBatch, generator: torch.Generator) -> Tensor:
         """The summed loss of tokens drawn from the network's own predictions."""
-        logits = logits_of(self.network, *self.network_inputs(batch))[batch.targets != NO_TARGET].float()
+        logits = self._logits(batch)[batch.targets != NO_TARGET].float()
         return F.cross_entropy(logits, draw(logits, generator), reduction="sum")
 
     def network_inputs(self, batch: TokenBatch | ChoiceBatch) -> tuple[Tensor, Tensor]:
-        """The arguments with which this task calls the network."""
+        """The arguments with which this task calls the network, which can read them.
+
+        Raises:
+            SettingError: it cannot: the sequences are too long, or another tokenizer's.
+        """
+        check_tokens(self.network.config, batch.input_ids)
         return batch.input_ids, batch.attention_mask
 
     def data_rows(self, batch: TokenBatch | ChoiceBatch) -> Tensor:
         """Which of the tokens are no padding: what an :class:`~exprune.core.ExPrune` counts."""
         return batch.attention_mask.bool()
+
+    def _logits(self, batch: TokenBatch | ChoiceBatch) -> Tensor:
+        """(texts, tokens, vocabulary)."""
+        return self.network(*self.network_inputs(batch)).logits
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -80,9 +89,6 @@ class NextTokenTask(LanguageTask):
         super().__init__(network)
         self.lr, self.weight_decay, self.warmup = checked_rate(lr), weight_decay, warmup
         self.metric = MulticlassAccuracy(network.config.vocab_size, average="micro", ignore_index=NO_TARGET)
-
-    def _logits(self, batch: TokenBatch) -> Tensor:
-        return logits_of(self.network, *self.network_inputs(batch))
 
     def training_step(self, batch: TokenBatch, index: int) -> Tensor:
         loss = F.cross_entropy(self._logits(batch).float().flatten(0, 1), batch.targets.flatten())

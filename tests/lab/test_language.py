@@ -10,7 +10,7 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, OPTConfig, OPTForCausalLM
+from transformers import GPT2Config, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from exprune.core import ExPrune, Heuristic, SettingError, StatsTest, Threshold, find_sites
 from exprune.lab.data import choices
@@ -297,6 +297,29 @@ def test_choice_is_the_text_with_the_lower_mean_loss() -> None:
                 logits = network(line).logits[0, :-1]
             losses.append(torch.nn.functional.cross_entropy(logits, text).item())
         assert found[k] == (int(losses[1] < losses[0]), k % 2)
+
+
+def test_the_papers_experiment_on_a_folder_of_weights(command: CommandLine, tmp_path: Path) -> None:
+    """As with OPT-1.3B, but for the size: weights and tokenizer in a folder, PIQA in the data directory."""
+    folder, data = tmp_path / "opt", tmp_path / "data"
+    texts = [f"bake the bread {k}" for k in range(6)]
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, 300, special_tokens=["<s>", "<pad>", "</s>", "<unk>"], show_progress=False)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, pad_token="<pad>").save_pretrained(folder)
+    tiny_opt(vocabulary=tokenizer.get_vocab_size(), hidden=64, positions=64).save_pretrained(folder)
+    (data / "piqa").mkdir(parents=True)
+    rows = [json.dumps({"goal": text, "sol1": "slowly ", "sol2": "in a big oven"}) for text in texts]
+    (data / "piqa" / "valid.jsonl").write_text("\n".join(rows))
+    (data / "piqa" / "valid-labels.lst").write_text("\n".join("010110"))
+
+    settings = ("experiment=paper/opt_piqa", f"model.pretrained={folder}", f"paths.data_dir={data}", "logger=none")
+    outcome = command("evaluate.py", *settings, "exprune.tau=0.3", "bootstrap=20", "trainer=cpu")
+    assert outcome.code == 0, outcome.err
+    result = json.loads((outcome.runs()[0] / "result.json").read_text())
+    assert (result["data"], result["inputs"], result["flops"]["unit"]) == ("piqa", 6, "example")
+    both = [f"{text}\n{end}" for text in texts for end in ("slowly", "in a big oven")]
+    tokens = sum(1 + len(tokenizer.encode(text).ids) for text in both)
+    assert result["flops"]["paper_scope"]["dense"] == pytest.approx(2 * 64 * 256 * 2 * tokens / 6)
 
 
 # What is refused.

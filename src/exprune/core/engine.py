@@ -1,5 +1,6 @@
 """The context under which a model runs pruned."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -190,8 +191,8 @@ class _Pruner(ChainFollower):
                 chunk = out[rows]
                 data = None if mask is None else self._data_rows(chain, chunk, rows)
                 full = None if self.full is None else self.full[rows]
-                stopped, stopped_at = self._stop(part, terms, data, full)
-                self._count(part, chunk, stopped, stopped_at, data)
+                stopped, counts = self._stop(part, terms, data, full)
+                self._count(part, chunk, stopped, counts, data)
                 _write_zeros(chunk, stopped)
         self.full = None
 
@@ -205,7 +206,7 @@ class _Pruner(ChainFollower):
     def _stop(
         self, chain: Chain, terms: Sequence[Terms] | None, data: Tensor | None, full: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Which outputs stop, and those that stop at each stage, by the terms of each."""
+        """Which outputs stop, and how many at each stage (of each output channel, where their costs differ)."""
         run, site, x = self.run, self.run._counts[chain.name].site, chain.call.input
         plan = self.run._counts[chain.name].plan
         total = plan.terms
@@ -214,7 +215,7 @@ class _Pruner(ChainFollower):
         r = 0.0 if chain.shift is None else chain.shift
         r = r if chain.residual is None else r + chain.residual
         s = q = stopped = None
-        stopped_at = []
+        so_far = []
         for index, stage in enumerate(plan.stages):
             if chain.call.sums:
                 s = chain.call.sums[index] if chain.scale is None else chain.call.sums[index] * chain.scale
@@ -228,30 +229,23 @@ class _Pruner(ChainFollower):
             now = run.heuristic.stop(seen)
             if stage.tested is not None:
                 now = now & _per_output(stage.tested, chain, x)
-            if stopped is None:
-                stopped = now
+            stopped = now if stopped is None else stopped | now
+            counted = stopped if data is None else stopped & data
+            if isinstance(plan.terms, Tensor):
+                so_far.append(counted.movedim(chain.call.channel_dim, -1).flatten(0, -2).sum(0))
             else:
-                now = now & ~stopped
-                stopped = stopped | now
-            stopped_at.append(now)
-        return stopped, stopped_at
+                so_far.append(counted.count_nonzero())  # not sum: a bool's sum converts to int64 first
+        return stopped, [so_far[0], *(after - before for before, after in itertools.pairwise(so_far))]
 
-    def _count(self, chain: Chain, out: Tensor, stopped: Tensor, stopped_at: list[Tensor], data: Tensor | None) -> None:
+    def _count(self, chain: Chain, out: Tensor, stopped: Tensor, counts: list[Tensor], data: Tensor | None) -> None:
         positive = out.bool()  # a ReLU's output is positive exactly where its input is, and 0 elsewhere
         outputs = out.numel()
         if data is not None:
             outputs = int(data.sum()) * (out.numel() // data.numel())
-            stopped_at = [now & data for now in stopped_at]
             positive = positive & data
-        # count_nonzero, not sum: a bool's sum converts to int64 first
         negative = outputs - positive.count_nonzero()
         wrong = (stopped & positive).count_nonzero()
-        counts = self.run._counts[chain.name]
-        if isinstance(counts.plan.terms, Tensor):  # costs differ from one output channel to the next
-            stopped_at = [now.movedim(chain.call.channel_dim, -1).flatten(0, -2).sum(0) for now in stopped_at]
-        else:
-            stopped_at = [now.count_nonzero() for now in stopped_at]
-        counts.add(outputs, stopped_at, negative, wrong)
+        self.run._counts[chain.name].add(outputs, counts, negative, wrong)
 
     def _data_rows(self, chain: Chain, out: Tensor, rows: slice) -> Tensor | None:
         """The mask of data rows, to broadcast with ``out``, a chunk of the layer's output; None where all are data."""
@@ -277,8 +271,8 @@ def _write_zeros(out: Tensor, stopped: Tensor) -> None:
     out.view(bits).bitwise_and_(stopped.to(bits).sub_(1))  # stopped: no bit; else 0 - 1: all bits
 
 
-# Outputs tested at a time: on a CPU few enough that the passes over them stay in its caches.
-_CHUNK = {"cpu": 2**17}
+# Outputs tested at a time: on a CPU, by each core, few enough that the passes over them stay in its caches.
+_CHUNK = 2**17
 _CHUNK_ELSEWHERE = 2**26
 
 
@@ -288,7 +282,8 @@ def _chunks(chain: Chain, out: Tensor) -> Iterator[tuple[Chain, slice]]:
         yield chain, slice(None)
         return
     count = out.shape[0]
-    step = max(1, _CHUNK.get(out.device.type, _CHUNK_ELSEWHERE) * count // max(out.numel(), 1))
+    outputs = _CHUNK * torch.get_num_threads() if out.device.type == "cpu" else _CHUNK_ELSEWHERE
+    step = max(1, outputs * count // max(out.numel(), 1))
     for start in range(0, count, step):
         rows = slice(start, start + step)
         residual = chain.residual

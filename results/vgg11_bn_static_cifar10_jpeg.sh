@@ -12,7 +12,7 @@ run() { # NAME OVERRIDE...
     python evaluate.py -m model=vgg11_bn data=cifar10_jpeg static=magnitude static.sparsity=0.9,0.95,0.98 logger=none \
         hydra.sweep.dir="$sweep/$1" "${@:2}"
 }
-run stats exprune=stats_test exprune.tau=0,0.01,0.02,0.05,0.1,0.15,0.2,0.25,0.3,0.4,0.5
-run threshold exprune=threshold exprune.tau=-0.1,-0.05,-0.035,-0.025,-0.02,-0.015,-0.01,-0.005,-0.002,0
+run stats exprune=stats_test exprune.tau=0.01,0.02,0.05,0.1,0.15,0.2,0.25,0.3,0.4,0.5
+run threshold exprune=threshold exprune.tau=-0.03,-0.02,-0.015,-0.01,-0.0075,-0.005,-0.0035,-0.002,-0.001,0
 name=results/vgg11_bn_static_cifar10_jpeg
 python -m exprune.lab.pareto "$sweep" --csv "$name.csv" --plot "$name.png"

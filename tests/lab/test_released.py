@@ -19,6 +19,7 @@ CONFIGURATIONS = (
     ["model=gnn", "data=ogbg_molhiv"],
     ["model=vgg11_bn", "data=cifar10_jpeg"],
     ["model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude"],
+    ["model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude", "static.sparsity=0.9"],
     ["model=resnet18", "data=cifar10_jpeg"],
     ["model=opt"],
 )

@@ -1,29 +1,27 @@
 #!/usr/bin/env bash
-# Makes MODEL_beyond.csv and MODEL_beyond.png: the calibrated tests on the test split, from the released checkpoint, and
+# Makes NETWORK_beyond.csv and NETWORK_beyond.png: the calibrated tests on the test split, from the released checkpoint, and
 # their ceiling. Knobs are swept; those with a target are chosen on the validation split. EXPRUNE_DATA_DIR names the data.
-#   bash results/beyond.sh gnn
-#   bash results/beyond.sh vgg11_bn
-#   bash results/beyond.sh resnet18
-#   bash results/beyond.sh opt
+#   bash results/beyond.sh gnn        (or opt, vgg11_bn, resnet18, vgg11_bn_static)
 set -euo pipefail
-model=${1:?gnn, vgg11_bn, resnet18 or opt}
-case $model in
-    gnn) data=ogbg_molhiv ;;
-    vgg11_bn | resnet18) data=cifar10_jpeg ;;
-    opt) data=stdlib ;;
-    *) echo "error: $model: gnn, vgg11_bn, resnet18 or opt" >&2; exit 1 ;;
+network=${1:?gnn, opt, vgg11_bn, resnet18 or vgg11_bn_static}
+case $network in
+    gnn) settings=(model=gnn data=ogbg_molhiv) ;;
+    opt) settings=(model=opt) ;;
+    vgg11_bn | resnet18) settings=(model="$network" data=cifar10_jpeg) ;;
+    vgg11_bn_static) settings=(model=vgg11_bn data=cifar10_jpeg static=magnitude static.sparsity=0.98) ;;
+    *) echo "error: $network: gnn, opt, vgg11_bn, resnet18 or vgg11_bn_static" >&2; exit 1 ;;
 esac
 cd "$(dirname "$0")/.."
 sweep=$(mktemp -d)
 trap 'rm -rf "$sweep"' EXIT
 
 run() { # NAME OVERRIDE...
-    python evaluate.py -m model="$model" data="$data" logger=none hydra.sweep.dir="$sweep/$1" "${@:2}"
+    python evaluate.py -m "${settings[@]}" logger=none hydra.sweep.dir="$sweep/$1" "${@:2}"
 }
 run oracle exprune=oracle
 run calibrated exprune=calibrated exprune.tau=0.01,0.02,0.05,0.1,0.2
 run calibrated-chosen exprune=calibrated exprune.target_drop=0.1,1
 run optimal exprune=optimal exprune.target_drop=0.1,0.5,1
 run optimal-neuron exprune=optimal exprune.order=neuron exprune.target_drop=0.1,1
-name=results/${model}_beyond
+name=results/${network}_beyond
 python -m exprune.lab.pareto "$sweep" --csv "$name.csv" --plot "$name.png"

@@ -95,6 +95,29 @@ def test_the_interactive_chart_marks_dense_and_one_point_below() -> None:
     assert "gat, dense" in traces and "opt, dense" not in traces
 
 
+def test_tables_go_into_one_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was measured apart, read again: the same table as of all results at once."""
+    parts = {"searched": [result(0.1, 0.5, 0.2)], "beyond": [result(0.3, 1.0, 0.4, heuristic="Optimal")]}
+    for name, results in parts.items():
+        pareto.tabulate(results).to_csv(tmp_path / f"{name}.csv", index=False)
+    files = [tmp_path / f"{name}.csv" for name in parts]
+    whole = pareto.tabulate([one for results in parts.values() for one in results])
+    shown = ["heuristic", "saved_percent", "drop_points", "drop_low", "drop_high", "front", *pareto.CURVE[:4]]
+    found = pareto.gather(files).sort_values("saved_percent")[shown].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, whole.sort_values("saved_percent")[shown].reset_index(drop=True))
+    pareto.main([*map(str, files), "--plot", str(tmp_path / "both.png")])
+    assert (tmp_path / "both.png").stat().st_size > 0 and "Optimal" in capsys.readouterr().out
+
+    pareto.tabulate([result(0.1, 0.5, 0.2, data="stdlib")]).to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(SettingError, match="different data"):
+        pareto.gather([*files, tmp_path / "other.csv"])
+    (tmp_path / "trials.csv").write_text("number,values_0\n0,1\n")
+    with pytest.raises(SettingError, match=r"trials\.csv: no table of exprune\.lab\.pareto: it has no data"):
+        pareto.gather([tmp_path / "trials.csv"])
+    with pytest.raises(SettingError, match=r"gone\.csv: not a table"):
+        pareto.gather([tmp_path / "gone.csv"])
+
+
 def test_the_copies_that_wandb_keeps_are_no_results(tmp_path: Path) -> None:
     for folder in ("0", "0/wandb/offline-run-1/files"):
         (tmp_path / folder).mkdir(parents=True)

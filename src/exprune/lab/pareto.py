@@ -1,6 +1,6 @@
 """From many ``result.json`` files to one table, its fronts and their plot: metric against FLOPs saved.
 
-python -m exprune.lab.pareto FOLDER... --csv table.csv --plot front.png
+python -m exprune.lab.pareto FOLDER_OR_CSV... --csv table.csv --plot front.png
 """
 
 import argparse
@@ -30,20 +30,32 @@ def find_results(folder: Path) -> list[Path]:
     return [path for path in paths if "wandb" not in path.relative_to(folder).parts]
 
 
-def gather(folders: Sequence[Path]) -> pd.DataFrame:
-    """The table of every ``result.json`` below the folders, which must fit into one plot.
+def gather(sources: Sequence[Path]) -> pd.DataFrame:
+    """The table of every ``result.json`` below the folders, and of such tables (CSV), which must fit into one plot.
 
     Raises:
-        SettingError: there is none, or they are of different data, splits or metrics.
+        SettingError: there is none, a file is no such table, or they are of different data, splits or metrics.
     """
+    folders = [source for source in sources if source.suffix != ".csv"]
     paths = [path for folder in folders for path in find_results(folder)]
-    if not paths:
+    if folders and not paths:
         raise SettingError(f"no result.json below {', '.join(map(str, folders))}; run evaluate.py first")
-    table = tabulate(map(read_result, paths))
+    tables = [_read_table(source) for source in sources if source.suffix == ".csv"]
+    table = pd.concat([*tables, tabulate(map(read_result, paths))] if paths else tables, ignore_index=True)
     for column in PANEL:
         if table[column].nunique() > 1:
             raise SettingError(f"results of different {column} in one table: {', '.join(table[column].unique())}")
     return table
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:  # pandas' own are ValueErrors
+        raise SettingError(f"{path}: not a table ({str(error).strip().partition(chr(10))[0]})") from error
+    if missing := [column for column in (*PANEL, *CURVE, "saved_percent", "front") if column not in table]:
+        raise SettingError(f"{path}: no table of exprune.lab.pareto: it has no {missing[0]}")
+    return table.fillna({"order": ""})
 
 
 def tabulate(results: Iterable[dict[str, Any]]) -> pd.DataFrame:
@@ -168,12 +180,14 @@ def _plot_panel(rows: pd.DataFrame, axes: Axes, data: str, split: str, metric: s
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m exprune.lab.pareto", description=__doc__.partition("\n")[0])
-    parser.add_argument("folders", nargs="+", type=Path, help="run or sweep folders of evaluate.py")
+    parser.add_argument(
+        "sources", nargs="+", type=Path, help="run or sweep folders of evaluate.py, or tables made of them"
+    )
     parser.add_argument("--csv", type=Path, help="write the table here")
     parser.add_argument("--plot", type=Path, help="write the plot here (png, pdf, svg)")
     options = parser.parse_args(arguments)
     try:
-        table = gather(options.folders)
+        table = gather(options.sources)
         if options.csv:
             write_whole(options.csv, lambda partial: table.to_csv(partial, index=False))
         if options.plot:

@@ -20,6 +20,7 @@ CONFIGURATIONS = (
     ["model=vgg11_bn", "data=cifar10_jpeg"],
     ["model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude"],
     ["model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude", "static.sparsity=0.9"],
+    ["model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude", "static.sparsity=0.95"],
     ["model=resnet18", "data=cifar10_jpeg"],
     ["model=opt"],
 )

@@ -1,12 +1,14 @@
 """One measurement: a network densely and under ExPrune on a split."""
 
+import math
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
 import lightning
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from exprune.core import Dominance, ExPrune, Heuristic
@@ -34,7 +36,7 @@ def measure(
     cfg, task = subject.cfg, subject.task
     run = ExPrune(subject.sites, heuristic, gain_ratio=gain_ratio)
     dense = None if heuristic is None and head is None else subject.dense(split)
-    file = subject.pass_file(split, _about(run, gain_ratio))
+    file = subject.pass_file(split, about(run, gain_ratio))
     pruned = run_pass(subject.trainer, task, subject.loader(split), run, file, head=head)
     dense = dense or pruned
     result = Result(
@@ -78,16 +80,33 @@ def drop_points(task: lightning.LightningModule, dense: Pass, predictions: NDArr
     return 100 * (task.score(before, targets) - task.score(predictions, targets))
 
 
+class TooFar(Exception):
+    """A pass was ended early: its drop was bound to exceed the limit."""
+
+
 def drop_and_saved(
-    subject: Subject, run: ExPrune, batches: Iterable, dense: Pass, watch: Callable | None = None
+    subject: Subject, run: ExPrune, batches: Iterable, dense: Pass, limit: float = math.inf
 ) -> tuple[float, float]:
-    """What one setting does on some batches: drop in points, share of the FLOPs saved. ``watch`` as of run_pass."""
-    pruned = run_pass(subject.trainer, subject.task, batches, run, watch=watch)
+    """What one setting does on some batches: drop in points, share of the FLOPs saved.
+
+    Raises:
+        TooFar: after a part of the inputs, which falls further short of ``dense`` than ``limit`` allows it to.
+    """
+    inputs = len(dense.targets)
+
+    def watch(so_far: list[dict[str, Any]]) -> None:
+        # A part of the inputs may fall further short than all of them, but not by more than its share allows.
+        predictions = torch.cat([batch["prediction"] for batch in so_far]).numpy()
+        done = len(predictions)
+        if done < inputs and drop_points(subject.task, dense, predictions) > limit * inputs / done:
+            raise TooFar
+
+    pruned = run_pass(subject.trainer, subject.task, batches, run, watch=None if limit == math.inf else watch)
     saved = flops_per_input(subject.task.unit, run.flops, dense, pruned).saved
     return drop_points(subject.task, dense, pruned.predictions), saved
 
 
-def _about(run: ExPrune, gain_ratio: Any) -> list[Any]:
+def about(run: ExPrune, gain_ratio: Any) -> list[Any]:
     """What tells this pruned pass from others of the network."""
     heuristic = run.heuristic
     if heuristic is None:
@@ -96,7 +115,8 @@ def _about(run: ExPrune, gain_ratio: Any) -> list[Any]:
     lines = {
         name: float((of.slope * of.offset).sum()) for name, of in (getattr(heuristic, "statistics", None) or {}).items()
     }
-    knobs = [run.taus, getattr(heuristic, "lam", None), heuristic.stages, gain_ratio, lines]
+    own = [getattr(heuristic, name, None) for name in ("lam", "ahead")]
+    knobs = [run.taus, *own, heuristic.stages, gain_ratio, lines]
     return ["pruned", type(heuristic).__qualname__, knobs, [site.name for site in run.sites if site.eligible]]
 
 

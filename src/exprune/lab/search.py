@@ -22,7 +22,7 @@ from tqdm import tqdm
 from exprune.core import ExPrune, Heuristic, Prefix
 from exprune.core.errors import SettingError
 from exprune.lab.files import write_whole
-from exprune.lab.measure import drop_and_saved, drop_points, measure
+from exprune.lab.measure import TooFar, drop_and_saved, measure
 from exprune.lab.pareto import row, tabulate
 from exprune.lab.passes import run_pass
 from exprune.lab.result import Result, read_result
@@ -151,7 +151,6 @@ def _about(subject: Subject, run: ExPrune) -> dict[str, Any]:
 def _run_trials(study: optuna.Study, subject: Subject, make: Maker, ranges: Mapping[str, tuple], batches: list) -> None:
     settings = subject.cfg.search
     dense = run_pass(subject.trainer, subject.task, batches, None)
-    inputs = len(dense.targets)
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         knobs = {name: trial.suggest_float(name, *both) for name, both in ranges.items()}
@@ -161,14 +160,10 @@ def _run_trials(study: optuna.Study, subject: Subject, make: Maker, ranges: Mapp
         except SettingError as error:  # with these gain ratios no neuron is worth a test
             raise optuna.TrialPruned from error
 
-        def watch(so_far: list[dict[str, Any]]) -> None:
-            # A part of the inputs may fall further short than all of them, but not by more than its share allows.
-            predictions = torch.cat([batch["prediction"] for batch in so_far]).numpy()
-            done = len(predictions)
-            if done < inputs and drop_points(subject.task, dense, predictions) > settings.max_drop * inputs / done:
-                raise optuna.TrialPruned
-
-        return drop_and_saved(subject, run, batches, dense, watch)
+        try:
+            return drop_and_saved(subject, run, batches, dense, settings.max_drop)
+        except TooFar as error:
+            raise optuna.TrialPruned from error
 
     done = len(finished(study))
     with tqdm(total=settings.trials, initial=done, desc="trials", disable=None, leave=False) as bar:

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -13,12 +14,16 @@ from tqdm import tqdm
 from exprune.core import CalibratedTest, ExPrune, Heuristic
 from exprune.core.errors import SettingError
 from exprune.lab.calibration import statistics_of
-from exprune.lab.measure import drop_and_saved
+from exprune.lab.measure import TooFar, about, drop_and_saved
 from exprune.lab.subject import Subject, plain
 
 log = logging.getLogger(__name__)
 
 _COARSE, _FINE = 1 / 128, 1 / 1024  # steps of a knob's level; of lam a fifth and a fortieth of a decade
+
+_BEYOND = 1.0  # points that stand out of the noise of a drop
+
+_known: dict[Path, tuple[float, float]] = {}  # drop and saving by setting: the jobs of a sweep over targets share them
 
 
 def heuristic_of(cfg: DictConfig, **knobs: Any) -> Heuristic | None:
@@ -66,18 +71,20 @@ def _found(subject: Subject, target: str, value: Any) -> tuple[Heuristic, dict[s
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise SettingError(f"exprune.{target}={value}: a number, at least 0")
     knob = subject.cfg.exprune.knob
-    dense, make = subject.dense("valid"), maker(subject)
+    dense, make, gain_ratio = subject.dense("valid"), maker(subject), plain(subject.cfg.exprune.gain_ratio)
+    limit = value + _BEYOND if target == "target_drop" else math.inf
     with tqdm(desc=f"{target}={value}", unit=" passes", disable=None, leave=False) as bar:
 
         def tried(level: float) -> _Tried:
-            run = ExPrune(
-                subject.sites,
-                make(**{knob: _LEVELS[knob](level)}),
-                gain_ratio=plain(subject.cfg.exprune.gain_ratio),
-            )
-            drop, saved = drop_and_saved(subject, run, subject.loader("valid"), dense)
-            bar.update()
-            return _Tried(level, drop, saved)
+            run = ExPrune(subject.sites, make(**{knob: _LEVELS[knob](level)}), gain_ratio=gain_ratio)
+            file = subject.pass_file("valid", about(run, gain_ratio))
+            if file not in _known:
+                bar.update()
+                try:
+                    _known[file] = drop_and_saved(subject, run, subject.loader("valid"), dense, limit)
+                except TooFar:
+                    return _Tried(level, math.inf, math.nan)
+            return _Tried(level, *_known[file])
 
         found = (_most_within if target == "target_drop" else _least_that_saves)(tried, value)
     setting = _LEVELS[knob](found.level)
@@ -110,8 +117,8 @@ def _most_within(tried: Callable[[float], _Tried], drop: float) -> _Tried:
     low, high = _NOTHING, tried(1.0)
     if high.drop <= drop:
         return high
-    if high.drop > drop + 1:
-        low, _ = _bisected(tried, low, high, lambda at: at.drop > drop + 1, _COARSE)
+    if high.drop > drop + _BEYOND:
+        low, _ = _bisected(tried, low, high, lambda at: at.drop > drop + _BEYOND, _COARSE)
     else:
         low = high
     while low.drop > drop:

@@ -4,11 +4,16 @@
 #   bash results/beyond.sh gnn        (or opt, vgg11_bn, resnet18, vgg11_bn_static)
 set -euo pipefail
 network=${1:?gnn, opt, vgg11_bn, resnet18 or vgg11_bn_static}
+stages=() first=()
 case $network in
     gnn) settings=(model=gnn data=ogbg_molhiv) ;;
     opt) settings=(model=opt) ;;
     vgg11_bn | resnet18) settings=(model="$network" data=cifar10_jpeg) ;;
-    vgg11_bn_static) settings=(model=vgg11_bn data=cifar10_jpeg static=magnitude static.sparsity=0.98) ;;
+    vgg11_bn_static)
+        settings=(model=vgg11_bn data=cifar10_jpeg static=magnitude static.sparsity=0.98)
+        stages=("exprune.stages=[8,16,24,32,48,64,96,128,192,256]") # a neuron has 20 to 80 terms left
+        first=(exprune.n=8)
+        ;;
     *) echo "error: $network: gnn, opt, vgg11_bn, resnet18 or vgg11_bn_static" >&2; exit 1 ;;
 esac
 cd "$(dirname "$0")/.."
@@ -18,10 +23,10 @@ trap 'rm -rf "$sweep"' EXIT
 run() { # NAME OVERRIDE...
     python evaluate.py -m "${settings[@]}" logger=none hydra.sweep.dir="$sweep/$1" "${@:2}"
 }
-run oracle exprune=oracle
-run calibrated exprune=calibrated exprune.tau=0.01,0.02,0.05,0.1,0.2
-run calibrated-chosen exprune=calibrated exprune.target_drop=0.1,1
-run optimal exprune=optimal exprune.target_drop=0.1,0.5,1
-run optimal-neuron exprune=optimal exprune.order=neuron exprune.target_drop=0.1,1
+run oracle exprune=oracle "${first[@]}"
+run calibrated exprune=calibrated "${stages[@]}" exprune.tau=0.01,0.02,0.05,0.1,0.2
+run calibrated-chosen exprune=calibrated "${stages[@]}" exprune.target_drop=0.1,1
+run optimal exprune=optimal "${stages[@]}" exprune.target_drop=0.1,0.5,1
+run optimal-neuron exprune=optimal "${stages[@]}" exprune.order=neuron exprune.target_drop=0.1,1
 name=results/${network}_beyond
 python -m exprune.lab.pareto "$sweep" --csv "$name.csv" --plot "$name.png"

@@ -407,6 +407,8 @@ def test_what_is_wrong_is_said() -> None:
         calibrated(model, x[:99])
     with pytest.raises(SettingError, match="no statistics of site layer"):
         pruned_pass(model, [site], Calibrated(0.1, STAGES), x)
+    with pytest.raises(SettingError, match="no statistics of site layer after 1 terms"):
+        pruned_pass(model, [site], Calibrated(0.1, (1, *STAGES), calibrated(model, x)), x)
     with pytest.raises(SettingError, match="lack gradients"):
         pruned_pass(model, [site], Optimal(1.0, STAGES, calibrated(model, x)), x)
     for lam in (-1.0, math.inf, math.nan, "much", True):

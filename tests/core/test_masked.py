@@ -1,5 +1,6 @@
 """Networks with static masks: the terms that are left, the tests that pay, FLOPs over non-zero weights alone."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -72,7 +73,7 @@ def test_masked_layer(case: Case, kind: Callable, gap: Callable, tau: float, amo
     conv=st.booleans(),
     terms=st.integers(1, 14),
     amount=st.floats(0.05, 0.95),
-    gain_ratio=st.sampled_from([0.1, 0.5, 1.0]),
+    gain_ratio=st.sampled_from([0.1, 0.5, 1.0, 1000.0]),
     n=st.integers(1, 4),
     seed=st.integers(0, 1000),
 )
@@ -91,13 +92,14 @@ def test_any_mask(
     check(case, kind(tau, n=n), gap(tau), amount, gain_ratio)
 
 
+@pytest.mark.parametrize("gain_ratio", [1.0, 1000.0])
 @pytest.mark.parametrize("kind", ["linear", "conv2d"])
-def test_stages_under_a_mask(kind: str) -> None:
+def test_stages_under_a_mask(kind: str, gain_ratio: float) -> None:
     """Several stages; output channels run out of terms at different ones."""
     heuristic = Threshold(-0.02, n=2)
     heuristic.stages = (2, 4, 7)
     case = Case(kind, terms=40 if kind == "linear" else 20, outputs=9, leading=(6,))
-    expected = check(case, heuristic, threshold_gap(-0.02), 0.6, 1.0)
+    expected = check(case, heuristic, threshold_gap(-0.02), 0.6, gain_ratio)
     assert all(expected.pruned_at)
 
 
@@ -136,7 +138,7 @@ def test_zeros_of_layers_that_are_no_sites_count() -> None:
     assert run.flops.pruned == run.flops.dense and run.flops.sites == ()
 
 
-@pytest.mark.parametrize("gain_ratio", [0, -0.1, 1.5, "much", True, [0.5], {"nowhere": 0.5}])
+@pytest.mark.parametrize("gain_ratio", [0, -0.1, math.nan, "much", True, [0.5], {"nowhere": 0.5}])
 def test_wrong_gain_ratio(gain_ratio: object) -> None:
     model = SmallCNN().eval()
     sites = find_sites(model, torch.randn(1, 3, 6, 6))

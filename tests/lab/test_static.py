@@ -241,7 +241,7 @@ def test_rounds_go_on_where_they_stopped(command: CommandLine, monkeypatch: pyte
         ("static.sparsity=0.9999999", ["no weight in convolutions.", "dense_layers"]),
         ("static.name=structured", ["static.name=structured", "none or magnitude"]),
         ("static.dense_layers=['*']", ["dense_layers"]),
-        ("exprune.gain_ratio=2", ["gain_ratio=2", "at most 1"]),
+        ("exprune.gain_ratio=0", ["gain_ratio=0", "above 0"]),
     ],
 )
 def test_wrong_setting_is_one_line(command: CommandLine, setting: str, words: list[str]) -> None:

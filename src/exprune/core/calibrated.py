@@ -77,6 +77,11 @@ class CalibratedTest(Heuristic):
         if self.statistics is None or seen.site.name not in self.statistics:
             raise SettingError(f"{type(self).__name__}: no statistics of site {seen.site.name}; calibrate first")
         of = self.statistics[seen.site.name]
+        if unknown := [stage.n for stage in seen.plan.stages if stage.n not in of.stages]:
+            raise SettingError(
+                f"{type(self).__name__}: no statistics of site {seen.site.name} after {unknown[0]} terms; "
+                "calibrate with these stages and gain_ratio=inf"
+            )
         stages = [of.stages.index(stage.n) for stage in seen.plan.stages]
         slope, offset, sd = (values[stages].to(seen.s.device) for values in (of.slope, of.offset, of.sd))
         gradient = None if of.gradient is None else floored(of.gradient.to(sd.device))

@@ -122,8 +122,8 @@ _COUNTED = ("outputs", "pruned_at", "negative", "wrong")
 
 
 def _checked(gain_ratio: Any) -> float:
-    if isinstance(gain_ratio, bool) or not isinstance(gain_ratio, int | float) or not 0 < gain_ratio <= 1:
-        raise SettingError(f"gain_ratio={gain_ratio!r}: a number above 0, at most 1")
+    if isinstance(gain_ratio, bool) or not isinstance(gain_ratio, int | float) or not gain_ratio > 0:
+        raise SettingError(f"gain_ratio={gain_ratio!r}: a number above 0")
     return gain_ratio
 
 

@@ -57,7 +57,7 @@ def make_plan(site: Site, stages: Sequence[int], gain_ratio: float, order: Tenso
         stages: terms evaluated before each test, ascending.
         order: of all N terms, (N,) or one per neuron (outputs, N).
         gain_ratio: only where static pruning removed weights: an output channel is not tested after n terms
-            where ``(its weights not yet evaluated) * gain_ratio < n``.
+            where ``(its weights not yet evaluated) * gain_ratio < n``; infinite: it is, while weights are left.
     """
     mask = site.mask
     if mask is not None:

@@ -59,7 +59,7 @@ def calibrate(subject: Subject) -> dict[str, SiteStatistics]:
     orders = {site.name: term_order(site, variances[site.name], settings.order) for site in sites if site.eligible}
     recorder = Recorder(tuple(settings.stages), orders)
     batches = subject.data.calibration_dataloader(settings.inputs, generator)
-    with torch.no_grad(), ExPrune(sites, recorder, gain_ratio=1.0) as run:
+    with torch.no_grad(), ExPrune(sites, recorder, gain_ratio=math.inf) as run:
         for batch in _prepared(batches, subject.trainer, task, run):
             with subject.trainer.precision_plugin.forward_context():
                 task.network(*task.network_inputs(batch))

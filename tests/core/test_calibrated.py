@@ -102,11 +102,9 @@ def known(model: Block, x: Tensor, orders: list[list[int]] | None = None) -> Kno
 
 
 def calibrated(model: Block, x: Tensor, orders: dict[str, Tensor] | None = None) -> dict[str, SiteStatistics]:
-    recorder = Recorder(STAGES, orders)
-    with torch.no_grad(), ExPrune(find_sites(model, x), recorder) as run:
+    with torch.no_grad(), Recorder(find_sites(model, x), STAGES, orders) as recorder:
         for part in x.split(3 if x.dim() == 4 else 50):
             model(part)
-    assert not any(count.pruned for count in run.flops.sites)
     return recorder.statistics()
 
 
@@ -281,8 +279,7 @@ def test_under_a_static_mask(kind: str | None) -> None:
             model(x)
         order = term_order(site, inputs.variances()["layer"], kind)
         orders = [[c for c in row if model.layer.weight_mask[j, c]] for j, row in enumerate(order.tolist())]
-    recorder = Recorder(STAGES, {"layer": order})
-    with torch.no_grad(), ExPrune([site], recorder, gain_ratio=1.0):
+    with torch.no_grad(), Recorder([site], STAGES, {"layer": order}) as recorder:
         model(x)
     measured = recorder.statistics()
     heuristic = Calibrated(0.2, STAGES, measured)
@@ -336,8 +333,9 @@ def test_rows_that_are_padding_teach_nothing() -> None:
     rows = torch.arange(len(x)) % 6 != 0
 
     def measure(inputs: Tensor, rows: Tensor | None) -> tuple[SiteStatistics, Tensor, Tensor]:
-        recorder = Recorder(STAGES)
-        with torch.no_grad(), ExPrune([site], recorder, rows=rows):
+        recorder = Recorder([site], STAGES)
+        recorder.rows = rows
+        with torch.no_grad(), recorder:
             model(inputs)
         gradients, variances = SquaredGradients([site]), InputVariances([site])
         gradients.rows = variances.rows = rows
@@ -428,11 +426,33 @@ def test_of_many_positions_some_are_looked_at() -> None:
             hidden = model[1](model[0](x))
             full = F.conv2d(hidden, model[2].weight, padding=1).movedim(1, -1).flatten(0, 2)[::step]
             s = F.conv2d(hidden[:, :4], model[2].weight[:, :4], padding=1).movedim(1, -1).flatten(0, 2)[::step]
-            recorder = Recorder((4,))
-            with ExPrune(find_sites(model, x), recorder):
+            with Recorder(find_sites(model, x), (4,)) as recorder:
                 model(x)
         (of,) = recorder.statistics().values()
         for j in range(4):
             slope, offset = statistics.linear_regression(s[:, j].tolist(), full[:, j].tolist())
             assert of.slope[0, j].item() == pytest.approx(slope, rel=1e-9)
             assert of.offset[0, j].item() == pytest.approx(offset, rel=1e-9)
+
+
+@pytest.mark.parametrize("as_matrix", [False, True])
+def test_of_many_tokens_some_are_looked_at(as_matrix: bool) -> None:
+    """145 tokens of a text: every third that is no padding, also where the layer is given all texts' in a row."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 4), nn.ReLU()).double().eval()
+    x = torch.randn(5, 145, 3, dtype=torch.float64)
+    rows = torch.arange(145) < torch.tensor([145, 100, 120, 77, 144]).view(-1, 1)
+    sites = find_sites(model, x)
+    recorder = Recorder(sites, (4,))
+    recorder.rows = rows
+    with torch.no_grad():
+        hidden = model[1](model[0](x))[:, ::3][rows[:, ::3]]
+        with recorder:
+            model(x.flatten(0, 1) if as_matrix else x)
+    (of,) = recorder.statistics().values()
+    weight = model[2].weight.detach()
+    s, full = hidden[:, :4] @ weight[:, :4].T, hidden @ weight.T
+    for j in range(4):
+        slope, offset = statistics.linear_regression(s[:, j].tolist(), full[:, j].tolist())
+        assert of.slope[0, j].item() == pytest.approx(slope, rel=1e-9)
+        assert of.offset[0, j].item() == pytest.approx(offset, rel=1e-9)

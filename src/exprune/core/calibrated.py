@@ -12,8 +12,9 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from exprune.core.elementwise import below
 from exprune.core.errors import SettingError
-from exprune.core.heuristics import Heuristic, Prefix, Tau, below
+from exprune.core.heuristics import Heuristic, Prefix, Tau
 from exprune.core.moments import SiteStatistics, floored
 from exprune.core.sites import Site
 from exprune.core.stopping import at_once, looking_ahead
@@ -80,7 +81,7 @@ class CalibratedTest(Heuristic):
         if unknown := [stage.n for stage in seen.plan.stages if stage.n not in of.stages]:
             raise SettingError(
                 f"{type(self).__name__}: no statistics of site {seen.site.name} after {unknown[0]} terms; "
-                "calibrate with these stages and gain_ratio=inf"
+                "calibrate with these stages"
             )
         stages = [of.stages.index(stage.n) for stage in seen.plan.stages]
         slope, offset, sd = (values[stages].to(seen.s.device) for values in (of.slope, of.offset, of.sd))

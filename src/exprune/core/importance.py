@@ -10,7 +10,7 @@ from torch import Tensor
 
 from exprune.core.chain import Chain, ChainFollower
 from exprune.core.errors import SettingError
-from exprune.core.moments import data_rows
+from exprune.core.moments import blocks, data_rows
 from exprune.core.sites import Site
 
 
@@ -29,9 +29,11 @@ class _PerChannel(ChainFollower):
 
     def _add(self, name: str, values: Tensor, dim: int) -> None:
         """Add values (..., channels at ``dim``, ...) of the data's rows."""
-        values = data_rows(values, dim, self.rows).double()
-        both = torch.stack([values.sum(0), (values * values).sum(0)])
-        self._sums[name] = self._sums.get(name, 0) + both
+        values = data_rows(values, dim, self.rows)
+        for some in blocks(values):
+            some = some.to(torch.promote_types(some.dtype, torch.float32))
+            both = torch.stack([some.sum(0), (some * some).sum(0)]).double()
+            self._sums[name] = self._sums.get(name, 0) + both
         self._counts[name] = self._counts.get(name, 0) + len(values)
 
 

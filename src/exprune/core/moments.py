@@ -1,17 +1,22 @@
 """How partial sums foretell a neuron's pre-activation, measured on calibration inputs (docs/method.md, section 8)."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from exprune.core.chain import Chain, LinearCall
 from exprune.core.errors import SettingError
-from exprune.core.heuristics import Heuristic, Prefix
+from exprune.core.partial import StagedFollower, Terms
+from exprune.core.plan import make_plan
 from exprune.core.sites import Site
 
 _FEWEST = 100  # rows: the standard deviation of a residual is then known to 7 %
 _POSITIONS = 64  # of an input that are enough
+_BLOCK = 2**17  # numbers
 _FLOOR = 0.01  # of the layer's median: what no standard deviation and no gradient is taken to lie below
 
 
@@ -49,34 +54,53 @@ class SiteStatistics:
         return cls(tuple(moments), slope, offset, floored(sd), order)
 
 
-class Recorder(Heuristic):
-    """Stops nothing; takes the moments of partial and full sums in one pass, keeping no activations.
+class Recorder(StagedFollower):
+    """Takes the moments of partial and full sums inside the context, keeping no activations.
 
     Of inputs with many positions (pixels, tokens) it looks at 64 or a few more, evenly spread.
 
-    Run it under :class:`~exprune.core.ExPrune` over the calibration inputs, then ask for :meth:`statistics`.
+    Run the model under it over the calibration inputs, then ask for :meth:`statistics`.
 
     Args:
+        stages: terms evaluated before each test, ascending.
         orders: of evaluation, by site; sites without one keep the model's own.
+
+    Attributes:
+        rows: as of :class:`~exprune.core.ExPrune`: rows that are no data teach nothing. In the shape (inputs,
+            positions) they also say which rows of a matrix are of one input.
     """
 
-    needs_full = True
-
-    def __init__(self, stages: Sequence[int], orders: Mapping[str, Tensor | None] | None = None) -> None:
-        super().__init__()
-        self.stages = tuple(stages)
+    def __init__(
+        self, sites: Sequence[Site], stages: Sequence[int], orders: Mapping[str, Tensor | None] | None = None
+    ) -> None:
         self.orders = orders or {}
+        sites = [site for site in sites if site.eligible]
+        plans = {site.name: make_plan(site, stages, math.inf, self.orders.get(site.name)) for site in sites}
+        super().__init__(sites, {name: plan for name, plan in plans.items() if plan.stages})
+        self.rows: Tensor | None = None
         self._moments: dict[str, dict[int, Moments]] = {}
 
-    def order(self, site: Site) -> Tensor | None:
-        return self.orders.get(site.name)
+    def before_relu(self, chain: Chain, z: Tensor) -> None:
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            take = partial(_some, call=chain.call, rows=self.rows)
+            full = take(z).to(torch.promote_types(z.dtype, torch.float32)) - _beside(chain, z, take)
+            moments = self._moments.setdefault(chain.name, {})
+            for stage, s in zip(self.plans[chain.name].stages, self._sums(chain, take), strict=True):
+                moments.setdefault(stage.n, Moments()).add(s, full)
 
-    def stop(self, seen: Prefix) -> Tensor:
-        s, full, r = (_sample(values, seen) for values in (seen.s, seen.full, seen.r))
-        if len(s):
-            stages = self._moments.setdefault(seen.site.name, {})
-            stages.setdefault(seen.n, Moments()).add(s, full - r)
-        return torch.zeros_like(seen.s, dtype=torch.bool)
+    def _sums(self, chain: Chain, take: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        """(rows, outputs), after each stage."""
+        call, plan = chain.call, self.plans[chain.name]
+        if call.sums:
+            for s in map(take, call.sums):
+                yield s if chain.scale is None else s * chain.scale.flatten()
+            return
+        s: Tensor | float = 0.0
+        x = call.input if call.is_conv else take(call.input)
+        for stage in plan.stages:
+            part = Terms.of(call, stage.channels, stage.keep, chain.scale).sum(x)
+            s = s + (take(part) if call.is_conv else part)
+            yield s
 
     def statistics(self) -> dict[str, SiteStatistics]:
         """By site.
@@ -87,21 +111,34 @@ class Recorder(Heuristic):
         return {name: SiteStatistics.of(of, name, self.orders.get(name)) for name, of in self._moments.items()}
 
 
-def _sample(values: Tensor | float, seen: Prefix) -> Tensor:
-    """(rows, outputs) of values that broadcast with ``seen.s``: some positions (pixels, tokens) of each input."""
-    dim = -1 if seen.site.kind == "linear" else -3
+def _some(values: Tensor, call: LinearCall, rows: Tensor | None) -> Tensor:
+    """(rows, channels) of values like the call's input or output: some positions (pixels, tokens) of each input."""
+    taken = _spread(values.movedim(call.channel_dim, -1), rows)
+    if rows is None or rows.all():
+        return taken
+    leading = values.shape[: values.dim() + call.channel_dim]
+    data = rows.to(values.device, torch.bool).reshape(*leading, *(1,) * -call.channel_dim)
+    data = data.expand_as(values.narrow(call.channel_dim, 0, 1)).movedim(call.channel_dim, -1)
+    return taken[_spread(data, rows)[:, 0]]
 
-    def some(values: Tensor) -> Tensor:
-        values = values.expand_as(seen.s).movedim(dim, -1)
-        if values.dim() > 2:
-            values = values.flatten(1, -2)
-            count = values.shape[1]
-            # An odd step: every column of an image has its turn.
-            values = values[:, :: 1 if count <= _POSITIONS else count // _POSITIONS | 1]
-        return values.flatten(0, -2)
 
-    chosen = some(torch.as_tensor(values, dtype=seen.s.dtype, device=seen.s.device))
-    return chosen if seen.rows is None else chosen[some(seen.rows)[:, 0]]
+def _spread(values: Tensor, rows: Tensor | None) -> Tensor:
+    """Of (inputs, positions..., channels) some positions of each input: (rows, channels)."""
+    if values.dim() == 2 and rows is not None:
+        values = values.reshape(*rows.shape, -1)
+    if values.dim() > 2:
+        values = values.flatten(1, -2)
+        count = values.shape[1]
+        # An odd step: every column of an image has its turn.
+        values = values[:, :: 1 if count <= _POSITIONS else count // _POSITIONS | 1]
+    return values.flatten(0, -2)
+
+
+def _beside(chain: Chain, z: Tensor, take: Callable[[Tensor], Tensor]) -> Tensor | float:
+    """What is added to the terms in any case, of some rows."""
+    shift = 0.0 if chain.shift is None else chain.shift
+    shift = shift.flatten() if isinstance(shift, Tensor) else shift
+    return shift if chain.residual is None else shift + take(chain.residual.expand_as(z))
 
 
 def floored(values: Tensor) -> Tensor:
@@ -120,6 +157,10 @@ class Moments:
 
     def add(self, s: Tensor, z: Tensor) -> None:
         """Pairs of shape (rows, outputs)."""
+        for some, others in zip(blocks(s), blocks(z), strict=True):
+            self._add(some, others)
+
+    def _add(self, s: Tensor, z: Tensor) -> None:
         means = torch.stack([s.mean(0), z.mean(0)])
         s, z = s - means[0], z - means[1]
         products = torch.stack([(s * s).sum(0), (s * z).sum(0), (z * z).sum(0)]).double()
@@ -145,7 +186,12 @@ def data_rows(values: Tensor, dim: int, rows: Tensor | None) -> Tensor:
     ``rows`` (bool) says which: over the leading dimensions of a Linear, the batch of a Conv2d; None: all.
     """
     values = values.movedim(dim, -1)
-    if rows is None:
+    if rows is None or rows.all():
         return values.flatten(0, -2)
     rows = rows.flatten().to(values.device)
     return values.flatten(0, -2)[rows] if dim == -1 else values[rows].flatten(0, -2)
+
+
+def blocks(values: Tensor) -> Sequence[Tensor]:
+    """(rows, channels) a few rows at a time, so that what is made of them stays in a core's cache; none of no rows."""
+    return values.split(max(1, _BLOCK // values.shape[1])) if len(values) else ()

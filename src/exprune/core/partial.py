@@ -4,7 +4,7 @@ A term ``t_c`` is what input channel ``c`` contributes to an output: one product
 product of one kernel slice with one patch in a Conv2d (docs/method.md, section 1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exprune.core.chain import LinearCall
+from exprune.core.chain import ChainFollower, LinearCall
+from exprune.core.plan import Plan
+from exprune.core.sites import Site
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,19 @@ class Terms:
             weight = weight * scale.reshape(-1, 1, *beside)
         return cls(call, channels, weight)
 
-    def sum(self, x: Tensor) -> Tensor:
-        """The sum of the terms for rows ``x`` of the call's input, in the shape of the rows' output."""
+    def sum(self, x: Tensor, before: Tensor | None = None) -> Tensor:
+        """The sum of the terms for rows ``x`` of the call's input, in the shape of the rows' output.
+
+        ``before``, if given, is added, and may be overwritten.
+        """
         x = self._input(x)
         if not self.call.is_conv:
-            return F.linear(x, self.weight)
-        return F.conv2d(x, self.weight, None, self.call.stride, self.call.padding, self.call.dilation)
+            if before is not None and x.dim() == 2:
+                return before.addmm_(x, self.weight.T)
+            part = F.linear(x, self.weight)
+        else:
+            part = F.conv2d(x, self.weight, None, self.call.stride, self.call.padding, self.call.dilation)
+        return part if before is None else part.add_(before)
 
     def squares(self, x: Tensor) -> Tensor:
         """The sum of the terms' squares, likewise.
@@ -93,7 +102,32 @@ class Terms:
         return x.movedim(-5, 0).flatten(-2)
 
 
-def in_parts(call: LinearCall, bias: Tensor | None, channels: Sequence[slice | Tensor]) -> tuple[Tensor, LinearCall]:
+class StagedFollower(ChainFollower):
+    """Follows layers that are evaluated in stages.
+
+    Several tests of a neuron cost less where a convolution's output is made of their partial sums; a Linear layer's are
+    cheap enough to be summed again, while they are in the cache.
+
+    Args:
+        sites: to follow.
+        plans: their stages, by name; a site without one runs as always.
+    """
+
+    def __init__(self, sites: Sequence[Site], plans: Mapping[str, Plan]) -> None:
+        super().__init__({site.name: site.module for site in sites})
+        self.plans = plans
+
+    def compute(self, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]) -> tuple[Tensor, LinearCall]:
+        plan = self.plans.get(self._running[-1])
+        precise = call.input.dtype == call.weight.dtype and call.weight.dtype in (torch.float32, torch.float64)
+        if not call.is_conv or not precise or torch.is_autocast_enabled(call.input.device.type):
+            return run(), call
+        if plan is None or len(plan.stages) < 2 or plan.rest is None:
+            return run(), call
+        return _in_parts(call, bias, [*(stage.channels for stage in plan.stages), plan.rest])
+
+
+def _in_parts(call: LinearCall, bias: Tensor | None, channels: Sequence[slice | Tensor]) -> tuple[Tensor, LinearCall]:
     """The call's output, summed over groups of channels that together are all, and the call with its sums so far."""
     sums = [Terms.of(call, channels[0]).sum(call.input)]
     for group in channels[1:]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from exprune.core import ExPrune, InputVariances, Recorder, Site, SiteStatistics, SquaredGradients, term_order
+from exprune.core import InputVariances, Recorder, Site, SiteStatistics, SquaredGradients, term_order
 from exprune.core.errors import SettingError
 from exprune.lab.files import load_tensors, save_tensors
 from exprune.lab.subject import Subject
@@ -57,10 +57,9 @@ def calibrate(subject: Subject) -> dict[str, SiteStatistics]:
     some = subject.data.calibration_dataloader(_of_gradients(settings.inputs), generator)
     variances, gradients = _importance(subject.trainer, task, sites, some, generator)
     orders = {site.name: term_order(site, variances[site.name], settings.order) for site in sites if site.eligible}
-    recorder = Recorder(tuple(settings.stages), orders)
     batches = subject.data.calibration_dataloader(settings.inputs, generator)
-    with torch.no_grad(), ExPrune(sites, recorder, gain_ratio=math.inf) as run:
-        for batch in _prepared(batches, subject.trainer, task, run):
+    with torch.no_grad(), Recorder(sites, settings.stages, orders) as recorder:
+        for batch in _prepared(batches, subject.trainer, task, recorder):
             with subject.trainer.precision_plugin.forward_context():
                 task.network(*task.network_inputs(batch))
     measured = recorder.statistics()

@@ -9,6 +9,6 @@ def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
 
     The cumulative probabilities are inverted: for thousands of classes 4 times faster than ``torch.multinomial``.
     """
-    cumulative = logits.detach().double().softmax(1).cumsum_(1)
+    cumulative = logits.detach().float().softmax(1).cumsum_(1)
     uniform = torch.rand(len(logits), 1, generator=generator, dtype=cumulative.dtype).to(logits.device)
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(1)

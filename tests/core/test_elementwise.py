@@ -1,0 +1,35 @@
+"""The fast passes over outputs give what torch's plain ones do."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exprune.core.elementwise import below, count_true, write_zeros
+
+
+@given(st.integers(0, 5000), st.integers(0, 2**31), st.floats(0, 1))
+def test_count_true(size: int, seed: int, share: float) -> None:
+    mask = torch.rand(size, generator=torch.Generator().manual_seed(seed)) < share
+    assert count_true(mask) == mask.sum()
+    assert count_true(mask.view(1, -1, 1).expand(3, size, 2)) == 6 * mask.sum()
+
+
+def test_count_true_of_many() -> None:
+    assert count_true(torch.ones(2**18 + 7, dtype=torch.bool)) == 2**18 + 7
+    assert count_true(torch.ones(64, 300, dtype=torch.bool).T) == 64 * 300
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_below_and_write_zeros(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(7, 33).to(dtype)
+    bound = torch.randn(33).to(dtype)
+    bound[:3] = torch.tensor([-torch.inf, torch.inf, 0])
+    values[0] = bound  # not below
+    stopped = below(values, bound)
+    assert stopped.dtype == torch.bool
+    assert torch.equal(stopped, values < bound)
+    expected = values.masked_fill(stopped, 0)
+    write_zeros(values, stopped)
+    assert torch.equal(values, expected)

@@ -9,11 +9,13 @@ does not. From the released checkpoint; EXPRUNE_DATA_DIR names the data.
 """
 
 import argparse
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,7 @@ import exprune.lab  # noqa: F401  repairs torchvision before lightning is import
 
 import torch  # isort: skip
 from torch import Tensor, nn  # isort: skip
+from torch.overrides import TorchFunctionMode  # isort: skip
 
 from exprune.core import Calibrated, ExPrune, Heuristic, Optimal, Oracle, Prefix, Site, SiteStatistics, find_sites
 from exprune.lab.calibration import calibrate
@@ -81,6 +84,48 @@ class Empirical(Calibrated):
     def margin(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor:
         values = [self.residuals.quantile(seen.site.name, stage.n, seen.tau) for stage in seen.plan.stages]
         return torch.tensor(values, dtype=sd.dtype).view(-1, 1).expand_as(sd)
+
+
+class ExpectedValues(TorchFunctionMode):
+    """Inside an :class:`ExPrune` of the same heuristic: stopped neurons output their expected value, not 0."""
+
+    def __init__(self, heuristic: "Remembering", values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.heuristic, self.values = heuristic, values
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for name, stopped in self.heuristic.stopped.items():  # of the ReLU that has just been called
+            out += torch.cat(stopped) * self.values[name]
+        self.heuristic.stopped.clear()
+        return out
+
+
+class Remembering(Optimal):
+    """:class:`Optimal` that remembers whom it stopped, and what they would have been."""
+
+    needs_full = True
+
+    def __init__(self, lam: float, statistics: Statistics) -> None:
+        super().__init__(lam, STAGES, statistics)
+        self.stopped: dict[str, list[Tensor]] = {}
+        self.sums: dict[str, Tensor] = {}  # (2, outputs): of their ReLUs, and how many
+
+    def stop(self, seen: Prefix) -> Tensor:
+        now = super().stop(seen)
+        chunks = self.stopped.setdefault(seen.site.name, [])
+        if seen.stage == 0:
+            chunks.append(now)
+        else:
+            chunks[-1] = chunks[-1] | now
+        if seen.stage == len(seen.plan.stages) - 1:
+            both = torch.stack([seen.full.relu() * chunks[-1], chunks[-1].float()]).sum((1, 3, 4)).double()
+            self.sums[seen.site.name] = self.sums.get(seen.site.name, 0) + both
+        return now
+
+    def values(self) -> dict[str, Tensor]:
+        means = {name: (total / count.clamp(min=1)).float() for name, (total, count) in self.sums.items()}
+        return {name: mean.view(-1, 1, 1) for name, mean in means.items()}
 
 
 def recalibrated(
@@ -160,10 +205,20 @@ def main() -> None:
 
     dense = predicted(network)
 
-    def measured(model: nn.Module, sites: Sequence[Site], heuristic: Heuristic) -> tuple[float, float]:
-        with ExPrune(sites, heuristic, gain_ratio=1.0) as run:
+    def measured(
+        model: nn.Module, sites: Sequence[Site], heuristic: Heuristic, inside: Any = None
+    ) -> tuple[float, float]:
+        with ExPrune(sites, heuristic, gain_ratio=1.0) as run, inside or contextlib.nullcontext():
             pruned = predicted(model)
         return 100 * run.flops.saved, (dense.exp() * (dense - pruned)).sum(1).mean().item()
+
+    def with_expected_values(lam: float, statistics: Statistics) -> tuple[float, float]:
+        heuristic = Remembering(lam, statistics)
+        with torch.inference_mode(), ExPrune(first.sites, heuristic, gain_ratio=1.0):
+            for batch in training:
+                network(batch)
+                heuristic.stopped.clear()
+        return measured(network, first.sites, heuristic, ExpectedValues(heuristic, heuristic.values()))
 
     def of(order: str, stages: Sequence[int]) -> Statistics:
         return calibrate(subject(order, stages))
@@ -194,6 +249,8 @@ def main() -> None:
                 sites = find_sites(other, images[0][:2])
                 points.append(measured(other, sites, make(knob)))
             add("  BatchNorms recalibrated under pruning", points)
+            base = of("layer", STAGES)
+            add("  expected values in place of zeros", [with_expected_values(lam, base) for lam in LAMS])
     saved, apart = measured(network, first.sites, Oracle())
     rows.append({"variant": "oracle, from 32 terms", "saved_percent": [round(saved, 2)], "kl": [round(apart, 5)]})
     table = pd.DataFrame(rows).round(2)

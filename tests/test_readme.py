@@ -36,3 +36,9 @@ def test_python(code: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_files_that_it_names_exist() -> None:
     named = re.findall(r"\]\(([^)#:]+)\)", README)
     assert named and [name for name in named if not (Path(ROOT) / name).exists()] == []
+
+
+def test_summary_is_that_of_the_tables(command: CommandLine) -> None:
+    outcome = command("results/summary.py")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out in README

@@ -1,0 +1,64 @@
+"""Prints README's summary from the tables beside this file: the FLOPs saved within a drop, per network and test.
+
+python results/summary.py
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from exprune.lab.paper_table import PUBLISHED, paper_table, read
+
+HERE = Path(__file__).parent
+# Network -> model, weights removed, tables of single settings, and the figure: of all FLOPs or of the published scope.
+NETWORKS = {
+    "GCN, ogbg-molhiv": ("gnn", 0.0, "gnn_molhiv", "saved_percent"),
+    "VGG11-BN": ("vgg11_bn", 0.0, "vgg11_bn_cifar10_jpeg", "saved_percent"),
+    "ResNet18": ("resnet18", 0.0, "resnet18_cifar10_jpeg", "saved_percent"),
+    "VGG11-BN, 2 % of the weights": ("vgg11_bn", 0.98, "vgg11_bn_static_cifar10_jpeg", "saved_percent"),
+    "embedded OPT, of `fc1`": ("opt", 0.0, "opt_stdlib", "scope_saved_percent"),
+}
+COLUMNS = ("Threshold", "StatsTest", "Calibrated", "Optimal", "Optimal, `order=neuron`", "Oracle")
+
+
+def summary() -> str:
+    """Two rows a network, in Markdown. What is not measured yet is left empty."""
+    lines = [f"| | drop up to | paper | {' | '.join(COLUMNS)} |", "|---|---" + "|---" * (1 + len(COLUMNS)) + "|"]
+    for network, (model, sparsity, single, figure) in NETWORKS.items():
+        name = model + ("_static" if sparsity else "")
+        searched = [HERE / f"{name}_search_{heuristic}_front.csv" for heuristic in ("threshold", "stats_test")]
+        tables = [path for path in (HERE / f"{name}_beyond.csv", *searched) if path.exists()]
+        if not all(path.exists() for path in searched) and (HERE / f"{single}.csv").exists():
+            tables.append(HERE / f"{single}.csv")
+        if not tables:
+            continue
+        results = read(tables)
+        results = results[(results["sparsity"] - sparsity).abs() < 0.005]
+        results = results[results["sites"] == max(results["sites"], key=int)]  # the GCN's also without its first
+        by_neuron = results["setting"].map(lambda setting: json.loads(setting).get("order") == "neuron")
+        results.loc[by_neuron, "heuristic"] += ", `order=neuron`"
+        chosen = paper_table(results).set_index(["drop_limit", "heuristic"])
+        for limit in (0.1, 1.0):
+            paper = PUBLISHED["statically pruned" if sparsity else "dense"][limit]
+            cells = [_cell(chosen, (limit, column), figure) for column in COLUMNS]
+            lines.append(f"| {network} | {limit:g} | {paper.partition(' (v1)')[0]} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(chosen: pd.DataFrame, key: tuple[float, str], figure: str) -> str:
+    if key not in chosen.index:
+        return ""
+    row = chosen.loc[key]
+    if pd.isna(row["saved_percent"]):
+        return "none"
+    if key[1] == "Oracle":
+        return f"{row[figure]:.1f}"
+    mark = "" if row["chosen_on"] == "validation" else "*"
+    change = round(-row["drop_points"], 2) + 0  # no -0
+    return f"{row[figure]:.1f}{mark} ({change:+.2f})"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(summary())

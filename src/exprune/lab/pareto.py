@@ -55,7 +55,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise SettingError(f"{path}: not a table ({str(error).strip().partition(chr(10))[0]})") from error
     if missing := [column for column in (*PANEL, *CURVE, "saved_percent", "front") if column not in table]:
         raise SettingError(f"{path}: no table of exprune.lab.pareto: it has no {missing[0]}")
-    return table.fillna({"order": ""})
+    return table.assign(order=table["order"].astype(object).fillna(""))
 
 
 def tabulate(results: Iterable[dict[str, Any]]) -> pd.DataFrame:

@@ -5,7 +5,7 @@
 #   bash results/search.sh gnn        (or opt, vgg11_bn, resnet18, vgg11_bn_static)
 set -euo pipefail
 network=${1:?gnn, opt, vgg11_bn, resnet18 or vgg11_bn_static}
-images=(data=cifar10_jpeg search.trials=100 search.limit=1000)
+images=(data=cifar10_jpeg search.trials=100 search.limit=1000 search.front=8)
 case $network in
     gnn) settings=(model=gnn data=ogbg_molhiv search.trials=200) ;;
     opt) settings=(model=opt search.trials=200 search.limit=128) ;; # texts of 256 tokens

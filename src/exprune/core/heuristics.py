@@ -28,8 +28,8 @@ class Prefix:
     case (bias, BatchNorm's shift, residual), a tensor that broadcasts with ``s``, or 0.0 where there is nothing.
     ``terms`` is a tensor that broadcasts with ``s`` where static pruning removed weights. ``tau`` is this site's knob.
     ``plan`` holds the stages and what each costs. ``rows`` (bool, broadcasts with ``s``) is False where a row is no
-    data; None: all are. ``full`` is the true z, of which nothing that is to save work can know: for oracles and
-    calibration, and None unless the heuristic needs it.
+    data; None: all are. ``full`` is the true z, of which nothing that is to save work can know: for oracles,
+    and None unless the heuristic needs it.
     """
 
     site: Site

@@ -98,6 +98,35 @@ def test_tables_are_reproduced(
     assert 100 * result["flops"]["saved"] == pytest.approx(row["saved_percent"], abs=0.05)
 
 
+BEYOND = (
+    pytest.param(["model=gnn", "data=ogbg_molhiv"], "gnn", id="gnn", marks=_needs("hiv/HIV.csv")),
+    pytest.param(["model=vgg11_bn", "data=cifar10_jpeg"], "vgg11_bn", id="vgg11_bn", marks=_needs("cifar10_jpeg")),
+    pytest.param(
+        ["model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude", "static.sparsity=0.98"],
+        "vgg11_bn_static",
+        id="vgg11_bn_static",
+        marks=_needs("cifar10_jpeg"),
+    ),
+    pytest.param(["model=opt"], "opt", id="opt"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("settings", "name"), BEYOND)
+def test_what_lies_beyond_is_reproduced(command: CommandLine, settings: list[str], name: str) -> None:
+    """Calibrated anew, the price that was chosen on validation gives the committed figures."""
+    table = pd.read_csv(ROOT / "results" / f"{name}_beyond.csv")
+    row = table[(table["heuristic"] == "Optimal") & (table["order"] == "layer")].iloc[0]
+    knobs = [f"exprune.lam={row['lam']}", f"exprune.stages={row['stages']}".replace(" ", "")]
+    outcome = command("evaluate.py", *settings, "exprune=optimal", *knobs, "logger=none")
+    assert outcome.code == 0, outcome.err
+    assert "training" not in outcome.out
+    result = json.loads((outcome.runs()[0] / "result.json").read_text())
+    assert result["metric"]["dense"] == pytest.approx(row["dense"], abs=1e-4)
+    assert result["metric"]["pruned"] == pytest.approx(row["pruned"], abs=1e-3)
+    assert 100 * result["flops"]["saved"] == pytest.approx(row["saved_percent"], abs=0.05)
+
+
 def test_the_released_opt_can_read_every_question(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXPRUNE_CACHE_DIR", str(session_cache))
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

@@ -79,7 +79,10 @@ class Heuristic(ABC):
 
     @abstractmethod
     def stop(self, seen: Prefix) -> Tensor:
-        """Which neurons to stop now: a bool tensor in the shape of ``seen.s``. Stopped neurons output 0."""
+        """Which neurons to stop now: a bool tensor in the shape of ``seen.s``. Stopped neurons output 0.
+
+        The next stage may overwrite ``seen.s``: clone what is to be kept.
+        """
 
     def order(self, site: Site) -> Tensor | None:
         """The order in which terms are evaluated, (N,) or one per neuron (outputs, N); None: the model's own."""

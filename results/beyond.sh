@@ -17,11 +17,12 @@ case $network in
     *) echo "error: $network: gnn, opt, vgg11_bn, resnet18 or vgg11_bn_static" >&2; exit 1 ;;
 esac
 cd "$(dirname "$0")/.."
-sweep=$(mktemp -d)
-trap 'rm -rf "$sweep"' EXIT
+sweep=multirun/beyond_$network # what is in it from an interrupted run is not measured again
 
 run() { # NAME OVERRIDE...
+    [ ! -e "$sweep/$1/done" ] || return 0
     python evaluate.py -m "${settings[@]}" logger=none hydra.sweep.dir="$sweep/$1" "${@:2}"
+    touch "$sweep/$1/done"
 }
 run oracle exprune=oracle "${first[@]}"
 run calibrated exprune=calibrated "${stages[@]}" exprune.tau=0.01,0.02,0.05,0.1,0.2
@@ -30,3 +31,4 @@ run optimal exprune=optimal "${stages[@]}" exprune.target_drop=0.1,0.5,1
 run optimal-neuron exprune=optimal "${stages[@]}" exprune.order=neuron exprune.target_drop=0.1,1
 name=results/${network}_beyond
 python -m exprune.lab.pareto "$sweep" --csv "$name.csv" --plot "$name.png"
+rm -r "$sweep"

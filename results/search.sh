@@ -14,13 +14,14 @@ case $network in
     *) echo "error: $network: gnn, opt, vgg11_bn, resnet18 or vgg11_bn_static" >&2; exit 1 ;;
 esac
 cd "$(dirname "$0")/.."
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+work=multirun/search_$network # what is in it from an interrupted run is not measured again
 for heuristic in threshold stats_test; do
-    python evaluate.py "${settings[@]}" search=tpe exprune="$heuristic" logger=none hydra.run.dir="$work/$heuristic"
+    [ -e "$work/$heuristic/front.csv" ] || # its last file
+        python evaluate.py "${settings[@]}" search=tpe exprune="$heuristic" logger=none hydra.run.dir="$work/$heuristic"
     for table in trials front; do
         cp "$work/$heuristic/$table.csv" "results/${network}_search_${heuristic}_$table.csv"
     done
 done
 name=results/${network}_search
 python -m exprune.lab.pareto "$work"/*/test --csv "$name.csv" --plot "$name.png"
+rm -r "$work"

@@ -12,6 +12,6 @@ plot() { # NETWORK TABLE...: those tables that are there
 }
 plot gnn gnn_molhiv
 plot vgg11_bn vgg11_bn_cifar10_jpeg
-[ ! -e resnet18_cifar10_jpeg.csv ] || plot resnet18 resnet18_cifar10_jpeg
+plot resnet18 resnet18_cifar10_jpeg
 plot vgg11_bn_static vgg11_bn_static_cifar10_jpeg
 plot opt opt_stdlib

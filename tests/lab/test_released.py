@@ -107,6 +107,7 @@ BEYOND = (
         id="vgg11_bn_static",
         marks=_needs("cifar10_jpeg"),
     ),
+    pytest.param(["model=resnet18", "data=cifar10_jpeg"], "resnet18", id="resnet18", marks=_needs("cifar10_jpeg")),
     pytest.param(["model=opt"], "opt", id="opt"),
 )
 

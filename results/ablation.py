@@ -11,6 +11,7 @@ does not. From the released checkpoint; EXPRUNE_DATA_DIR names the data.
 import argparse
 import contextlib
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -220,6 +221,7 @@ def main() -> None:
                 heuristic.stopped.clear()
         return measured(network, first.sites, heuristic, ExpectedValues(heuristic, heuristic.values()))
 
+    @functools.cache
     def of(order: str, stages: Sequence[int]) -> Statistics:
         return calibrate(subject(order, stages))
 

@@ -3,9 +3,9 @@
 #   bash results/fronts.sh
 set -euo pipefail
 cd "$(dirname "$0")"
-plot() { # NETWORK TABLE...: those tables that are there
+plot() { # NETWORK TABLE: that and the others, where they are there
     local network=$1 table tables=()
-    for table in "${@:2}" "${network}_search" "${network}_beyond"; do
+    for table in "$2" "${network}_search" "${network}_beyond"; do
         [ ! -e "$table.csv" ] || tables+=("$table.csv")
     done
     python -m exprune.lab.pareto "${tables[@]}" --plot "${network}_fronts.png" > /dev/null

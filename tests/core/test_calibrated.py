@@ -456,3 +456,24 @@ def test_of_many_tokens_some_are_looked_at(as_matrix: bool) -> None:
         slope, offset = statistics.linear_regression(s[:, j].tolist(), full[:, j].tolist())
         assert of.slope[0, j].item() == pytest.approx(slope, rel=1e-9)
         assert of.offset[0, j].item() == pytest.approx(offset, rel=1e-9)
+
+
+def test_layers_too_short_for_a_test_are_not_recorded() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 5), nn.ReLU()).eval()
+    x = torch.randn(120, 9)
+    with torch.no_grad(), Recorder(find_sites(model, x), (8,)) as recorder:
+        model(x)
+    assert list(recorder.statistics()) == ["4"]
+
+
+def test_what_is_wrong_of_a_recording_is_said() -> None:
+    model, x, site = block(False)
+    with pytest.raises(SettingError, match=r"stages=\[4, 2\]: whole numbers"):
+        Recorder([site], (4, 2))
+    recorder = Recorder([site], STAGES)
+    recorder.rows = torch.ones(len(x) + 1, dtype=torch.bool)
+    with pytest.raises(SettingError, match=f"rows: {len(x) + 1} values, but layer has {len(x)}"), recorder:
+        model(x)
+    with pytest.raises(SettingError, match="training mode"), Recorder([site], STAGES):
+        model.train()(x)

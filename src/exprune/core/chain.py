@@ -57,6 +57,12 @@ class Chain:
     residual: Tensor | None = None
     stage: int = 0
 
+    @property
+    def beside(self) -> Tensor | float:
+        """What is added to the terms in any case; a tensor broadcasts over ``z``."""
+        shift = 0.0 if self.shift is None else self.shift
+        return shift if self.residual is None else shift + self.residual
+
     def affine(self, scale: Tensor, shift: Tensor) -> "Chain":
         """The chain after an eval-mode BatchNorm."""
         return replace(

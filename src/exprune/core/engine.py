@@ -14,8 +14,8 @@ from exprune.core.elementwise import count_true, write_zeros
 from exprune.core.errors import SettingError
 from exprune.core.flops import Flops, SiteFlops
 from exprune.core.heuristics import Heuristic, Prefix, Tau, per_site
-from exprune.core.partial import StagedFollower, Terms
-from exprune.core.plan import ascending, make_plan
+from exprune.core.partial import StagedFollower, Terms, check_rows
+from exprune.core.plan import checked, make_plan
 from exprune.core.sites import Site
 
 
@@ -66,9 +66,7 @@ class ExPrune:
             self._plan(heuristic, gain_ratio)
 
     def _plan(self, heuristic: Heuristic, gain_ratio: Tau) -> None:
-        stages = list(heuristic.stages)
-        if not ascending(stages):
-            raise SettingError(f"stages={stages}: whole numbers of terms, at least 1, each larger than the one before")
+        stages = checked(heuristic.stages)
         known = [site for site in self.sites if site.eligible]
         ratios = per_site(gain_ratio, known, "gain_ratio")
         for index, site in enumerate(self.sites):
@@ -161,10 +159,6 @@ class _Pruner(StagedFollower):
             positions = int(self.run.rows.count_nonzero())
         self.run._zeros += 2 * self.zeros.get(self.chains[out].name, 0) * positions
 
-    def at_batch_statistics(self, training_mode: bool) -> None:
-        if training_mode:
-            raise SettingError("a BatchNorm is in training mode; call model.eval() before pruning")
-
     def before_relu(self, chain: Chain, z: Tensor) -> None:
         if chain.name in self.run._counts and self.run.heuristic.needs_full:
             self.full = z.detach().clone()  # the ReLU may be in place
@@ -172,11 +166,9 @@ class _Pruner(StagedFollower):
     def at_relu(self, chain: Chain, out: Tensor) -> None:
         if chain.name not in self.run._counts:
             return
-        mask, leading = self.run.rows, out.shape[: out.dim() + chain.call.channel_dim]
-        if mask is not None and mask.numel() != leading.numel():
-            raise SettingError(
-                f"rows: {mask.numel()} values, but {chain.name} has {leading.numel()} rows in this batch"
-            )
+        mask = self.run.rows
+        if mask is not None:
+            check_rows(mask, chain, out)
         with torch.no_grad(), torch.autocast(out.device.type, enabled=False):
             chain, out = _as_rows(chain, out)
             full = None if self.full is None else self.full.view_as(out)
@@ -205,8 +197,7 @@ class _Pruner(StagedFollower):
         total = plan.terms
         if isinstance(total, Tensor):
             total = _per_output(total.clamp(min=1), chain, x)
-        r = 0.0 if chain.shift is None else chain.shift
-        r = r if chain.residual is None else r + chain.residual
+        r = chain.beside
         s = q = stopped = None
         so_far = []
         for index, stage in enumerate(plan.stages):

@@ -3,15 +3,14 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from exprune.core.chain import Chain, LinearCall
+from exprune.core.chain import Chain
 from exprune.core.errors import SettingError
-from exprune.core.partial import StagedFollower, Terms
-from exprune.core.plan import make_plan
+from exprune.core.partial import StagedFollower, Terms, check_rows
+from exprune.core.plan import checked, make_plan
 from exprune.core.sites import Site
 
 _FEWEST = 100  # rows: the standard deviation of a residual is then known to 7 %
@@ -74,33 +73,47 @@ class Recorder(StagedFollower):
         self, sites: Sequence[Site], stages: Sequence[int], orders: Mapping[str, Tensor | None] | None = None
     ) -> None:
         self.orders = orders or {}
+        stages = checked(stages)
         sites = [site for site in sites if site.eligible]
         plans = {site.name: make_plan(site, stages, math.inf, self.orders.get(site.name)) for site in sites}
-        super().__init__(sites, {name: plan for name, plan in plans.items() if plan.stages})
+        plans = {name: plan for name, plan in plans.items() if plan.stages}
+        super().__init__([site for site in sites if site.name in plans], plans)
         self.rows: Tensor | None = None
         self._moments: dict[str, dict[int, Moments]] = {}
 
     def before_relu(self, chain: Chain, z: Tensor) -> None:
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-            take = partial(_some, call=chain.call, rows=self.rows)
-            full = take(z).to(torch.promote_types(z.dtype, torch.float32)) - _beside(chain, z, take)
+            take, beside = self._taker(chain, z), chain.beside
+            full = take(z).to(torch.promote_types(z.dtype, torch.float32))
+            full = full - (take(beside.expand_as(z)) if isinstance(beside, Tensor) else beside)
             moments = self._moments.setdefault(chain.name, {})
             for stage, s in zip(self.plans[chain.name].stages, self._sums(chain, take), strict=True):
                 moments.setdefault(stage.n, Moments()).add(s, full)
 
+    def _taker(self, chain: Chain, z: Tensor) -> Callable[[Tensor], Tensor]:
+        """Makes (rows, channels) of values like z or, of a Linear, its input: some positions, those that are data."""
+        dim, rows = chain.call.channel_dim, self.rows
+        if rows is not None:
+            check_rows(rows, chain, z)
+        if rows is None or rows.all():
+            return lambda values: _spread(values.movedim(dim, -1), rows)
+        one = z.narrow(dim, 0, 1)
+        data = rows.to(z.device, torch.bool).reshape(*one.shape[:dim], *(1,) * -dim).expand_as(one)
+        data = _spread(data.movedim(dim, -1), rows)[:, 0]
+        return lambda values: _spread(values.movedim(dim, -1), rows)[data]
+
     def _sums(self, chain: Chain, take: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-        """(rows, outputs), after each stage."""
-        call, plan = chain.call, self.plans[chain.name]
+        """(rows, outputs), after each stage; to be used before the next."""
+        call = chain.call
         if call.sums:
             for s in map(take, call.sums):
                 yield s if chain.scale is None else s * chain.scale.flatten()
             return
-        s: Tensor | float = 0.0
+        s = None
         x = call.input if call.is_conv else take(call.input)
-        for stage in plan.stages:
-            part = Terms.of(call, stage.channels, stage.keep, chain.scale).sum(x)
-            s = s + (take(part) if call.is_conv else part)
-            yield s
+        for stage in self.plans[chain.name].stages:
+            s = Terms.of(call, stage.channels, stage.keep, chain.scale).sum(x, s)
+            yield take(s) if call.is_conv else s
 
     def statistics(self) -> dict[str, SiteStatistics]:
         """By site.
@@ -109,17 +122,6 @@ class Recorder(StagedFollower):
             SettingError: too few rows (images times positions, nodes, tokens) reached a site.
         """
         return {name: SiteStatistics.of(of, name, self.orders.get(name)) for name, of in self._moments.items()}
-
-
-def _some(values: Tensor, call: LinearCall, rows: Tensor | None) -> Tensor:
-    """(rows, channels) of values like the call's input or output: some positions (pixels, tokens) of each input."""
-    taken = _spread(values.movedim(call.channel_dim, -1), rows)
-    if rows is None or rows.all():
-        return taken
-    leading = values.shape[: values.dim() + call.channel_dim]
-    data = rows.to(values.device, torch.bool).reshape(*leading, *(1,) * -call.channel_dim)
-    data = data.expand_as(values.narrow(call.channel_dim, 0, 1)).movedim(call.channel_dim, -1)
-    return taken[_spread(data, rows)[:, 0]]
 
 
 def _spread(values: Tensor, rows: Tensor | None) -> Tensor:
@@ -132,13 +134,6 @@ def _spread(values: Tensor, rows: Tensor | None) -> Tensor:
         # An odd step: every column of an image has its turn.
         values = values[:, :: 1 if count <= _POSITIONS else count // _POSITIONS | 1]
     return values.flatten(0, -2)
-
-
-def _beside(chain: Chain, z: Tensor, take: Callable[[Tensor], Tensor]) -> Tensor | float:
-    """What is added to the terms in any case, of some rows."""
-    shift = 0.0 if chain.shift is None else chain.shift
-    shift = shift.flatten() if isinstance(shift, Tensor) else shift
-    return shift if chain.residual is None else shift + take(chain.residual.expand_as(z))
 
 
 def floored(values: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exprune.core.chain import ChainFollower, LinearCall
+from exprune.core.chain import Chain, ChainFollower, LinearCall
+from exprune.core.errors import SettingError
 from exprune.core.plan import Plan
 from exprune.core.sites import Site
 
@@ -120,21 +121,31 @@ class StagedFollower(ChainFollower):
     def compute(self, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]) -> tuple[Tensor, LinearCall]:
         plan = self.plans.get(self._running[-1])
         precise = call.input.dtype == call.weight.dtype and call.weight.dtype in (torch.float32, torch.float64)
-        if not call.is_conv or not precise or torch.is_autocast_enabled(call.input.device.type):
-            return run(), call
-        if plan is None or len(plan.stages) < 2 or plan.rest is None:
+        precise = precise and not torch.is_autocast_enabled(call.input.device.type)
+        if plan is None or len(plan.stages) < 2 or plan.rest is None or not call.is_conv or not precise:
             return run(), call
         return _in_parts(call, bias, [*(stage.channels for stage in plan.stages), plan.rest])
 
+    def at_batch_statistics(self, training_mode: bool) -> None:
+        if training_mode:
+            raise SettingError("a BatchNorm is in training mode; call model.eval() before pruning")
+
+
+def check_rows(rows: Tensor, chain: Chain, out: Tensor) -> None:
+    """Raise a SettingError unless ``rows`` has one value for each of the leading dimensions of the chain's output."""
+    leading = out.shape[: out.dim() + chain.call.channel_dim].numel()
+    if rows.numel() != leading:
+        raise SettingError(f"rows: {rows.numel()} values, but {chain.name} has {leading} rows in this batch")
+
 
 def _in_parts(call: LinearCall, bias: Tensor | None, channels: Sequence[slice | Tensor]) -> tuple[Tensor, LinearCall]:
-    """The call's output, summed over groups of channels that together are all, and the call with its sums so far."""
+    """A convolution's output, summed over groups of channels that are all together, and the call with its sums."""
     sums = [Terms.of(call, channels[0]).sum(call.input)]
     for group in channels[1:]:
         sums.append(Terms.of(call, group).sum(call.input).add_(sums[-1]))
     out = sums.pop()
     if bias is not None:
-        out += bias.view(-1, 1, 1) if call.is_conv else bias
+        out += bias.view(-1, 1, 1)
     return out, replace(call, sums=tuple(sums))
 
 

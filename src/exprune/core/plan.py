@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from exprune.core.errors import SettingError
 from exprune.core.sites import Site
 
 
@@ -48,6 +49,18 @@ class Plan:
 def ascending(stages: Sequence[int]) -> bool:
     """Whether there are stages, of at least 1 term, each longer than the one before."""
     return bool(stages) and stages[0] >= 1 and all(a < b for a, b in itertools.pairwise(stages))
+
+
+def checked(stages: Sequence[int]) -> tuple[int, ...]:
+    """The stages.
+
+    Raises:
+        SettingError: they are not :func:`ascending`.
+    """
+    stages = list(stages)
+    if not ascending(stages):
+        raise SettingError(f"stages={stages}: whole numbers of terms, at least 1, each larger than the one before")
+    return tuple(stages)
 
 
 def make_plan(site: Site, stages: Sequence[int], gain_ratio: float, order: Tensor | None = None) -> Plan:

@@ -92,6 +92,22 @@ def test_a_killed_search_goes_on(command: CommandLine, monkeypatch: pytest.Monke
     assert len(after) == 9 and [trial.values for trial in after][: len(before)] == before
 
 
+def test_what_an_interrupted_search_measured_is_not_measured_again(command: CommandLine) -> None:
+    storage, run = f"sqlite:///{command.folder / 'study.db'}", command.folder / "run"
+    arguments = (*SEARCH, "search.trials=9", "search.front=2", f"search.storage={storage}", f"hydra.run.dir={run}")
+    assert command(*arguments).code == 0
+    files = {path: path.stat().st_mtime_ns for path in run.rglob("result.json")}
+    lost, front, trials = min(files), run / "front.csv", run / "trials.csv"
+    before = front.read_text(), trials.read_text()
+    for path in (lost, front, trials):
+        path.unlink()
+    assert command(*arguments).code == 0
+    assert {path for path in files if path.stat().st_mtime_ns != files[path]} == {lost}
+    assert (front.read_text(), trials.read_text()) == before
+    assert command(*arguments, "bootstrap=50").code == 0  # another command: its figures may be others
+    assert all(path.stat().st_mtime_ns != before for path, before in files.items())
+
+
 def test_two_workers_share_a_study(tmp_path: Path) -> None:
     """Also when both make it at the same moment; neither repeats the other's settings."""
     storage = f"sqlite:///{tmp_path / 'study.db'}"

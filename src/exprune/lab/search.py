@@ -5,7 +5,6 @@ import logging
 import math
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,7 +24,7 @@ from exprune.lab.files import write_whole
 from exprune.lab.measure import TooFar, drop_and_saved, measure
 from exprune.lab.pareto import row, tabulate
 from exprune.lab.passes import run_pass
-from exprune.lab.result import Result, read_result
+from exprune.lab.result import read_result
 from exprune.lab.study import finished, front, open_study
 from exprune.lab.subject import Subject, plain, prepare
 from exprune.lab.tracking import log_front, tracked
@@ -199,11 +198,17 @@ def _measure_front(study: optuna.Study, subject: Subject, make: Maker) -> pd.Dat
         )
     keep = sorted({round(k) for k in np.linspace(0, len(points) - 1, min(cfg.search.front, len(points)))})
 
-    def measured(trial: optuna.trial.FrozenTrial, split: str) -> Result:
+    def measured(trial: optuna.trial.FrozenTrial, split: str) -> dict[str, Any]:
         heuristic, gain_ratio = _configured(subject, make, trial.params)
+        file = folder / split / f"{trial.number:05d}" / "result.json"
+        wanted = {"command": command, "checkpoint": subject.checkpoint, "tau": heuristic.tau, "gain_ratio": gain_ratio}
+        if file.exists():  # of an interrupted search in this folder
+            found = read_result(file)
+            if wanted == {key: found.get(key) for key in wanted}:
+                return found
         result, _ = measure(subject, heuristic, gain_ratio, split, command)
-        result.write(folder / split / f"{trial.number:05d}" / "result.json")
-        return result
+        result.write(file)
+        return read_result(file)
 
     chosen = [points[k] for k in keep]
     bar = tqdm(chosen, desc="front, valid", disable=None, leave=False)
@@ -211,21 +216,21 @@ def _measure_front(study: optuna.Study, subject: Subject, make: Maker) -> pd.Dat
     still = [pair for pair in valid if not any(_beats(other, pair[1]) for _, other in valid)]
     rows = []
     for trial, on_valid in tqdm(still, desc="front, test", disable=None, leave=False):
-        on_test = row(asdict(measured(trial, "test")))
+        on_test = row(measured(trial, "test"))
         on_test |= {
             "tau": None,  # stand in knobs, with the gain ratios
             "gain_ratio": None,
             "search": cfg.search.name,
             "trials": len(finished(study)),
             "trial": trial.number,
-            "valid_drop": round(on_valid.metric.drop, 3),
-            "valid_saved_percent": round(100 * on_valid.flops.saved, 3),
+            "valid_drop": round(on_valid["metric"]["drop"], 3),
+            "valid_saved_percent": round(100 * on_valid["flops"]["saved"], 3),
             "knobs": json.dumps({name: round(value, 6) for name, value in trial.params.items()}),
         }
         rows.append(on_test)
     return pd.DataFrame(rows)
 
 
-def _beats(one: Result, other: Result) -> bool:
-    ours, theirs = (one.metric.drop, -one.flops.saved), (other.metric.drop, -other.flops.saved)
+def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    ours, theirs = ((of["metric"]["drop"], -of["flops"]["saved"]) for of in (one, other))
     return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]

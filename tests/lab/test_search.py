@@ -48,14 +48,14 @@ def test_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
 def test_search_finds_measures_and_writes(command: CommandLine, session_cache: Path) -> None:
     """The front is chosen on validation, measured once on test; uniform settings come first."""
     storage = f"sqlite:///{command.folder / 'study.db'}"
-    outcome = command(*SEARCH, "search.trials=10", "search.front=3", f"search.storage={storage}")
+    outcome = command(*SEARCH, "search.trials=12", "search.front=3", f"search.storage={storage}")
     assert outcome.code == 0, outcome.err
     (table,) = command.folder.rglob("front.csv")
     rows, trials = pd.read_csv(table), pd.read_csv(table.with_name("trials.csv"))
-    assert len(trials) == 10 and 1 <= len(rows) <= 3
+    assert len(trials) == 12 and 1 <= len(rows) <= 3
     taus = trials.filter(like="params_tau/").to_numpy()
-    assert taus.shape == (10, 5) and (taus >= 0).all() and (taus <= 0.5).all()
-    assert (taus[:8] == taus[:8, :1]).all() and (taus[0] == 0).all() and (taus[7] == 0.5).all()
+    assert taus.shape == (12, 5) and (taus >= 0).all() and (taus <= 0.5).all()
+    assert (taus[:10] == taus[:10, :1]).all() and (taus[0] == 0).all() and (taus[9] == 0.5).all()
     for _, row in rows.iterrows():
         files = [table.parent / part / f"{row.trial:05d}" / "result.json" for part in ("valid", "test")]
         results = [json.loads(file.read_text()) for file in files]

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from exprune.core.errors import SettingError
 from exprune.lab import pareto
@@ -116,6 +117,16 @@ def test_tables_go_into_one_plot(tmp_path: Path, capsys: pytest.CaptureFixture[s
         pareto.gather([tmp_path / "trials.csv"])
     with pytest.raises(SettingError, match=r"gone\.csv: not a table"):
         pareto.gather([tmp_path / "gone.csv"])
+
+
+def test_what_a_search_found_is_a_curve_of_its_own() -> None:
+    by_site = [result({"a": 0.1, "b": tau}, 0.1, 0.2 + tau) for tau in (0.1, 0.2)]
+    table = pareto.tabulate([*by_site, result(0.1, 0.5, 0.2), result(0.2, 0.6, 0.3)])
+    axes = Figure().subplots()
+    pareto._plot_panel(table, axes, "nci", "test", "roc_auc")
+    lines, labels = axes.get_legend_handles_labels()
+    assert labels == ["gnn, StatsTest, 0 sites", "gnn, StatsTest, 0 sites, tau by site"]
+    assert [line[0].get_xdata().tolist() for line in lines] == [pytest.approx([20, 30]), pytest.approx([30, 40])]
 
 
 def test_the_copies_that_wandb_keeps_are_no_results(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from exprune.lab.result import read_result
 PANEL = ["data", "split", "metric"]  # what can stand in one plot
 NETWORK = ["model", "static", "sparsity", "seed", "checkpoint"]  # what has one dense baseline
 CURVE = [*NETWORK, "sites", "heuristic", "order"]  # what has one front
+_MANY_TAUS = ("{", "[")  # how a table's tau begins where sites have their own
 
 
 def find_results(folder: Path) -> list[Path]:
@@ -147,7 +148,8 @@ def network_label(row: pd.Series) -> str:
 def curve_label(row: pd.Series) -> str:
     """What a curve is called in a legend."""
     order = f", order {row['order']}" if row["order"] else ""
-    return f"{network_label(row)}, {row['heuristic']}, {row['sites']} sites{order}"
+    by_site = ", tau by site" if str(row["tau"]).startswith(_MANY_TAUS) else ""
+    return f"{network_label(row)}, {row['heuristic']}, {row['sites']} sites{order}{by_site}"
 
 
 def plot(table: pd.DataFrame, path: Path) -> None:
@@ -161,7 +163,9 @@ def plot(table: pd.DataFrame, path: Path) -> None:
 
 
 def _plot_panel(rows: pd.DataFrame, axes: Axes, data: str, split: str, metric: str) -> None:
-    for _, curve in rows[rows["heuristic"] != "none"].groupby(CURVE, dropna=False):
+    pruned = rows[rows["heuristic"] != "none"]
+    by_site = pruned["tau"].astype(str).str.startswith(_MANY_TAUS)  # a search's points are no part of a sweep's curve
+    for _, curve in pruned.groupby([*CURVE, by_site], dropna=False):
         drop, low, high = (curve[column] for column in ("drop_points", "drop_low", "drop_high"))
         errors = ((high - drop).clip(lower=0), (drop - low).clip(lower=0))
         style = {"marker": "o", "markersize": 4, "capsize": 2, "label": curve_label(curve.iloc[0])}

@@ -33,7 +33,7 @@ from exprune.lab.tuning import Maker, heuristic_of, maker
 log = logging.getLogger(__name__)
 
 _GAIN_RATIOS = (0.1, 0.5)  # searched in the paper
-_UNIFORM = (0.0, 0.02, 0.04, 0.1, 0.2, 0.3, 0.5, 0.75, 0.9, 1.0)  # shares of every site's range, tried before anything else
+_UNIFORM = (0.0, 0.02, 0.04, 0.1, 0.2, 0.3, 0.5, 0.75, 0.9, 1.0)  # shares of every range, tried before anything else
 
 
 def search(cfg: DictConfig) -> pd.DataFrame:

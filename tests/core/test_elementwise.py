@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exprune.core.elementwise import below, count_true, write_zeros
+from exprune.core.elementwise import below, both, count_true, select_channels, write_zeros
 
 
 @given(st.integers(0, 5000), st.integers(0, 2**31), st.floats(0, 1))
@@ -33,3 +33,16 @@ def test_below_and_write_zeros(dtype: torch.dtype) -> None:
     expected = values.masked_fill(stopped, 0)
     write_zeros(values, stopped)
     assert torch.equal(values, expected)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_select_channels_and_both(channels_last: bool) -> None:
+    torch.manual_seed(0)
+    x, channels = torch.randn(3, 20, 5, 4), torch.randperm(20)[:7]
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    for values, dim in ((x, -3), (x, 1), (x[0], -3), (x[:, :, 0, 0], -1), (x[0, :, 0, 0], -1)):
+        chosen = select_channels(values, channels, dim)
+        assert torch.equal(chosen, values.index_select(dim, channels))
+    assert select_channels(x, channels, -3).is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert torch.equal(both(x > 0, x < 1), (x > 0) & (x < 1))

@@ -15,7 +15,7 @@ from optuna.trial import TrialState, create_trial
 
 from exprune.core.errors import SettingError
 from exprune.lab.search import _spread
-from exprune.lab.study import finished, front, open_study
+from exprune.lab.study import finished, front, open_study, spread
 from exprune.lab.tasks.graphs import GraphTask
 from tests.cli import TINY, CommandLine
 
@@ -43,6 +43,20 @@ def test_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
     beaten = lambda p: any(q != p and q[0] <= p[0] and q[1] >= p[1] for q in points)  # noqa: E731
     assert sorted(found, key=lambda p: p[1]) == found
     assert set(found) == {p for p in points if not beaten(p) and p[0] <= 3} and len(found) == len(set(found))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(-3, 5), st.integers(-1, 12)), max_size=12), st.integers(1, 5))
+def test_spread_has_the_best_of_each_range_of_saving(points: list[tuple[int, int]], count: int) -> None:
+    found = [tuple(trial.values) for trial in spread(study_of(points), 3.0, count)]
+    within = [(drop, saved) for drop, saved in points if drop <= 3 and saved > 0]
+    most = max((saved for _, saved in within), default=0)
+    wanted = []
+    for k in range(count):
+        low, high = k * most, (k + 1) * most  # of count * saved
+        there = [p for p in within if low <= count * p[1] < high or (k == count - 1 and p[1] == most)]
+        wanted += [min(there, key=lambda p: (p[0], -p[1]))] if there else []
+    assert found == wanted
 
 
 def test_search_finds_measures_and_writes(command: CommandLine, session_cache: Path) -> None:

@@ -60,7 +60,7 @@ class CalibratedTest(Heuristic):
     def stop(self, seen: Prefix) -> Tensor:
         slope, bound = self._line(seen)
         if seen.site.residual:
-            return below(seen.s * slope + seen.r, bound)
+            return below(torch.addcmul(seen.r, seen.s, slope), bound)
         return below(seen.s, (bound - seen.r) / slope)
 
     def overhead(self, stage: int, site: Site) -> int:

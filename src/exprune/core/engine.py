@@ -10,7 +10,7 @@ from torch import Tensor
 
 from exprune.core.chain import Chain, LinearCall
 from exprune.core.counting import FlopTally
-from exprune.core.elementwise import count_true, write_zeros
+from exprune.core.elementwise import both, count_true, write_zeros
 from exprune.core.errors import SettingError
 from exprune.core.flops import Flops, SiteFlops
 from exprune.core.heuristics import Heuristic, Prefix, Tau, per_site
@@ -227,7 +227,7 @@ class _Pruner(StagedFollower):
             outputs = int(data.sum()) * (out.numel() // data.numel())
             positive = positive & data
         negative = outputs - count_true(positive)
-        wrong = count_true(stopped & positive)
+        wrong = count_true(both(stopped, positive))
         self.run._counts[chain.name].add(outputs, counts, negative, wrong)
 
     def _data_rows(self, chain: Chain, out: Tensor, rows: slice) -> Tensor | None:

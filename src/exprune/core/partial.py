@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exprune.core.chain import Chain, ChainFollower, LinearCall
+from exprune.core.elementwise import select_channels
 from exprune.core.errors import SettingError
 from exprune.core.plan import Plan
 from exprune.core.sites import Site
@@ -36,7 +37,7 @@ class Terms:
         """
         if isinstance(channels, Tensor):
             channels = channels.to(call.weight.device)
-            weight = call.weight.index_select(1, channels).to(_dtype(call))
+            weight = select_channels(call.weight, channels, 1).to(_dtype(call))
         else:
             weight = call.weight[:, channels].to(_dtype(call))
         beside = (1,) * (weight.dim() - 2)
@@ -91,7 +92,7 @@ class Terms:
         if isinstance(self.channels, slice):
             x = x.narrow(dim, self.channels.start, self.channels.stop - self.channels.start)
         else:
-            x = x.index_select(dim, self.channels)
+            x = select_channels(x, self.channels, dim)
         return x.to(self.weight.dtype)
 
     def _patches(self, x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from exprune.lab.measure import TooFar, drop_and_saved, measure
 from exprune.lab.pareto import row, tabulate
 from exprune.lab.passes import run_pass
 from exprune.lab.result import read_result
-from exprune.lab.study import finished, front, open_study
+from exprune.lab.study import finished, front, open_study, spread
 from exprune.lab.subject import Subject, plain, prepare
 from exprune.lab.tracking import log_front, tracked
 from exprune.lab.tuning import Maker, heuristic_of, maker
@@ -196,7 +196,9 @@ def _measure_front(study: optuna.Study, subject: Subject, make: Maker) -> pd.Dat
         raise SettingError(
             f"search.max_drop={cfg.search.max_drop}: no trial drops less; allow more trials or more points"
         )
-    keep = sorted({round(k) for k in np.linspace(0, len(points) - 1, min(cfg.search.front, len(points)))})
+    chosen = [points[k] for k in sorted({round(k) for k in np.linspace(0, len(points) - 1, cfg.search.front)})]
+    if cfg.search.limit is not None:
+        chosen = spread(study, cfg.search.max_drop, cfg.search.front) or chosen
 
     def measured(trial: optuna.trial.FrozenTrial, split: str) -> dict[str, Any]:
         heuristic, gain_ratio = _configured(subject, make, trial.params)
@@ -210,7 +212,6 @@ def _measure_front(study: optuna.Study, subject: Subject, make: Maker) -> pd.Dat
         result.write(file)
         return read_result(file)
 
-    chosen = [points[k] for k in keep]
     bar = tqdm(chosen, desc="front, valid", disable=None, leave=False)
     valid = [(trial, measured(trial, "valid")) for trial in bar]
     still = [pair for pair in valid if not any(_beats(other, pair[1]) for _, other in valid)]

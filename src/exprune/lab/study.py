@@ -65,6 +65,21 @@ def front(study: optuna.Study, max_drop: float) -> list[FrozenTrial]:
     return best[::-1]
 
 
+def spread(study: optuna.Study, max_drop: float, count: int) -> list[FrozenTrial]:
+    """Of each of ``count`` equal ranges of saving, up to the most, the complete trial that drops least, up to a drop.
+
+    Where trials saw a part of the inputs, luck decides which of them are on their front, and one lucky trial hides all
+    that save less.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    within = [trial for trial in complete if trial.values[0] <= max_drop and trial.values[1] > 0]
+    most = max((trial.values[1] for trial in within), default=0.0)
+    best: dict[int, FrozenTrial] = {}
+    for trial in sorted(within, key=lambda t: (t.values[0], -t.values[1])):
+        best.setdefault(min(int(count * trial.values[1] / most), count - 1), trial)
+    return [best[k] for k in sorted(best)]
+
+
 def _created(name: str, storage: Callable[[], BaseStorage], where: str | None) -> optuna.Study:
     for attempt in range(5):  # workers that start at once may both try to make the tables of a fresh file
         try:

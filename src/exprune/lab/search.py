@@ -25,7 +25,7 @@ from exprune.lab.measure import TooFar, drop_and_saved, measure
 from exprune.lab.pareto import row, tabulate
 from exprune.lab.passes import run_pass
 from exprune.lab.result import read_result
-from exprune.lab.study import finished, front, open_study, spread
+from exprune.lab.study import FINISHED, finished, front, open_study, spread
 from exprune.lab.subject import Subject, plain, prepare
 from exprune.lab.tracking import log_front, tracked
 from exprune.lab.tuning import Maker, heuristic_of, maker
@@ -67,6 +67,7 @@ def search(cfg: DictConfig) -> pd.DataFrame:
         _run_trials(study, subject, make, ranges, batches)
         table = _measure_front(study, subject, make)
         trials = study.trials_dataframe()
+        trials = trials[trials["state"].isin([state.name for state in FINISHED])]
         write_whole(folder / "trials.csv", lambda partial: trials.to_csv(partial, index=False))
         write_whole(folder / "front.csv", lambda partial: table.to_csv(partial, index=False))
         files = [folder / "test" / f"{number:05d}" / "result.json" for number in table["trial"]]

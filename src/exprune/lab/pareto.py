@@ -155,7 +155,7 @@ def curve_label(row: pd.Series) -> str:
 def plot(table: pd.DataFrame, path: Path) -> None:
     """Change of the metric (points, with the interval of the paired difference) against FLOPs saved, panel by panel."""
     panels = list(table.groupby(PANEL))
-    figure = Figure(figsize=(7 * len(panels), 4.5), layout="constrained")
+    figure = Figure(figsize=(7 * len(panels), 5.5), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)
     for (names, rows), one in zip(panels, axes.flat, strict=True):
         _plot_panel(rows, one, *names)
@@ -179,7 +179,7 @@ def _plot_panel(rows: pd.DataFrame, axes: Axes, data: str, split: str, metric: s
     axes.set_title(f"{data}, {split} split (filled: on the front)")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)  # hides no point
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,11 +1,13 @@
-"""Prints README's summary from the tables beside this file: the FLOPs saved within a drop, per network and test.
+"""Prints README's tables from those beside this file: the FLOPs saved within a drop, per network and test.
 
-python results/summary.py
+python results/summary.py               # every test, two rows a network
+python results/summary.py --searches    # what the searches of one tau per site found, with intervals
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -20,6 +22,7 @@ NETWORKS = {
     "VGG11-BN, 2 % of the weights": ("vgg11_bn", 0.98, "vgg11_bn_static_cifar10_jpeg", "saved_percent"),
     "embedded OPT, of `fc1`": ("opt", 0.0, "opt_stdlib", "scope_saved_percent"),
 }
+LIMITS = (0.1, 1.0)  # points
 COLUMNS = ("Threshold", "StatsTest", "Calibrated", "Optimal", "Optimal, `order=neuron`", "Oracle")
 
 
@@ -28,7 +31,7 @@ def summary() -> str:
     lines = [f"| | drop up to | paper | {' | '.join(COLUMNS)} |", "|---|---" + "|---" * (1 + len(COLUMNS)) + "|"]
     for network, (model, sparsity, single, figure) in NETWORKS.items():
         name = model + ("_static" if sparsity else "")
-        searched = [HERE / f"{name}_search_{heuristic}_front.csv" for heuristic in ("threshold", "stats_test")]
+        searched = _fronts(name)
         tables = [path for path in (HERE / f"{name}_beyond.csv", *searched) if path.exists()]
         if not all(path.exists() for path in searched) and (HERE / f"{single}.csv").exists():
             tables.append(HERE / f"{single}.csv")
@@ -40,11 +43,38 @@ def summary() -> str:
         by_neuron = results["setting"].map(lambda setting: json.loads(setting).get("order") == "neuron")
         results.loc[by_neuron, "heuristic"] += ", `order=neuron`"
         chosen = paper_table(results).set_index(["drop_limit", "heuristic"])
-        for limit in (0.1, 1.0):
-            paper = PUBLISHED["statically pruned" if sparsity else "dense"][limit]
+        for limit in LIMITS:
             cells = [_cell(chosen, (limit, column), figure) for column in COLUMNS]
-            lines.append(f"| {network} | {limit:g} | {paper.partition(' (v1)')[0]} | {' | '.join(cells)} |")
+            lines.append(f"| {network} | {limit:g} | {_published(sparsity, limit)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def searches() -> str:
+    """Two rows a search, in Markdown: chosen on the validation split, measured on test."""
+    columns = ("drop up to", "on validation: saved, drop", "on test: saved", "change, points", "paper")
+    lines = [f"| | | {' | '.join(columns)} |", "|---|---" + "|---" * len(columns) + "|"]
+    for network, (model, sparsity, _, figure) in NETWORKS.items():
+        for front in filter(Path.exists, _fronts(model + ("_static" if sparsity else ""))):
+            for row in paper_table(read([front])).to_dict("records"):
+                about = f"{network} | {row['heuristic']} | {row['drop_limit']:g}"
+                lines.append(f"| {about} | {_found(row, figure)} | {_published(sparsity, row['drop_limit'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _fronts(name: str) -> list[Path]:
+    return [HERE / f"{name}_search_{heuristic}_front.csv" for heuristic in ("threshold", "stats_test")]
+
+
+def _published(sparsity: float, limit: float) -> str:
+    return PUBLISHED["statically pruned" if sparsity else "dense"][limit].partition(" (v1)")[0]
+
+
+def _found(row: dict[str, Any], figure: str) -> str:
+    if pd.isna(row["saved_percent"]):
+        return "none | |"
+    change, low, high = (round(-row[name], 2) + 0 for name in ("drop_points", "drop_high", "drop_low"))
+    on_valid = f"{row['valid_saved_percent']:.1f} %, {row['valid_drop_points']:.2f}"
+    return f"{on_valid} | {row[figure]:.1f} % | {change:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _cell(chosen: pd.DataFrame, key: tuple[float, str], figure: str) -> str:
@@ -56,9 +86,9 @@ def _cell(chosen: pd.DataFrame, key: tuple[float, str], figure: str) -> str:
     if key[1] == "Oracle":
         return f"{row[figure]:.1f}"
     mark = "" if row["chosen_on"] == "validation" else "*"
-    change = round(-row["drop_points"], 2) + 0  # no -0
+    change = round(-float(row["drop_points"]), 2) + 0  # no -0
     return f"{row[figure]:.1f}{mark} ({change:+.2f})"
 
 
 if __name__ == "__main__":
-    sys.stdout.write(summary())
+    sys.stdout.write(searches() if sys.argv[1:] == ["--searches"] else summary())

@@ -38,7 +38,8 @@ def test_files_that_it_names_exist() -> None:
     assert named and [name for name in named if not (Path(ROOT) / name).exists()] == []
 
 
-def test_summary_is_that_of_the_tables(command: CommandLine) -> None:
-    outcome = command("results/summary.py")
+@pytest.mark.parametrize("which", [[], ["--searches"]], ids=["summary", "searches"])
+def test_summary_is_that_of_the_tables(command: CommandLine, which: list[str]) -> None:
+    outcome = command("results/summary.py", *which)
     assert outcome.code == 0, outcome.err
     assert outcome.out in README

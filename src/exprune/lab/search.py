@@ -222,6 +222,7 @@ def _measure_front(study: optuna.Study, subject: Subject, make: Maker) -> pd.Dat
         on_test |= {
             "tau": None,  # stand in knobs, with the gain ratios
             "gain_ratio": None,
+            "sites": sum(name.startswith("tau/") for name in trial.params),  # a gain_ratio may leave one untested
             "search": cfg.search.name,
             "trials": len(finished(study)),
             "trial": trial.number,

@@ -22,7 +22,6 @@ NETWORKS = {
     "VGG11-BN, 2 % of the weights": ("vgg11_bn", 0.98, "vgg11_bn_static_cifar10_jpeg", "saved_percent"),
     "embedded OPT, of `fc1`": ("opt", 0.0, "opt_stdlib", "scope_saved_percent"),
 }
-LIMITS = (0.1, 1.0)  # points
 COLUMNS = ("Threshold", "StatsTest", "Calibrated", "Optimal", "Optimal, `order=neuron`", "Oracle")
 
 
@@ -30,7 +29,7 @@ def summary() -> str:
     """Two rows a network, in Markdown. What is not measured yet is left empty."""
     lines = [f"| | drop up to | paper | {' | '.join(COLUMNS)} |", "|---|---" + "|---" * (1 + len(COLUMNS)) + "|"]
     for network, (model, sparsity, single, figure) in NETWORKS.items():
-        name = model + ("_static" if sparsity else "")
+        name = _name(model, sparsity)
         searched = _fronts(name)
         tables = [path for path in (HERE / f"{name}_beyond.csv", *searched) if path.exists()]
         if not all(path.exists() for path in searched) and (HERE / f"{single}.csv").exists():
@@ -43,7 +42,7 @@ def summary() -> str:
         by_neuron = results["setting"].map(lambda setting: json.loads(setting).get("order") == "neuron")
         results.loc[by_neuron, "heuristic"] += ", `order=neuron`"
         chosen = paper_table(results).set_index(["drop_limit", "heuristic"])
-        for limit in LIMITS:
+        for limit in PUBLISHED["dense"]:
             cells = [_cell(chosen, (limit, column), figure) for column in COLUMNS]
             lines.append(f"| {network} | {limit:g} | {_published(sparsity, limit)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -54,11 +53,16 @@ def searches() -> str:
     columns = ("drop up to", "on validation: saved, drop", "on test: saved", "change, points", "paper")
     lines = [f"| | | {' | '.join(columns)} |", "|---|---" + "|---" * len(columns) + "|"]
     for network, (model, sparsity, _, figure) in NETWORKS.items():
-        for front in filter(Path.exists, _fronts(model + ("_static" if sparsity else ""))):
+        for front in filter(Path.exists, _fronts(_name(model, sparsity))):
             for row in paper_table(read([front])).to_dict("records"):
                 about = f"{network} | {row['heuristic']} | {row['drop_limit']:g}"
                 lines.append(f"| {about} | {_found(row, figure)} | {_published(sparsity, row['drop_limit'])} |")
     return "\n".join(lines) + "\n"
+
+
+def _name(model: str, sparsity: float) -> str:
+    """How the names of a network's tables begin."""
+    return model + ("_static" if sparsity else "")
 
 
 def _fronts(name: str) -> list[Path]:
@@ -72,9 +76,13 @@ def _published(sparsity: float, limit: float) -> str:
 def _found(row: dict[str, Any], figure: str) -> str:
     if pd.isna(row["saved_percent"]):
         return "none | |"
-    change, low, high = (round(-row[name], 2) + 0 for name in ("drop_points", "drop_high", "drop_low"))
+    change, low, high = (_change(row[name]) for name in ("drop_points", "drop_high", "drop_low"))
     on_valid = f"{row['valid_saved_percent']:.1f} %, {row['valid_drop_points']:.2f}"
-    return f"{on_valid} | {row[figure]:.1f} % | {change:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"{on_valid} | {row[figure]:.1f} % | {change} [{low}, {high}]"
+
+
+def _change(drop: float) -> str:
+    return f"{round(-float(drop), 2) + 0:+.2f}"  # no -0
 
 
 def _cell(chosen: pd.DataFrame, key: tuple[float, str], figure: str) -> str:
@@ -86,8 +94,7 @@ def _cell(chosen: pd.DataFrame, key: tuple[float, str], figure: str) -> str:
     if key[1] == "Oracle":
         return f"{row[figure]:.1f}"
     mark = "" if row["chosen_on"] == "validation" else "*"
-    change = round(-float(row["drop_points"]), 2) + 0  # no -0
-    return f"{row[figure]:.1f}{mark} ({change:+.2f})"
+    return f"{row[figure]:.1f}{mark} ({_change(row['drop_points'])})"
 
 
 if __name__ == "__main__":

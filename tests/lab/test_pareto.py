@@ -129,6 +129,22 @@ def test_what_a_search_found_is_a_curve_of_its_own() -> None:
     assert [line[0].get_xdata().tolist() for line in lines] == [pytest.approx([20, 30]), pytest.approx([30, 40])]
 
 
+def test_a_curve_is_of_selected_sites_however_many_a_setting_leaves_without_a_test() -> None:
+    def sites(*outputs: int | None) -> list[dict]:
+        return [{"outputs": count, "pruned": 0, "negative": 0, "wrong": 0} for count in outputs]
+
+    results = [
+        result(0.1, 0.5, 0.2, sites=sites(10, 10)),
+        result(0.2, 0.4, 0.3, sites=sites(10, None)),
+        result(0.2, 0.1, 0.1, sites=sites(10), site_selection=["a"]),
+    ]
+    table = pareto.tabulate(results)
+    assert table["front"].tolist() == [False, True, True]
+    axes = Figure().subplots()
+    pareto._plot_panel(table, axes, "nci", "test", "roc_auc")
+    assert axes.get_legend_handles_labels()[1] == ["gnn, StatsTest, 2 sites", "gnn, StatsTest, 1 sites"]
+
+
 def test_the_copies_that_wandb_keeps_are_no_results(tmp_path: Path) -> None:
     for folder in ("0", "0/wandb/offline-run-1/files"):
         (tmp_path / folder).mkdir(parents=True)

@@ -36,7 +36,8 @@ def _chart(rows: pd.DataFrame) -> go.Figure:
         curves = network[network["heuristic"] != "none"].groupby(CURVE)
         for (_, curve), symbol in zip(curves, itertools.cycle(_SYMBOLS), strict=False):
             for on_front, points in curve.groupby("front"):
-                _add_points(figure, points, bool(on_front), marker_symbol=symbol, **style)
+                name = curve_label(curve) + (", front" if on_front else "")
+                _add_points(figure, points, bool(on_front), name=name, marker_symbol=symbol, **style)
     figure.update_layout(
         title=f"{data}, {split} split",
         xaxis_title="FLOPs / FLOPs of the dense network",
@@ -57,7 +58,6 @@ def _add_points(figure: go.Figure, points: pd.DataFrame, on_front: bool, **style
             "arrayminus": ((high - drop).clip(lower=0) / 100).tolist(),
             "thickness": 1,
         },
-        name=curve_label(points.iloc[0]) + (", front" if on_front else ""),
         mode="lines+markers" if on_front else "markers",
         opacity=1.0 if on_front else 0.4,
         text=[_hover(row) for _, row in points.iterrows()],

@@ -21,7 +21,7 @@ from exprune.lab.result import read_result
 
 PANEL = ["data", "split", "metric"]  # what can stand in one plot
 NETWORK = ["model", "static", "sparsity", "seed", "checkpoint"]  # what has one dense baseline
-CURVE = [*NETWORK, "sites", "heuristic", "order"]  # what has one front
+CURVE = [*NETWORK, "site_selection", "heuristic", "order"]  # what has one front
 _MANY_TAUS = ("{", "[")  # how a table's tau begins where sites have their own
 
 
@@ -56,7 +56,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise SettingError(f"{path}: not a table ({str(error).strip().partition(chr(10))[0]})") from error
     if missing := [column for column in (*PANEL, *CURVE, "saved_percent", "front") if column not in table]:
         raise SettingError(f"{path}: no table of exprune.lab.pareto: it has no {missing[0]}")
-    return table.assign(order=table["order"].astype(object).fillna(""))
+    return table.assign(**{column: table[column].astype(object).fillna("") for column in ("site_selection", "order")})
 
 
 def tabulate(results: Iterable[dict[str, Any]]) -> pd.DataFrame:
@@ -66,7 +66,7 @@ def tabulate(results: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """
     table = pd.DataFrame([row(result) for result in results])
     order = [*PANEL, *CURVE, "saved_percent"]
-    table = table.sort_values(order, ascending=[column != "sites" for column in order]).reset_index(drop=True)
+    table = table.sort_values(order).reset_index(drop=True)
     table["front"] = False
     for _, curve in table[table["heuristic"] != "none"].groupby([*PANEL, *CURVE], dropna=False):
         drop, saved = (curve[column].to_numpy() for column in ("drop_points", "saved_percent"))
@@ -90,7 +90,7 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
         "sparsity": round(result.get("sparsity", 0.0), 5),
         "seed": result["seed"],
         "sites": len(counts),
-        "site_selection": json.dumps(selection) if (selection := result.get("site_selection")) else None,
+        "site_selection": json.dumps(selection) if (selection := result.get("site_selection")) else "",
         "heuristic": result["heuristic"],
         "tau": str(result["tau"]),
         "lam": result.get("lam"),
@@ -145,11 +145,12 @@ def network_label(row: pd.Series) -> str:
     return f"{row['model']}{sparse}" + (f", seed {row['seed']}" if row["seed"] else "")
 
 
-def curve_label(row: pd.Series) -> str:
-    """What a curve is called in a legend."""
+def curve_label(curve: pd.DataFrame) -> str:
+    """What a curve is called in a legend. Under static pruning a setting may leave some of its sites without a test."""
+    row, sites = curve.iloc[0], curve["sites"].max()
     order = f", order {row['order']}" if row["order"] else ""
     by_site = ", tau by site" if str(row["tau"]).startswith(_MANY_TAUS) else ""
-    return f"{network_label(row)}, {row['heuristic']}, {row['sites']} sites{order}{by_site}"
+    return f"{network_label(row)}, {row['heuristic']}, {sites} sites{order}{by_site}"
 
 
 def plot(table: pd.DataFrame, path: Path) -> None:
@@ -168,7 +169,7 @@ def _plot_panel(rows: pd.DataFrame, axes: Axes, data: str, split: str, metric: s
     for _, curve in pruned.groupby([*CURVE, by_site], dropna=False):
         drop, low, high = (curve[column] for column in ("drop_points", "drop_low", "drop_high"))
         errors = ((high - drop).clip(lower=0), (drop - low).clip(lower=0))
-        style = {"marker": "o", "markersize": 4, "capsize": 2, "label": curve_label(curve.iloc[0])}
+        style = {"marker": "o", "markersize": 4, "capsize": 2, "label": curve_label(curve)}
         line = axes.errorbar(curve["saved_percent"], -drop, yerr=errors, **style)[0]
         beaten = curve[~curve["front"]]  # hollow
         axes.plot(beaten["saved_percent"], -beaten["drop_points"], "o", ms=2.5, color="white", zorder=line.zorder + 1)
@@ -179,7 +180,7 @@ def _plot_panel(rows: pd.DataFrame, axes: Axes, data: str, split: str, metric: s
     axes.set_title(f"{data}, {split} split (filled: on the front)")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)  # hides no point
+        axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)  # hides no point
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -46,3 +46,11 @@ def test_select_channels_and_both(channels_last: bool) -> None:
         assert torch.equal(chosen, values.index_select(dim, channels))
     assert select_channels(x, channels, -3).is_contiguous(memory_format=torch.channels_last) == channels_last
     assert torch.equal(both(x > 0, x < 1), (x > 0) & (x < 1))
+
+
+def test_count_true_in_any_memory_order() -> None:
+    torch.manual_seed(0)
+    mask = torch.rand(3, 20, 9, 8) < 0.3
+    last = mask.contiguous(memory_format=torch.channels_last)
+    for one in (mask, last, last[1:], last[0], last[:, 3:], mask.movedim(1, 2), mask[..., ::2], mask.flatten()[1:]):
+        assert count_true(one) == one.sum()

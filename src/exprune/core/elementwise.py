@@ -38,6 +38,8 @@ def count_true(mask: Tensor) -> Tensor:
         return mask.count_nonzero()
     last = mask.movedim(-3, -1) if mask.dim() > 2 else mask
     flat = (last if last.is_contiguous() else mask).reshape(-1)  # of channels_last without a copy
+    if not flat.is_contiguous() or flat.storage_offset() % 8:  # no view as integers
+        return mask.count_nonzero()
     end = size * 8 * _GROUPS
     count = flat[:end].view(torch.int64).view(_GROUPS, size).sum(0).view(torch.uint8).sum()
     return count if end == len(flat) else count + flat[end:].count_nonzero()

@@ -14,13 +14,13 @@ import pandas as pd
 from exprune.lab.paper_table import PUBLISHED, paper_table, read
 
 HERE = Path(__file__).parent
-# Network -> model, weights removed, tables of single settings, and the figure: of all FLOPs or of the published scope.
+# Network -> model, weights removed, and the figure: of all FLOPs or of the published scope.
 NETWORKS = {
-    "GCN, ogbg-molhiv": ("gnn", 0.0, "gnn_molhiv", "saved_percent"),
-    "VGG11-BN": ("vgg11_bn", 0.0, "vgg11_bn_cifar10_jpeg", "saved_percent"),
-    "ResNet18": ("resnet18", 0.0, "resnet18_cifar10_jpeg", "saved_percent"),
-    "VGG11-BN, 2 % of the weights": ("vgg11_bn", 0.98, "vgg11_bn_static_cifar10_jpeg", "saved_percent"),
-    "embedded OPT, of `fc1`": ("opt", 0.0, "opt_stdlib", "scope_saved_percent"),
+    "GCN, ogbg-molhiv": ("gnn", 0.0, "saved_percent"),
+    "VGG11-BN": ("vgg11_bn", 0.0, "saved_percent"),
+    "ResNet18": ("resnet18", 0.0, "saved_percent"),
+    "VGG11-BN, 2 % of the weights": ("vgg11_bn", 0.98, "saved_percent"),
+    "embedded OPT, of `fc1`": ("opt", 0.0, "scope_saved_percent"),
 }
 COLUMNS = ("Threshold", "StatsTest", "Calibrated", "Optimal", "Optimal, `order=neuron`", "Oracle")
 
@@ -28,17 +28,12 @@ COLUMNS = ("Threshold", "StatsTest", "Calibrated", "Optimal", "Optimal, `order=n
 def summary() -> str:
     """Two rows a network, in Markdown. What is not measured yet is left empty."""
     lines = [f"| | drop up to | paper | {' | '.join(COLUMNS)} |", "|---|---" + "|---" * (1 + len(COLUMNS)) + "|"]
-    for network, (model, sparsity, single, figure) in NETWORKS.items():
+    for network, (model, sparsity, figure) in NETWORKS.items():
         name = _name(model, sparsity)
-        searched = _fronts(name)
-        tables = [path for path in (HERE / f"{name}_beyond.csv", *searched) if path.exists()]
-        if not all(path.exists() for path in searched) and (HERE / f"{single}.csv").exists():
-            tables.append(HERE / f"{single}.csv")
+        tables = [path for path in (HERE / f"{name}_beyond.csv", *_fronts(name)) if path.exists()]
         if not tables:
             continue
         results = read(tables)
-        results = results[(results["sparsity"] - sparsity).abs() < 0.005]
-        results = results[results["sites"] == max(results["sites"], key=int)]  # the GCN's also without its first
         by_neuron = results["setting"].map(lambda setting: json.loads(setting).get("order") == "neuron")
         results.loc[by_neuron, "heuristic"] += ", `order=neuron`"
         chosen = paper_table(results).set_index(["drop_limit", "heuristic"])
@@ -52,7 +47,7 @@ def searches() -> str:
     """Two rows a search, in Markdown: chosen on the validation split, measured on test."""
     columns = ("drop up to", "on validation: saved, drop", "on test: saved", "change, points", "paper")
     lines = [f"| | | {' | '.join(columns)} |", "|---|---" + "|---" * len(columns) + "|"]
-    for network, (model, sparsity, _, figure) in NETWORKS.items():
+    for network, (model, sparsity, figure) in NETWORKS.items():
         for front in filter(Path.exists, _fronts(_name(model, sparsity))):
             for row in paper_table(read([front])).to_dict("records"):
                 about = f"{network} | {row['heuristic']} | {row['drop_limit']:g}"
@@ -93,8 +88,7 @@ def _cell(chosen: pd.DataFrame, key: tuple[float, str], figure: str) -> str:
         return "none"
     if key[1] == "Oracle":
         return f"{row[figure]:.1f}"
-    mark = "" if row["chosen_on"] == "validation" else "*"
-    return f"{row[figure]:.1f}{mark} ({_change(row['drop_points'])})"
+    return f"{row[figure]:.1f} ({_change(row['drop_points'])})"
 
 
 if __name__ == "__main__":

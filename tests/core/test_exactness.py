@@ -1,6 +1,7 @@
 """The pruned forward pass against the brute force: the same neurons, the same zeros, the same FLOPs."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import pytest
@@ -364,6 +365,53 @@ def test_stages_match_brute_force(heuristic: Heuristic, gap: Gap, layer: str, te
     expected = check(case, heuristic, gap)
     assert len(expected.pruned_at) == sum(n < terms for n in (2, 4, 6))
     assert all(expected.pruned_at)
+
+
+class FromBehind(StagedThreshold):
+    """Likewise, the model's last terms first."""
+
+    def order(self, site: Site) -> Tensor:
+        return torch.arange(site.terms).flip(0)
+
+
+class Twice(nn.Module):
+    """One convolution at work on two inputs before the first ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 7, 1)
+        self.conv = nn.Conv2d(7, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        first, second = self.conv(x), self.conv(x.flip(0) - 0.5)
+        return torch.cat([F.relu(first), F.relu(second)], 1)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_what_is_kept_from_call_to_call_is_not_mistaken(mode: Callable[[], AbstractContextManager]) -> None:
+    """Batches of any size, in one context: as each in one of its own; also after the weights have changed in place."""
+    torch.manual_seed(0)
+    model = Twice().double().eval()
+    nn.init.normal_(model.conv.weight)
+    batches = [torch.randn(size, 3, 6, 6, dtype=torch.float64) for size in (4, 4, 3, 4, 4)]
+    passes = []
+    with ExPrune(find_sites(model, batches[0]), FromBehind(-0.1)):
+        for index, x in enumerate(batches):
+            with mode() if index % 2 else torch.no_grad():
+                passes.append((model.conv.weight.detach().clone(), x, model(x)))
+            with torch.no_grad():
+                model.conv.weight.mul_(-1.5)
+    for weight, x, out in passes:
+        alone = []
+        with torch.no_grad():
+            model.conv.weight.copy_(weight)
+            features = model.stem(x)
+        for one in (features, features.flip(0) - 0.5):
+            with torch.no_grad(), ExPrune(find_sites(model, x), FromBehind(-0.1)) as run:
+                alone.append(F.relu(model.conv(one)))
+            assert all(run.flops.sites[0].pruned_at)
+        assert torch.equal(out, torch.cat(alone, 1))
 
 
 def test_a_stopped_neuron_is_not_stopped_again() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from exprune.core.buffers import Buffers
 from exprune.core.chain import Chain, ChainFollower, LinearCall
 from exprune.core.elementwise import select_channels
 from exprune.core.errors import SettingError
@@ -118,6 +119,8 @@ class StagedFollower(ChainFollower):
     def __init__(self, sites: Sequence[Site], plans: Mapping[str, Plan]) -> None:
         super().__init__({site.name: site.module for site in sites})
         self.plans = plans
+        self._selected: dict[str, tuple[Tensor, int, list[Terms]]] = {}  # by layer: of a weight, in a version of it
+        self._buffers = Buffers()
 
     def compute(self, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]) -> tuple[Tensor, LinearCall]:
         plan = self.plans.get(self._running[-1])
@@ -125,7 +128,19 @@ class StagedFollower(ChainFollower):
         precise = precise and not torch.is_autocast_enabled(call.input.device.type)
         if plan is None or len(plan.stages) < 2 or plan.rest is None or not call.is_conv or not precise:
             return run(), call
-        return _in_parts(call, bias, [*(stage.channels for stage in plan.stages), plan.rest])
+        groups = self._groups(call, [*(stage.channels for stage in plan.stages), plan.rest])
+        return _in_parts(call, bias, groups, self._buffers)
+
+    def _groups(self, call: LinearCall, channels: Sequence[slice | Tensor]) -> list[Terms]:
+        """The terms of each group of channels; their weights are selected once, not for each batch."""
+        if torch.is_grad_enabled() or call.weight.is_inference():  # of the graph of this batch, or without a version
+            return [Terms.of(call, group) for group in channels]
+        name, version = self._running[-1], call.weight._version
+        weight, known, groups = self._selected.get(name, (None, None, []))
+        if weight is not call.weight or known != version:
+            groups = [Terms.of(replace(call, input=call.weight), group) for group in channels]  # keeps no input
+            self._selected[name] = call.weight, version, groups
+        return [replace(group, call=call) for group in groups]
 
     def at_batch_statistics(self, training_mode: bool) -> None:
         if training_mode:
@@ -139,12 +154,14 @@ def check_rows(rows: Tensor, chain: Chain, out: Tensor) -> None:
         raise SettingError(f"rows: {rows.numel()} values, but {chain.name} has {leading} rows in this batch")
 
 
-def _in_parts(call: LinearCall, bias: Tensor | None, channels: Sequence[slice | Tensor]) -> tuple[Tensor, LinearCall]:
-    """A convolution's output, summed over groups of channels that are all together, and the call with its sums."""
-    sums = [Terms.of(call, channels[0]).sum(call.input)]
-    for group in channels[1:]:
-        sums.append(Terms.of(call, group).sum(call.input).add_(sums[-1]))
-    out = sums.pop()
+def _in_parts(
+    call: LinearCall, bias: Tensor | None, groups: Sequence[Terms], buffers: Buffers
+) -> tuple[Tensor, LinearCall]:
+    """A convolution's output, summed over groups of terms that are all together, and the call with its sums."""
+    sums = [groups[0].sum(call.input)]
+    for group in groups[1:-1]:
+        sums.append(buffers.add(group.sum(call.input), sums[-1]))
+    out = groups[-1].sum(call.input).add_(sums[-1])
     if bias is not None:
         out += bias.view(-1, 1, 1)
     return out, replace(call, sums=tuple(sums))

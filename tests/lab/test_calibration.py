@@ -1,6 +1,7 @@
 """Calibrated tests on the command line: statistics measured, kept and checked; knobs found for a target."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def test_calibrated_measures_once(command: CommandLine, session_cache: Path) -> 
     assert (result["heuristic"], result["tau"], result["order"]) == ("Calibrated", 0.2, "layer")
     assert result["stages"] == [32, 64, 128, 192, 256] and result["n"] is None
     assert result["lam"] is None and result["target"] is None
+    assert re.search(r"Calibrated, tau 0\.2 *\n", first.out) and " tau " in first.out.partition("share of")[2]
     site = result["sites"][0]
     assert [stage["n"] for stage in site["stages"]] == result["stages"]
     assert sum(stage["pruned"] for stage in site["stages"]) == site["pruned"] > 0
@@ -47,6 +49,7 @@ def test_calibrated_measures_once(command: CommandLine, session_cache: Path) -> 
     lam = json.loads((again.folder / "b" / "result.json").read_text())
     assert (lam["heuristic"], lam["tau"], lam["lam"]) == ("Optimal", None, 1e-9)
     assert 0 < lam["flops"]["saved"] < 1
+    assert re.search(r"Optimal, lam 1e-09 *\n", again.out) and "tau" not in again.out.partition("share of")[2]
 
 
 @pytest.mark.parametrize("order", ["model", "neuron"])

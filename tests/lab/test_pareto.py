@@ -98,7 +98,8 @@ def test_the_interactive_chart_marks_dense_and_one_point_below() -> None:
 
 def test_tables_go_into_one_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What was measured apart, read again: the same table as of all results at once."""
-    parts = {"searched": [result(0.1, 0.5, 0.2)], "beyond": [result(0.3, 1.0, 0.4, heuristic="Optimal")]}
+    optimal = result(None, 1.0, 0.4, heuristic="Optimal", lam=1.25e-9)
+    parts = {"searched": [result(0.1, 0.5, 0.2)], "beyond": [optimal]}
     for name, results in parts.items():
         pareto.tabulate(results).to_csv(tmp_path / f"{name}.csv", index=False)
     files = [tmp_path / f"{name}.csv" for name in parts]
@@ -107,7 +108,9 @@ def test_tables_go_into_one_plot(tmp_path: Path, capsys: pytest.CaptureFixture[s
     found = pareto.gather(files).sort_values("saved_percent")[shown].reset_index(drop=True)
     pd.testing.assert_frame_equal(found, whole.sort_values("saved_percent")[shown].reset_index(drop=True))
     pareto.main([*map(str, files), "--plot", str(tmp_path / "both.png")])
-    assert (tmp_path / "both.png").stat().st_size > 0 and "Optimal" in capsys.readouterr().out
+    assert (tmp_path / "both.png").stat().st_size > 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2:5] for line in lines[1:]] == [["StatsTest", "tau", "0.1"], ["Optimal", "lam", "1.25e-09"]]
 
     pareto.tabulate([result(0.1, 0.5, 0.2, data="stdlib")]).to_csv(tmp_path / "other.csv", index=False)
     with pytest.raises(SettingError, match="different data"):

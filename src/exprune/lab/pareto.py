@@ -199,8 +199,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             plot(table, options.plot)
     except SettingError as error:
         sys.exit(f"error: {error}")
-    columns = ["model", "sites", "heuristic", "tau", "saved_percent", "dense", "pruned", "drop_points"]
-    print(table[[*columns, "drop_low", "drop_high"]].to_string(index=False))
+    columns = ["model", "sites", "heuristic", "knob", "saved_percent", "dense", "pruned", "drop_points"]
+    print(table.assign(knob=table.apply(_knob, axis=1))[[*columns, "drop_low", "drop_high"]].to_string(index=False))
+
+
+def _knob(row: pd.Series) -> str:
+    if pd.notna(row["lam"]):
+        return f"lam {row['lam']:.3g}"
+    return "" if pd.isna(row["tau"]) or row["tau"] == "None" else f"tau {row['tau']}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What an evaluation prints."""
 
 from dataclasses import asdict
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -24,10 +25,8 @@ def print_result(result: Result, console: Console | None = None) -> None:
 
 def _summary(result: Result) -> Table:
     metric, flops = result.metric, result.flops
-    knobs = "" if result.tau is None else f", tau {result.tau}, n {result.n}"
     table = Table(
-        title=f"{result.model} on {result.data} ({result.split} split, {result.inputs:,} inputs), "
-        f"{result.heuristic}{knobs}",
+        title=f"{result.model} on {result.data} ({result.split} split, {result.inputs:,} inputs), {_setting(result)}",
         title_justify="left",
     )
     for column in ("", "dense", "pruned", "difference", "95 % interval"):
@@ -60,17 +59,35 @@ def _summary(result: Result) -> Table:
     return table
 
 
+def _setting(result: Result) -> str:
+    """The heuristic and its knobs; of one that was found for a target, also what it reached on validation."""
+    knobs = {name: getattr(result, name) for name in ("tau", "lam", "n")}
+    named = [f"{name} {_short(knob)}" for name, knob in knobs.items() if knob is not None]
+    if result.target:
+        (target, value), drop = next(iter(result.target.items())), result.target["valid_drop"]
+        named.append(f"found for {target} {value} (on validation: drop {drop:+.2f} points)")
+    return ", ".join([result.heuristic, *named])
+
+
+def _short(knob: Any) -> str:
+    return f"{knob:.4g}" if isinstance(knob, float) else str(knob)
+
+
 def _sites(result: Result) -> Table:
     table = Table(title="share of each site's neurons", title_justify="left")
+    hidden = set() if result.sparsity else {"weights left"}
+    if result.tau is None:
+        hidden.add("tau")
     for column in ("site", "terms", "weights left", "tau", "pruned", "negative (oracle)", "wrongly pruned"):
-        if column != "weights left" or result.sparsity:
+        if column not in hidden:
             table.add_column(column, justify="left" if column == "site" else "right")
     for row in result.sites:
         if row["outputs"]:
             shares = [row[key] / row["outputs"] for key in ("pruned", "negative", "wrong")]
             formats = [f"{shares[0]:.1%}", f"{shares[1]:.1%}", f"{shares[2]:.2%}"]
             left = [f"{row['weights_left'] / row['weights']:.1%}"] if result.sparsity else []
-            table.add_row(row["name"], str(row["terms"]), *left, str(row["tau"]), *formats)
+            tau = [] if result.tau is None else [_short(row["tau"])]
+            table.add_row(row["name"], str(row["terms"]), *left, *tau, *formats)
     return table
 
 

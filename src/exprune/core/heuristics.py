@@ -29,7 +29,7 @@ class Prefix:
     ``terms`` is a tensor that broadcasts with ``s`` where static pruning removed weights. ``tau`` is this site's knob.
     ``plan`` holds the stages and what each costs. ``rows`` (bool, broadcasts with ``s``) is False where a row is no
     data; None: all are. ``full`` is the true z, of which nothing that is to save work can know: for oracles,
-    and None unless the heuristic needs it.
+    and None unless the heuristic needs it. ``s`` and ``q`` are overwritten by what comes next: copy what is to be kept.
     """
 
     site: Site

@@ -1,5 +1,6 @@
 import torch
 
+from exprune.core import buffers as buffers_module
 from exprune.core.buffers import Buffers
 
 
@@ -31,6 +32,17 @@ def test_other_shapes_types_and_modes_have_memory_of_their_own() -> None:
                 places.add(total.data_ptr())
                 del total
     assert len(places) == 10
+
+
+def test_the_memory_of_ever_new_shapes_is_not_kept() -> None:
+    buffers, kept = Buffers(), []
+    with torch.no_grad():
+        for size in range(1, 100):
+            kept.append(buffers.add(torch.full((size,), 1.0), torch.full((size,), float(size))))
+            assert len(buffers._known) <= buffers_module._KINDS
+        assert all(torch.equal(total, torch.full((size,), 1.0 + size)) for size, total in enumerate(kept, 1))
+        place = kept.pop().data_ptr()
+        assert buffers.add(torch.ones(99), torch.ones(99)).data_ptr() == place
 
 
 def test_gradients_go_through() -> None:

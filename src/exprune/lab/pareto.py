@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _knob(row: pd.Series) -> str:
-    if pd.notna(row["lam"]):
+    if pd.notna(row.get("lam")):  # an older table has none
         return f"lam {row['lam']:.3g}"
     return "" if pd.isna(row["tau"]) or row["tau"] == "None" else f"tau {row['tau']}"
 

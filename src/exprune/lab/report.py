@@ -75,19 +75,22 @@ def _short(knob: Any) -> str:
 
 def _sites(result: Result) -> Table:
     table = Table(title="share of each site's neurons", title_justify="left")
-    hidden = set() if result.sparsity else {"weights left"}
-    if result.tau is None:
-        hidden.add("tau")
     for column in ("site", "terms", "weights left", "tau", "pruned", "negative (oracle)", "wrongly pruned"):
-        if column not in hidden:
+        if (column != "weights left" or result.sparsity) and (column != "tau" or result.tau is not None):
             table.add_column(column, justify="left" if column == "site" else "right")
     for row in result.sites:
         if row["outputs"]:
-            shares = [row[key] / row["outputs"] for key in ("pruned", "negative", "wrong")]
-            formats = [f"{shares[0]:.1%}", f"{shares[1]:.1%}", f"{shares[2]:.2%}"]
-            left = [f"{row['weights_left'] / row['weights']:.1%}"] if result.sparsity else []
-            tau = [] if result.tau is None else [_short(row["tau"])]
-            table.add_row(row["name"], str(row["terms"]), *left, *tau, *formats)
+            pruned, negative, wrong = (row[key] / row["outputs"] for key in ("pruned", "negative", "wrong"))
+            cells = {
+                "site": row["name"],
+                "terms": str(row["terms"]),
+                "weights left": f"{row['weights_left'] / row['weights']:.1%}",
+                "tau": _short(row["tau"]),
+                "pruned": f"{pruned:.1%}",
+                "negative (oracle)": f"{negative:.1%}",
+                "wrongly pruned": f"{wrong:.2%}",
+            }
+            table.add_row(*(cells[column.header] for column in table.columns))
     return table
 
 

@@ -5,25 +5,25 @@ import weakref
 import torch
 from torch import Tensor
 
-_KINDS = 16  # shapes (and the like) whose memory is kept: inputs of ever new sizes must not fill all of it
-
 
 class Buffers:
-    """Sums in memory that is used again once the sum that lies in it is gone."""
+    """Tensors in memory that is used again once the tensor that lies in it is gone. For no gradients."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple, list[tuple[Tensor, weakref.ref[Tensor]]]] = {}
+        self._known: list[tuple[Tensor, bool, weakref.ref[Tensor]]] = []  # flat; of inference mode; what lies in it
 
-    def add(self, one: Tensor, other: Tensor) -> Tensor:
-        """``one + other``, of one shape; one may be overwritten."""
-        if torch.is_grad_enabled():
-            return one.add_(other)
-        key = one.shape, one.stride(), one.dtype, one.device, torch.is_inference_mode_enabled()
-        known = self._known[key] = self._known.pop(key, [])  # the last used stands last
-        if len(self._known) > _KINDS:
-            del self._known[next(iter(self._known))]
-        free = next((index for index, (_, user) in enumerate(known) if user() is None), None)
-        memory = torch.empty_like(one) if free is None else known.pop(free)[0]
-        out = memory.view_as(memory)  # an object of its own: memory is free when it is gone
-        known.append((memory, weakref.ref(out)))
-        return torch.add(one, other, out=out)
+    def empty_like(self, like: Tensor) -> Tensor:
+        """A dense tensor like this one, filled with anything."""
+        inference = torch.is_inference_mode_enabled()  # what is made in it cannot be changed outside of it
+        free = [
+            index
+            for index, (flat, mode, user) in enumerate(self._known)
+            if user() is None and (flat.dtype, flat.device, mode) == (like.dtype, like.device, inference)
+        ]
+        largest = max(free, key=lambda index: self._known[index][0].numel(), default=None)
+        flat = like.new_empty(0) if largest is None else self._known.pop(largest)[0]
+        if flat.numel() < like.numel():
+            flat = like.new_empty(like.numel())
+        out = flat.as_strided(like.shape, like.stride())
+        self._known.append((flat, inference, weakref.ref(out)))
+        return out

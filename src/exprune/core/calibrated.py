@@ -59,22 +59,24 @@ class CalibratedTest(Heuristic):
 
     def stop(self, seen: Prefix) -> Tensor:
         slope, bound = self._line(seen)
-        if seen.site.residual:
-            return below(torch.addcmul(seen.r, seen.s, slope), bound)
-        return below(seen.s, (bound - seen.r) / slope)
+        if seen.scale is not None:
+            slope = slope * seen.scale
+        if seen.site.residual or slope.min() <= 0:
+            return below(torch.addcmul(seen.r, seen.part, slope), bound)
+        return below(seen.part, (bound - seen.r) / slope)
 
     def overhead(self, stage: int, site: Site) -> int:
         return 3 if site.residual else 1  # a comparison; with a residual slope * s + r is not known beforehand
 
     def _line(self, seen: Prefix) -> tuple[Tensor, Tensor]:
-        key = (seen.site.name, seen.s.dtype, seen.s.device)
+        key = (seen.site.name, seen.part.dtype, seen.part.device)
         if key not in self._bounds:
             self._bounds[key] = self._lines(seen)
         slopes, bounds = self._bounds[key]
         return slopes[seen.stage], bounds[seen.stage]
 
     def _lines(self, seen: Prefix) -> tuple[Tensor, Tensor]:
-        """Of all stages of the site, (stages, outputs), shaped to broadcast with ``seen.s``."""
+        """Of all stages of the site, (stages, outputs), shaped to broadcast with ``seen.part``."""
         if self.statistics is None or seen.site.name not in self.statistics:
             raise SettingError(f"{type(self).__name__}: no statistics of site {seen.site.name}; calibrate first")
         of = self.statistics[seen.site.name]
@@ -84,7 +86,7 @@ class CalibratedTest(Heuristic):
                 "calibrate with these stages"
             )
         stages = [of.stages.index(stage.n) for stage in seen.plan.stages]
-        slope, offset, sd = (values[stages].to(seen.s.device) for values in (of.slope, of.offset, of.sd))
+        slope, offset, sd = (values[stages].to(seen.part.device) for values in (of.slope, of.offset, of.sd))
         gradient = None if of.gradient is None else floored(of.gradient.to(sd.device))
         margin = torch.as_tensor(self.margin(seen, sd, gradient), dtype=sd.dtype, device=sd.device)
         # Where the partial sum says nothing of the full one, no bound is low enough.
@@ -92,7 +94,7 @@ class CalibratedTest(Heuristic):
         bound = torch.where(never, -math.inf, -offset - margin * sd)
         slope = torch.where(never, 1.0, slope)
         shape = (len(stages), -1, 1, 1) if seen.site.kind == "conv2d" else (len(stages), -1)
-        return slope.to(seen.s.dtype).view(shape), bound.to(seen.s.dtype).view(shape)
+        return slope.to(seen.part.dtype).view(shape), bound.to(seen.part.dtype).view(shape)
 
 
 class Calibrated(CalibratedTest):

@@ -138,7 +138,8 @@ class _Pruner(StagedFollower):
     def __init__(self, run: ExPrune) -> None:
         masks = {site.name: mask for site in run.sites if (mask := site.mask) is not None}
         followed = [site for site in run.sites if site.name in run._counts or site.name in masks]
-        super().__init__(followed, {name: count.plan for name, count in run._counts.items()})
+        several = run._counts and len(run.heuristic.stages) > 1  # the sums of one stage are not worth other last bits
+        super().__init__(followed, {name: count.plan for name, count in run._counts.items()} if several else {})
         self.run = run
         self.full: Tensor | None = None
         self.zeros = {name: mask.numel() - int(mask.count_nonzero()) for name, mask in masks.items()}
@@ -198,17 +199,17 @@ class _Pruner(StagedFollower):
         if isinstance(total, Tensor):
             total = _per_output(total.clamp(min=1), chain, x)
         r = chain.beside
-        s = q = stopped = None
+        part = scale = q = stopped = None
         so_far = []
         for index, stage in enumerate(plan.stages):
             if chain.call.sums:
-                s = chain.call.sums[index] if chain.scale is None else chain.call.sums[index] * chain.scale
-            else:
-                s = terms[index].sum(x, s)
+                part, scale = chain.call.sums[index], chain.scale
+            else:  # of terms with the scale in them
+                part = terms[index].sum(x, part, part)
             if run.heuristic.needs_squares:
-                part = terms[index].squares(x)
-                q = part if q is None else part.add_(q)
-            seen = Prefix(site, index, stage.n, total, run.taus[chain.name], s, q, r, plan, data, full)
+                squares = terms[index].squares(x)
+                q = squares if q is None else squares.add_(q)
+            seen = Prefix(site, index, stage.n, total, run.taus[chain.name], part, scale, q, r, plan, data, full)
             now = run.heuristic.stop(seen)
             if stage.tested is not None:
                 now = now & _per_output(stage.tested, chain, x)
@@ -257,7 +258,8 @@ def _as_rows(chain: Chain, out: Tensor) -> tuple[Chain, Tensor]:
     residual = chain.residual
     if residual is not None and residual.dim() > 1:
         residual = residual.expand_as(out).flatten(0, -2)
-    call = replace(chain.call, input=chain.call.input.flatten(0, -2))
+    sums = tuple(so_far.flatten(0, -2) for so_far in chain.call.sums)
+    call = replace(chain.call, input=chain.call.input.flatten(0, -2), sums=sums)
     return replace(chain, call=call, residual=residual), out.flatten(0, -2)
 
 

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
 from typing import ClassVar
 
@@ -30,6 +31,8 @@ class Prefix:
     ``plan`` holds the stages and what each costs. ``rows`` (bool, broadcasts with ``s``) is False where a row is no
     data; None: all are. ``full`` is the true z, of which nothing that is to save work can know: for oracles,
     and None unless the heuristic needs it. ``s`` and ``q`` are overwritten by what comes next: copy what is to be kept.
+
+    ``s`` is ``scale * part``, with one scale per output channel (None: 1), and is not computed unless it is asked for.
     """
 
     site: Site
@@ -37,12 +40,17 @@ class Prefix:
     n: int
     terms: int | Tensor
     tau: float | None
-    s: Tensor
+    part: Tensor
+    scale: Tensor | None
     q: Tensor | None
     r: Tensor | float
     plan: Plan | None = None
     rows: Tensor | None = None
     full: Tensor | None = None
+
+    @cached_property
+    def s(self) -> Tensor:
+        return self.part if self.scale is None else self.part * self.scale
 
 
 class Heuristic(ABC):

@@ -76,8 +76,11 @@ class Recorder(StagedFollower):
         stages = checked(stages)
         sites = [site for site in sites if site.eligible]
         plans = {site.name: make_plan(site, stages, math.inf, self.orders.get(site.name)) for site in sites}
-        plans = {name: plan for name, plan in plans.items() if plan.stages}
-        super().__init__([site for site in sites if site.name in plans], plans)
+        self.plans = {name: plan for name, plan in plans.items() if plan.stages}
+        sites = [site for site in sites if site.name in self.plans]
+        # A Linear layer's sums are of the few rows that are looked at alone.
+        in_parts = {site.name: self.plans[site.name] for site in sites if site.kind == "conv2d"}
+        super().__init__(sites, in_parts)
         self.rows: Tensor | None = None
         self._moments: dict[str, dict[int, Moments]] = {}
 

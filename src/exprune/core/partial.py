@@ -4,9 +4,10 @@ A term ``t_c`` is what input channel ``c`` contributes to an output: one product
 product of one kernel slice with one patch in a Conv2d (docs/method.md, section 1).
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,11 @@ from exprune.core.elementwise import select_channels
 from exprune.core.errors import SettingError
 from exprune.core.plan import Plan
 from exprune.core.sites import Site
+
+
+# Outputs of a convolution in parts summed at a time: on a CPU, by each core, few enough that the additions find a part in
+# its cache, and that its memory is used again.
+_BLOCK = 2**19
 
 
 @dataclass(frozen=True)
@@ -48,19 +54,22 @@ class Terms:
             weight = weight * scale.reshape(-1, 1, *beside)
         return cls(call, channels, weight)
 
-    def sum(self, x: Tensor, before: Tensor | None = None) -> Tensor:
+    def sum(self, x: Tensor, before: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """The sum of the terms for rows ``x`` of the call's input, in the shape of the rows' output.
 
-        ``before``, if given, is added, and may be overwritten.
+        ``before``, if given, is added; the sum is written to ``out``, if given, which may be ``before``.
         """
         x = self._input(x)
         if not self.call.is_conv:
-            if before is not None and x.dim() == 2:
-                return before.addmm_(x, self.weight.T)
+            if out is not None and x.dim() == 2:
+                multiply = torch.mm if before is None else partial(torch.addmm, before)
+                return multiply(x, self.weight.T, out=out)
             part = F.linear(x, self.weight)
         else:
             part = F.conv2d(x, self.weight, None, self.call.stride, self.call.padding, self.call.dilation)
-        return part if before is None else part.add_(before)
+        if before is not None:
+            return torch.add(before, part, out=out)
+        return part if out is None else out.copy_(part)
 
     def squares(self, x: Tensor) -> Tensor:
         """The sum of the terms' squares, likewise.
@@ -106,27 +115,24 @@ class Terms:
 
 
 class StagedFollower(ChainFollower):
-    """Follows layers that are evaluated in stages.
-
-    Several tests of a neuron cost less where a convolution's output is made of their partial sums; a Linear layer's are
-    cheap enough to be summed again, while they are in the cache.
+    """Follows layers, some of which are evaluated in parts: an output made of its partial sums costs less than both.
 
     Args:
         sites: to follow.
-        plans: their stages, by name; a site without one runs as always.
+        in_parts: the stages of those in parts, by name.
     """
 
-    def __init__(self, sites: Sequence[Site], plans: Mapping[str, Plan]) -> None:
+    def __init__(self, sites: Sequence[Site], in_parts: Mapping[str, Plan]) -> None:
         super().__init__({site.name: site.module for site in sites})
-        self.plans = plans
+        self._in_parts = in_parts
         self._selected: dict[str, tuple[Tensor, int, list[Terms]]] = {}  # by layer: of a weight, in a version of it
         self._buffers = Buffers()
 
     def compute(self, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]) -> tuple[Tensor, LinearCall]:
-        plan = self.plans.get(self._running[-1])
+        plan = self._in_parts.get(self._running[-1])
         precise = call.input.dtype == call.weight.dtype and call.weight.dtype in (torch.float32, torch.float64)
         precise = precise and not torch.is_autocast_enabled(call.input.device.type)
-        if plan is None or len(plan.stages) < 2 or plan.rest is None or not call.is_conv or not precise:
+        if plan is None or plan.rest is None or not precise:
             return run(), call
         groups = self._groups(call, [*(stage.channels for stage in plan.stages), plan.rest])
         return _in_parts(call, bias, groups, self._buffers)
@@ -157,14 +163,29 @@ def check_rows(rows: Tensor, chain: Chain, out: Tensor) -> None:
 def _in_parts(
     call: LinearCall, bias: Tensor | None, groups: Sequence[Terms], buffers: Buffers
 ) -> tuple[Tensor, LinearCall]:
-    """A convolution's output, summed over groups of terms that are all together, and the call with its sums."""
-    sums = [groups[0].sum(call.input)]
-    for group in groups[1:-1]:
-        sums.append(buffers.add(group.sum(call.input), sums[-1]))
-    out = groups[-1].sum(call.input).add_(sums[-1])
-    if bias is not None:
-        out += bias.view(-1, 1, 1)
+    """A layer's output, summed over groups of terms that are all together, and the call with its sums."""
+    x = call.input
+    if bias is not None and call.is_conv:
+        bias = bias.view(-1, 1, 1)
+    if torch.is_grad_enabled() or x.dim() == -call.channel_dim:  # no batch
+        *sums, out = itertools.accumulate((group.sum(x) for group in groups), torch.add)
+        return out if bias is None else out + bias, replace(call, sums=tuple(sums))
+    one = groups[0].sum(x[:1])
+    out = torch.empty_like(one.expand(len(x), *one.shape[1:]), memory_format=_memory_format(one))
+    sums = [buffers.empty_like(out) for _ in groups[1:]]
+    outputs = _BLOCK * torch.get_num_threads() if x.device.type == "cpu" else out.numel()
+    step = max(1, outputs // max(1, one.numel()))
+    for rows in (slice(start, start + step) for start in range(0, len(x), step)):
+        so_far = None
+        for group, total in zip(groups, [*sums, out], strict=True):
+            so_far = group.sum(x[rows], so_far, total[rows])
+        if bias is not None:
+            so_far += bias
     return out, replace(call, sums=tuple(sums))
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
 
 def _dtype(call: LinearCall) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exprune.core import ExPrune, Heuristic, Prefix, Site, SiteFlops, StatsTest, Threshold, find_sites
+from exprune.core import ExPrune, Heuristic, Prefix, Site, SiteFlops, StatsTest, Threshold, find_sites, partial
 from tests.core.brute_force import Expected, Gap, brute_force, conv_terms, linear_terms, stats_gap, threshold_gap
 from tests.core.networks import by_name, scramble
 
@@ -365,6 +365,20 @@ def test_stages_match_brute_force(heuristic: Heuristic, gap: Gap, layer: str, te
     expected = check(case, heuristic, gap)
     assert len(expected.pruned_at) == sum(n < terms for n in (2, 4, 6))
     assert all(expected.pruned_at)
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=lambda case: f"{case.kind}{LAYERS.index(case)}")
+def test_stages_of_any_layer_match_brute_force_in_blocks(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer in parts is computed some rows at a time: here one."""
+    monkeypatch.setattr(partial, "_BLOCK", 1)
+    check(replace(case, terms=7), StagedThreshold(-0.1), threshold_gap(-0.1))
+
+
+def test_a_batch_may_be_empty() -> None:
+    model, x, residual = build(Case(terms=7))
+    _, pruned, run = run_pruned(model, StagedThreshold(-0.1), x[:0], residual[:0])
+    assert pruned.shape == residual[:0].shape
+    assert run.flops.sites[0].outputs == 0
 
 
 class FromBehind(StagedThreshold):

@@ -20,9 +20,8 @@ from exprune.core.errors import SettingError
 from exprune.core.plan import Plan
 from exprune.core.sites import Site
 
-
-# Outputs of a convolution in parts summed at a time: on a CPU, by each core, few enough that the additions find a part in
-# its cache, and that its memory is used again.
+# Outputs of a layer in parts that are summed at a time: on a CPU, by each core, few enough that an addition finds its
+# summands in the cache, and that their memory is used again.
 _BLOCK = 2**19
 
 

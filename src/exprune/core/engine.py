@@ -247,7 +247,7 @@ def _per_output(values: Tensor, chain: Chain, like: Tensor) -> Tensor:
 
 
 # Outputs tested at a time: on a CPU, by each core, few enough that the passes over them stay in its caches.
-_CHUNK = 2**17
+_CHUNK = 2**18
 _CHUNK_ELSEWHERE = 2**26
 
 

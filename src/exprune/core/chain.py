@@ -173,7 +173,7 @@ class ChainFollower(TorchFunctionMode):
 
     def _tag(self, out: Tensor, call: LinearCall, bias: Tensor | None) -> None:
         name = self._running[-1]
-        shift = None if bias is None else _per_channel(bias, call.is_conv)
+        shift = None if bias is None else per_channel(bias, call.is_conv)
         self.chains[out] = Chain(name, call, shift=shift)
 
     def _batch_norm(self, func: Callable, args: tuple, kwargs: dict) -> Any:
@@ -196,7 +196,7 @@ class ChainFollower(TorchFunctionMode):
             if given.get("bias") is not None:
                 shift = shift + given["bias"]
             conv = chain.call.is_conv
-            self.chains[out] = chain.affine(_per_channel(scale, conv), _per_channel(shift, conv))
+            self.chains[out] = chain.affine(per_channel(scale, conv), per_channel(shift, conv))
         return out
 
     def _add(self, func: Callable, args: tuple, kwargs: dict) -> Any:
@@ -237,7 +237,7 @@ def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
     return (value[0], value[-1])
 
 
-def _per_channel(values: Tensor, is_conv: bool) -> Tensor:
+def per_channel(values: Tensor, is_conv: bool) -> Tensor:
     return values.view(-1, 1, 1) if is_conv else values
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exprune.core.chain import Chain, LinearCall
+from exprune.core.chain import Chain, LinearCall, per_channel
 from exprune.core.counting import FlopTally
 from exprune.core.elementwise import both, count_true, write_zeros
 from exprune.core.errors import SettingError
 from exprune.core.flops import Flops, SiteFlops
 from exprune.core.heuristics import Heuristic, Prefix, Tau, per_site
-from exprune.core.partial import StagedFollower, Terms, check_rows
+from exprune.core.partial import StagedFollower, Terms, check_rows, some_rows
 from exprune.core.plan import checked, make_plan
 from exprune.core.sites import Site
 
@@ -243,12 +243,11 @@ class _Pruner(StagedFollower):
 
 def _per_output(values: Tensor, chain: Chain, like: Tensor) -> Tensor:
     """One value per output channel, shaped to broadcast over the pre-activation."""
-    return values.to(like.device).view(-1, 1, 1) if chain.call.is_conv else values.to(like.device)
+    return per_channel(values.to(like.device), chain.call.is_conv)
 
 
 # Outputs tested at a time: on a CPU, by each core, few enough that the passes over them stay in its caches.
 _CHUNK = 2**18
-_CHUNK_ELSEWHERE = 2**26
 
 
 def _as_rows(chain: Chain, out: Tensor) -> tuple[Chain, Tensor]:
@@ -268,13 +267,9 @@ def _chunks(chain: Chain, out: Tensor) -> Iterator[tuple[Chain, slice]]:
     if out.dim() == -chain.call.channel_dim:  # no batch
         yield chain, slice(None)
         return
-    count = out.shape[0]
-    outputs = _CHUNK * torch.get_num_threads() if out.device.type == "cpu" else _CHUNK_ELSEWHERE
-    step = max(1, outputs * count // max(out.numel(), 1))
-    for start in range(0, count, step):
-        rows = slice(start, start + step)
+    for rows in some_rows(out, _CHUNK):
         residual = chain.residual
-        if residual is not None and residual.dim() == out.dim() and residual.shape[0] == count:
+        if residual is not None and residual.dim() == out.dim() and residual.shape[0] == len(out):
             residual = residual[rows]
         sums = tuple(so_far[rows] for so_far in chain.call.sums)
         call = replace(chain.call, input=chain.call.input[rows], sums=sums)

@@ -5,16 +5,16 @@ product of one kernel slice with one patch in a Conv2d (docs/method.md, section 
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from exprune.core.buffers import Buffers
-from exprune.core.chain import Chain, ChainFollower, LinearCall
+from exprune.core.chain import Chain, ChainFollower, LinearCall, per_channel
 from exprune.core.elementwise import select_channels
 from exprune.core.errors import SettingError
 from exprune.core.plan import Plan
@@ -23,6 +23,7 @@ from exprune.core.sites import Site
 # Outputs of a layer in parts that are summed at a time: on a CPU, by each core, few enough that an addition finds its
 # summands in the cache, and that their memory is used again.
 _BLOCK = 2**19
+_ELSEWHERE = 2**26
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ class Terms:
         x = self._input(x)
         if not self.call.is_conv:
             if out is not None and x.dim() == 2:
-                multiply = torch.mm if before is None else partial(torch.addmm, before)
-                return multiply(x, self.weight.T, out=out)
+                if before is None:
+                    return torch.mm(x, self.weight.T, out=out)
+                return torch.addmm(before, x, self.weight.T, out=out)
             part = F.linear(x, self.weight)
         else:
             part = F.conv2d(x, self.weight, None, self.call.stride, self.call.padding, self.call.dilation)
@@ -159,22 +161,28 @@ def check_rows(rows: Tensor, chain: Chain, out: Tensor) -> None:
         raise SettingError(f"rows: {rows.numel()} values, but {chain.name} has {leading} rows in this batch")
 
 
+def some_rows(out: Tensor, each_core: int) -> Iterator[slice]:
+    """All rows (inputs of a batch) of a layer's output, some at a time: on a CPU so many outputs for each core."""
+    outputs = each_core * torch.get_num_threads() if out.device.type == "cpu" else _ELSEWHERE
+    step = max(1, outputs * len(out) // max(out.numel(), 1))
+    for start in range(0, len(out), step):
+        yield slice(start, start + step)
+
+
 def _in_parts(
     call: LinearCall, bias: Tensor | None, groups: Sequence[Terms], buffers: Buffers
 ) -> tuple[Tensor, LinearCall]:
     """A layer's output, summed over groups of terms that are all together, and the call with its sums."""
     x = call.input
-    if bias is not None and call.is_conv:
-        bias = bias.view(-1, 1, 1)
+    if bias is not None:
+        bias = per_channel(bias, call.is_conv)
     if torch.is_grad_enabled() or x.dim() == -call.channel_dim:  # no batch
         *sums, out = itertools.accumulate((group.sum(x) for group in groups), torch.add)
         return out if bias is None else out + bias, replace(call, sums=tuple(sums))
     one = groups[0].sum(x[:1])
     out = torch.empty_like(one.expand(len(x), *one.shape[1:]), memory_format=_memory_format(one))
     sums = [buffers.empty_like(out) for _ in groups[1:]]
-    outputs = _BLOCK * torch.get_num_threads() if x.device.type == "cpu" else out.numel()
-    step = max(1, outputs // max(1, one.numel()))
-    for rows in (slice(start, start + step) for start in range(0, len(x), step)):
+    for rows in some_rows(out, _BLOCK):
         so_far = None
         for group, total in zip(groups, [*sums, out], strict=True):
             so_far = group.sum(x[rows], so_far, total[rows])

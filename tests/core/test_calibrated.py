@@ -164,6 +164,28 @@ def test_calibrated_is_the_gaussian_risk(conv: bool, residual: bool, tau: float)
     compare(model, x, Calibrated(tau, STAGES, calibrated(model, x)), want)
 
 
+@pytest.mark.parametrize("conv", [False, True])
+def test_every_batch_is_tested_with_the_parameters_it_meets(conv: bool) -> None:
+    model, x, _ = block(conv)
+    statistics_of_sites = calibrated(model, x)
+
+    def stopped(run: ExPrune) -> int:
+        with torch.no_grad(), run:
+            model(x)
+        return sum(int(count.pruned) for count in run.flops.sites)
+
+    def new() -> ExPrune:
+        return ExPrune(find_sites(model, x), Calibrated(0.1, STAGES, statistics_of_sites))
+
+    going_on = new()
+    before = stopped(going_on)
+    with torch.no_grad():
+        model.norm.bias.add_(0.5)
+        model.norm.weight.mul_(0.5)
+    assert stopped(going_on) == before + stopped(new())
+    assert stopped(new()) != before
+
+
 @pytest.mark.parametrize(("conv", "residual"), CASES)
 def test_optimal_weighs_damage_against_flops(conv: bool, residual: bool) -> None:
     """E[relu(z)^2] by summing z^2 times the density over a fine grid."""

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exprune.core import ExPrune, Heuristic, Prefix, Site, SiteFlops, StatsTest, Threshold, find_sites, partial
+from exprune.core import ExPrune, Heuristic, Prefix, Site, SiteFlops, StatsTest, Threshold, engine, find_sites, partial
 from tests.core.brute_force import Expected, Gap, brute_force, conv_terms, linear_terms, stats_gap, threshold_gap
-from tests.core.networks import by_name, scramble
+from tests.core.networks import by_name, counts, scramble
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 
@@ -388,6 +388,26 @@ class FromBehind(StagedThreshold):
         return torch.arange(site.terms).flip(0)
 
 
+@pytest.mark.parametrize("block", [1, 10**6])
+@pytest.mark.parametrize("layer", ["linear", "conv2d"])
+@pytest.mark.parametrize("leading", [(5,), (4, 3)])
+def test_an_order_is_that_of_a_layer_with_its_channels_in_it(
+    leading: tuple[int, ...], layer: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partial, "_BLOCK", block)
+    case = Case(layer, terms=7, outputs=5, leading=leading if layer == "linear" else leading[:1])
+    model, x, residual = build(case)
+    _, pruned, run = run_pruned(model, FromBehind(-0.1), x, residual)
+    with torch.no_grad():
+        for values in (*model.stem.parameters(), model.layer.weight.transpose(0, 1)):
+            values.copy_(values.flip(0))
+    _, expected, in_order = run_pruned(model, StagedThreshold(-0.1), x, residual)
+    torch.testing.assert_close(pruned, expected)
+    assert torch.equal(pruned == 0, expected == 0)
+    assert counts(run) == counts(in_order)
+    assert any(run.flops.sites[0].pruned_at)
+
+
 class Twice(nn.Module):
     """One convolution at work on two inputs before the first ReLU."""
 
@@ -480,6 +500,23 @@ def test_what_a_heuristic_is_told(heuristic: Heuristic) -> None:
             torch.testing.assert_close(seen.q, a**2 * terms[..., : seen.n].square().sum(-1))
         else:
             assert seen.q is None
+
+
+def test_what_a_heuristic_keeps_is_of_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_CHUNK", 0)  # a row at a time
+    seen_before = []
+
+    class Counting(StagedThreshold):
+        def stop(self, seen: Prefix) -> Tensor:
+            seen_before.append(seen.kept.get("times", 0))
+            seen.kept["times"] = seen_before[-1] + 1
+            return super().stop(seen)
+
+    model, x, residual = build(Case("linear", terms=7, leading=(4,)))
+    with torch.no_grad(), ExPrune(find_sites(model, x, residual), Counting(-0.1)):
+        for _ in range(2):
+            model(x, residual)
+    assert seen_before == 2 * list(range(4 * 3))  # rows and stages
 
 
 class Flattened(nn.Module):

@@ -58,15 +58,24 @@ class CalibratedTest(Heuristic):
         return None if self.statistics is None or site.name not in self.statistics else self.statistics[site.name].order
 
     def stop(self, seen: Prefix) -> Tensor:
+        if seen.stage not in seen.kept:
+            seen.kept[seen.stage] = self._folded(seen)
+        slope, bound = seen.kept[seen.stage]
+        if slope is not None:
+            return below(torch.addcmul(seen.r, seen.part, slope), bound)
+        return below(seen.part, bound)
+
+    def overhead(self, stage: int, site: Site) -> int:
+        return 3 if site.residual else 1  # a comparison; with a residual slope * s + r is not known beforehand
+
+    def _folded(self, seen: Prefix) -> tuple[Tensor | None, Tensor]:
+        """Of the stage: slope and bound for ``slope * part + r < bound``; no slope where it says ``part < bound``."""
         slope, bound = self._line(seen)
         if seen.scale is not None:
             slope = slope * seen.scale
         if seen.site.residual or slope.min() <= 0:
-            return below(torch.addcmul(seen.r, seen.part, slope), bound)
-        return below(seen.part, (bound - seen.r) / slope)
-
-    def overhead(self, stage: int, site: Site) -> int:
-        return 3 if site.residual else 1  # a comparison; with a residual slope * s + r is not known beforehand
+            return slope, bound
+        return None, (bound - seen.r) / slope
 
     def _line(self, seen: Prefix) -> tuple[Tensor, Tensor]:
         key = (seen.site.name, seen.part.dtype, seen.part.device)

@@ -47,5 +47,6 @@ def count_true(mask: Tensor) -> Tensor:
 
 def write_zeros(out: Tensor, where: Tensor) -> None:
     """``out.masked_fill_(where, 0)``; 4 times faster: a bit mask is vectorised where a choice is not."""
+    keep = where.view(torch.int8) - 1  # True: no bit; else 0 - 1: all bits, as many as there are
     bits = _BITS[out.element_size()]
-    out.view(bits).bitwise_and_(where.to(bits).sub_(1))  # True: no bit; else 0 - 1: all bits
+    out.view(bits).bitwise_and_(keep.to(bits))

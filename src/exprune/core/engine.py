@@ -173,11 +173,11 @@ class _Pruner(StagedFollower):
         with torch.no_grad(), torch.autocast(out.device.type, enabled=False):
             chain, out = _as_rows(chain, out)
             full = None if self.full is None else self.full.view_as(out)
-            terms = self._terms(chain)
+            terms, kept = self._terms(chain), {}
             for part, rows in _chunks(chain, out):
                 chunk = out[rows]
                 data = None if mask is None else self._data_rows(chain, chunk, rows)
-                stopped, counts = self._stop(part, terms, data, None if full is None else full[rows])
+                stopped, counts = self._stop(part, terms, kept, data, None if full is None else full[rows])
                 self._count(part, chunk, stopped, counts, data)
                 write_zeros(chunk, stopped)
         self.full = None
@@ -190,7 +190,7 @@ class _Pruner(StagedFollower):
         return [Terms.of(chain.call, stage.channels, stage.keep, chain.scale) for stage in stages]
 
     def _stop(
-        self, chain: Chain, terms: Sequence[Terms] | None, data: Tensor | None, full: Tensor | None
+        self, chain: Chain, terms: Sequence[Terms] | None, kept: dict, data: Tensor | None, full: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Which outputs stop, and how many at each stage (of each output channel, where their costs differ)."""
         run, site, x = self.run, self.run._counts[chain.name].site, chain.call.input
@@ -202,14 +202,15 @@ class _Pruner(StagedFollower):
         part = scale = q = stopped = None
         so_far = []
         for index, stage in enumerate(plan.stages):
+            inputs = None if terms is None else terms[index].inputs(x)
             if chain.call.sums:
                 part, scale = chain.call.sums[index], chain.scale
             else:  # of terms with the scale in them
-                part = terms[index].sum(x, part, part)
+                part = terms[index].sum(inputs, part, part)
             if run.heuristic.needs_squares:
-                squares = terms[index].squares(x)
+                squares = terms[index].squares(inputs)
                 q = squares if q is None else squares.add_(q)
-            seen = Prefix(site, index, stage.n, total, run.taus[chain.name], part, scale, q, r, plan, data, full)
+            seen = Prefix(site, index, stage.n, total, run.taus[chain.name], part, scale, q, r, plan, data, full, kept)
             now = run.heuristic.stop(seen)
             if stage.tested is not None:
                 now = now & _per_output(stage.tested, chain, x)
@@ -247,7 +248,7 @@ def _per_output(values: Tensor, chain: Chain, like: Tensor) -> Tensor:
 
 
 # Outputs tested at a time: on a CPU, by each core, few enough that the passes over them stay in its caches.
-_CHUNK = 2**18
+_CHUNK = 2**19
 
 
 def _as_rows(chain: Chain, out: Tensor) -> tuple[Chain, Tensor]:

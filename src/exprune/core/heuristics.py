@@ -3,10 +3,10 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import NormalDist
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Prefix:
     and None unless the heuristic needs it. ``s`` and ``q`` are overwritten by what comes next: copy what is to be kept.
 
     ``s`` is ``scale * part``, with one scale per output channel (None: 1), and is not computed unless it is asked for.
+    ``kept`` is for what a heuristic works out once for all rows and stages of a batch: a new dict for every batch.
     """
 
     site: Site
@@ -47,6 +48,7 @@ class Prefix:
     plan: Plan | None = None
     rows: Tensor | None = None
     full: Tensor | None = None
+    kept: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
     def s(self) -> Tensor:

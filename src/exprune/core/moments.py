@@ -115,7 +115,8 @@ class Recorder(StagedFollower):
         s = None
         x = call.input if call.is_conv else take(call.input)
         for stage in self.plans[chain.name].stages:
-            s = Terms.of(call, stage.channels, stage.keep, chain.scale).sum(x, s, s)
+            terms = Terms.of(call, stage.channels, stage.keep, chain.scale)
+            s = terms.sum(terms.inputs(x), s, s)
             yield take(s) if call.is_conv else s
 
     def statistics(self) -> dict[str, SiteStatistics]:

@@ -5,7 +5,7 @@ product of one kernel slice with one patch in a Conv2d (docs/method.md, section 
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -54,12 +54,20 @@ class Terms:
             weight = weight * scale.reshape(-1, 1, *beside)
         return cls(call, channels, weight)
 
+    def inputs(self, x: Tensor) -> Tensor:
+        """What the terms are made of, from rows of the call's input: their channels, in the type of the weights."""
+        dim = self.call.channel_dim
+        if isinstance(self.channels, slice):
+            x = x.narrow(dim, self.channels.start, self.channels.stop - self.channels.start)
+        else:
+            x = select_channels(x, self.channels, dim)
+        return x.to(self.weight.dtype)
+
     def sum(self, x: Tensor, before: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """The sum of the terms for rows ``x`` of the call's input, in the shape of the rows' output.
+        """The sum of the terms made of ``x``, see :meth:`inputs`, in the shape of the rows' output.
 
         ``before``, if given, is added; the sum is written to ``out``, if given, which may be ``before``.
         """
-        x = self._input(x)
         if not self.call.is_conv:
             if out is not None and x.dim() == 2:
                 if before is None:
@@ -78,7 +86,6 @@ class Terms:
         Where a term is one product, ``(w x)^2 = w^2 x^2``: one matrix product. Else one channel's terms at a time,
         squared into the sum while they are in the cache (benchmarks/squares.py has the alternatives).
         """
-        x = self._input(x)
         if not self.call.is_conv:
             return F.linear(x * x, self._squared)
         if self.weight[0, 0].numel() == 1:
@@ -97,14 +104,6 @@ class Terms:
     @cached_property
     def _squared(self) -> Tensor:
         return self.weight * self.weight
-
-    def _input(self, x: Tensor) -> Tensor:
-        dim = self.call.channel_dim
-        if isinstance(self.channels, slice):
-            x = x.narrow(dim, self.channels.start, self.channels.stop - self.channels.start)
-        else:
-            x = select_channels(x, self.channels, dim)
-        return x.to(self.weight.dtype)
 
     def _patches(self, x: Tensor) -> Tensor:
         """(..., channels, H, W) -> what each output of each channel sees: (channels, ..., H', W', kernel size)."""
@@ -177,18 +176,31 @@ def _in_parts(
     if bias is not None:
         bias = per_channel(bias, call.is_conv)
     if torch.is_grad_enabled() or x.dim() == -call.channel_dim:  # no batch
-        *sums, out = itertools.accumulate((group.sum(x) for group in groups), torch.add)
+        *sums, out = itertools.accumulate((group.sum(group.inputs(x)) for group in groups), torch.add)
         return out if bias is None else out + bias, replace(call, sums=tuple(sums))
-    one = groups[0].sum(x[:1])
+    one = groups[0].sum(groups[0].inputs(x[:1]))
     out = torch.empty_like(one.expand(len(x), *one.shape[1:]), memory_format=_memory_format(one))
     sums = [buffers.empty_like(out) for _ in groups[1:]]
+    inputs_of_groups = _selector(call, groups)
     for rows in some_rows(out, _BLOCK):
         so_far = None
-        for group, total in zip(groups, [*sums, out], strict=True):
-            so_far = group.sum(x[rows], so_far, total[rows])
+        for group, inputs, total in zip(groups, inputs_of_groups(x[rows]), [*sums, out], strict=True):
+            so_far = group.sum(inputs, so_far, total[rows])
         if bias is not None:
             so_far += bias
     return out, replace(call, sums=tuple(sums))
+
+
+def _selector(call: LinearCall, groups: Sequence[Terms]) -> Callable[[Tensor], Iterable[Tensor]]:
+    """Makes the inputs of each group of terms from rows of the call's input.
+
+    A matrix product reads columns that lie beside others, a convolution would copy them: the channels of a Linear are
+    put in order at once, so that rows too many for a cache are read once.
+    """
+    if call.is_conv or isinstance(groups[0].channels, slice):
+        return lambda x: (group.inputs(x) for group in groups)
+    order = torch.cat([group.channels for group in groups]).to(call.input.device)
+    return lambda x: select_channels(x, order, -1).split([len(group.channels) for group in groups], dim=-1)
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:

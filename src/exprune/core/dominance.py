@@ -77,7 +77,7 @@ class HeadRecorder(_Head):
 
     def __init__(self, head: nn.Linear, stages: Sequence[int], order: Tensor | None = None) -> None:
         super().__init__(head, stages, order)
-        self._moments = {n: Moments() for n in self.stages}
+        self._moments = Moments()
 
     def statistics(self) -> SiteStatistics:
         """The lines, as of a site whose neurons are the logits.
@@ -85,15 +85,14 @@ class HeadRecorder(_Head):
         Raises:
             SettingError: there were too few rows.
         """
-        return SiteStatistics.of(self._moments, "the head", self.order)
+        return SiteStatistics.of(self._moments, self.stages, "the head", self.order)
 
     def _called(self, x: Tensor, out: Tensor) -> None:
         x, full = (data_rows(values, -1, self.rows) for values in (x, out))
         step = max(1, _CHUNK // self.head.out_features)
         for rows, logits in zip(x.split(step), full.split(step), strict=True):
             terms = logits if self.head.bias is None else logits - self.head.bias
-            for n, sums in self._prefixes(rows):
-                self._moments[n].add(sums, terms)
+            self._moments.add((sums for _, sums in self._prefixes(rows)), terms)
 
 
 class Dominance(_Head):

@@ -1,7 +1,7 @@
 """How partial sums foretell a neuron's pre-activation, measured on calibration inputs (docs/method.md, section 8)."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,18 +39,16 @@ class SiteStatistics:
     gradient: Tensor | None = None
 
     @classmethod
-    def of(cls, moments: Mapping[int, "Moments"], name: str, order: Tensor | None) -> "SiteStatistics":
-        """From the moments after each stage.
+    def of(cls, moments: "Moments", stages: Sequence[int], name: str, order: Tensor | None) -> "SiteStatistics":
+        """From the moments of the sums after these stages.
 
         Raises:
             SettingError: they are of too few rows.
         """
-        rows = next(iter(moments.values())).count
-        if rows < _FEWEST:
-            raise SettingError(f"calibration: {rows} rows of {name}; at least {_FEWEST}, take more inputs")
-        lines = [of.line() for of in moments.values()]
-        slope, offset, sd = (torch.stack(values) for values in zip(*lines, strict=True))
-        return cls(tuple(moments), slope, offset, floored(sd), order)
+        if moments.count < _FEWEST:
+            raise SettingError(f"calibration: {moments.count} rows of {name}; at least {_FEWEST}, take more inputs")
+        slope, offset, sd = moments.lines()
+        return cls(tuple(stages), slope, offset, floored(sd), order)
 
 
 class Recorder(StagedFollower):
@@ -82,16 +80,16 @@ class Recorder(StagedFollower):
         in_parts = {site.name: self.plans[site.name] for site in sites if site.kind == "conv2d"}
         super().__init__(sites, in_parts)
         self.rows: Tensor | None = None
-        self._moments: dict[str, dict[int, Moments]] = {}
+        self._moments: dict[str, Moments] = {}
 
     def before_relu(self, chain: Chain, z: Tensor) -> None:
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             take, beside = self._taker(chain, z), chain.beside
             full = take(z).to(torch.promote_types(z.dtype, torch.float32))
             full = full - (take(beside.expand_as(z)) if isinstance(beside, Tensor) else beside)
-            moments = self._moments.setdefault(chain.name, {})
-            for stage, s in zip(self.plans[chain.name].stages, self._sums(chain, take), strict=True):
-                moments.setdefault(stage.n, Moments()).add(s, full)
+            moments = self._moments.setdefault(chain.name, Moments())
+            for sums, some in self._blocks(chain, take, full):
+                moments.add(sums, some)
 
     def _taker(self, chain: Chain, z: Tensor) -> Callable[[Tensor], Tensor]:
         """Makes (rows, channels) of values like z or, of a Linear, its input: some positions, those that are data."""
@@ -105,19 +103,22 @@ class Recorder(StagedFollower):
         data = _spread(data.movedim(dim, -1), rows)[:, 0]
         return lambda values: _spread(values.movedim(dim, -1), rows)[data]
 
-    def _sums(self, chain: Chain, take: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-        """(rows, outputs), after each stage; to be used before the next."""
-        call = chain.call
+    def _blocks(
+        self, chain: Chain, take: Callable[[Tensor], Tensor], full: Tensor
+    ) -> Iterator[tuple[Iterable[Tensor], Tensor]]:
+        """A few rows at a time the sums after each stage, (rows, outputs), and the full ones."""
+        call, parts = chain.call, blocks(full)
         if call.sums:
-            for s in map(take, call.sums):
-                yield s if chain.scale is None else s * chain.scale.flatten()
-            return
-        s = None
-        x = call.input if call.is_conv else take(call.input)
-        for stage in self.plans[chain.name].stages:
-            terms = Terms.of(call, stage.channels, stage.keep, chain.scale)
-            s = terms.sum(terms.inputs(x), s, s)
-            yield take(s) if call.is_conv else s
+            sums = [take(s) if chain.scale is None else take(s) * chain.scale.flatten() for s in call.sums]
+        else:
+            stages = self.plans[chain.name].stages
+            terms = [Terms.of(call, stage.channels, stage.keep, chain.scale) for stage in stages]
+            if not call.is_conv:
+                for x, part in zip(take(call.input).split([len(part) for part in parts]), parts, strict=True):
+                    yield _prefixes(terms, x), part
+                return
+            sums = [take(s) for s in _prefixes(terms, call.input)]
+        yield from zip(zip(*map(blocks, sums), strict=True), parts, strict=True)
 
     def statistics(self) -> dict[str, SiteStatistics]:
         """By site.
@@ -125,7 +126,18 @@ class Recorder(StagedFollower):
         Raises:
             SettingError: too few rows (images times positions, nodes, tokens) reached a site.
         """
-        return {name: SiteStatistics.of(of, name, self.orders.get(name)) for name, of in self._moments.items()}
+        return {
+            name: SiteStatistics.of(of, [stage.n for stage in self.plans[name].stages], name, self.orders.get(name))
+            for name, of in self._moments.items()
+        }
+
+
+def _prefixes(terms: Sequence[Terms], x: Tensor) -> Iterator[Tensor]:
+    """The sums after each stage of rows of a call's input."""
+    s = None
+    for group in terms:
+        s = group.sum(group.inputs(x), s)
+        yield s
 
 
 def _spread(values: Tensor, rows: Tensor | None) -> Tensor:
@@ -148,35 +160,41 @@ def floored(values: Tensor) -> Tensor:
 
 @dataclass
 class Moments:
-    """Count, means and centred second moments of pairs (s, z) per output, merged as in Chan, Golub, LeVeque 1983."""
+    """Count, means and centred second moments per output of z and of s after each stage, of blocks of rows.
+
+    Merged as in Chan, Golub, LeVeque 1983.
+    """
 
     count: int = 0
-    mean: Tensor | float = 0.0  # (2, outputs)
-    products: Tensor | float = 0.0  # (3, outputs): s s, s z, z z
+    means: Tensor | float = 0.0  # (stages + 1, outputs): of s after each stage, of z
+    squares: Tensor | float = 0.0  # likewise, their second moments
+    products: Tensor | float = 0.0  # (stages, outputs): s z
 
-    def add(self, s: Tensor, z: Tensor) -> None:
-        """Pairs of shape (rows, outputs)."""
-        for some, others in zip(blocks(s), blocks(z), strict=True):
-            self._add(some, others)
-
-    def _add(self, s: Tensor, z: Tensor) -> None:
-        means = torch.stack([s.mean(0), z.mean(0)])
-        s, z = s - means[0], z - means[1]
-        products = torch.stack([(s * s).sum(0), (s * z).sum(0), (z * z).sum(0)]).double()
-        means, more = means.double(), len(s)
-        apart = means - self.mean
+    def add(self, sums: Iterable[Tensor], z: Tensor) -> None:
+        """Each of shape (rows, outputs)."""
+        mean_of_z = z.mean(0)
+        z = z - mean_of_z
+        means, squares, products = [], [], []
+        for s in sums:
+            means.append(s.mean(0))
+            s = s - means[-1]
+            squares.append((s * s).sum(0))
+            products.append((s * z).sum(0))
+        means = torch.stack([*means, mean_of_z]).double()
+        squares, products = torch.stack([*squares, (z * z).sum(0)]).double(), torch.stack(products).double()
+        apart, more = means - self.means, len(z)
         weight = self.count * more / (self.count + more)
-        between = torch.stack([apart[0] ** 2, apart[0] * apart[1], apart[1] ** 2])
-        self.products = self.products + products + weight * between
-        self.mean = self.mean + apart * (more / (self.count + more))
+        self.squares = self.squares + squares + weight * apart**2
+        self.products = self.products + products + weight * apart[:-1] * apart[-1]
+        self.means = self.means + apart * (more / (self.count + more))
         self.count += more
 
-    def line(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Slope, offset and residual standard deviation of z over s; no slope where s does not vary."""
-        ss, sz, zz = self.products
-        slope = torch.where(ss > 0, sz / ss.clamp(min=torch.finfo(ss.dtype).tiny), 0)
-        left = (zz - slope * sz).clamp(min=0) / (self.count - 2)
-        return slope, self.mean[1] - slope * self.mean[0], left.sqrt()
+    def lines(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Slope, offset and residual standard deviation of z over each s; no slope where s does not vary."""
+        ss, zz = self.squares[:-1], self.squares[-1]
+        slope = torch.where(ss > 0, self.products / ss.clamp(min=torch.finfo(ss.dtype).tiny), 0)
+        left = (zz - slope * self.products).clamp(min=0) / (self.count - 2)
+        return slope, self.means[-1] - slope * self.means[:-1], left.sqrt()
 
 
 def data_rows(values: Tensor, dim: int, rows: Tensor | None) -> Tensor:

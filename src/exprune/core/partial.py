@@ -69,10 +69,10 @@ class Terms:
         ``before``, if given, is added; the sum is written to ``out``, if given, which may be ``before``.
         """
         if not self.call.is_conv:
-            if out is not None and x.dim() == 2:
-                if before is None:
-                    return torch.mm(x, self.weight.T, out=out)
+            if x.dim() == 2 and before is not None:
                 return torch.addmm(before, x, self.weight.T, out=out)
+            if x.dim() == 2 and out is not None:
+                return torch.mm(x, self.weight.T, out=out)
             part = F.linear(x, self.weight)
         else:
             part = F.conv2d(x, self.weight, None, self.call.stride, self.call.padding, self.call.dilation)

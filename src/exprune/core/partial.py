@@ -91,13 +91,13 @@ class Terms:
         if self.weight[0, 0].numel() == 1:
             return F.conv2d(x * x, self._squared, None, self.call.stride, self.call.padding, self.call.dilation)
         patches = self._patches(x)
-        channels, *shape, size = patches.shape
-        patches = patches.reshape(channels, -1, size)
-        weights = self.weight.permute(1, 2, 3, 0).reshape(channels, size, -1)
-        total = (patches[0] @ weights[0]).square_()
+        channels, down, right, *shape = patches.shape
+        patches = patches.reshape(channels, down * right, -1)
+        weights = self.weight.permute(1, 2, 3, 0).reshape(channels, down * right, -1)
+        total = (patches[0].T @ weights[0]).square_()
         term = torch.empty_like(total)
         for patch, weight in zip(patches[1:], weights[1:], strict=True):
-            torch.mm(patch, weight, out=term)
+            torch.mm(patch.T, weight, out=term)
             total.addcmul_(term, term)
         return total.view(*shape, -1).movedim(-1, -3)
 
@@ -106,12 +106,12 @@ class Terms:
         return self.weight * self.weight
 
     def _patches(self, x: Tensor) -> Tensor:
-        """(..., channels, H, W) -> what each output of each channel sees: (channels, ..., H', W', kernel size)."""
-        x = _pad(x, self.call)
+        """(..., channels, H, W) -> what each output of each channel sees: (channels, *kernel, ..., H', W')."""
+        x = _pad(x.movedim(-3, 0).contiguous(), self.call)
         (down, right), (height, width) = self.call.dilation, self.weight.shape[-2:]
         x = x.unfold(-2, down * (height - 1) + 1, self.call.stride[0])[..., ::down]
         x = x.unfold(-2, right * (width - 1) + 1, self.call.stride[1])[..., ::right]
-        return x.movedim(-5, 0).flatten(-2)
+        return x.movedim((-2, -1), (1, 2))
 
 
 class StagedFollower(ChainFollower):

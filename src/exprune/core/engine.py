@@ -1,22 +1,22 @@
 """The context under which a model runs pruned."""
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from exprune.core.chain import Chain, LinearCall, per_channel
+from exprune.core.chain import Chain, LinearCall
 from exprune.core.counting import FlopTally
-from exprune.core.elementwise import both, count_true, write_zeros
+from exprune.core.elementwise import write_zeros
 from exprune.core.errors import SettingError
 from exprune.core.flops import Flops, SiteFlops
-from exprune.core.heuristics import Heuristic, Prefix, Tau, per_site
-from exprune.core.partial import StagedFollower, Terms, check_rows, some_rows
+from exprune.core.heuristics import Heuristic, Tau, per_site
+from exprune.core.partial import StagedFollower, Terms, Watcher, check_rows, some_rows
 from exprune.core.plan import checked, make_plan
 from exprune.core.sites import Site
+from exprune.core.stops import Stops
 
 
 class ExPrune:
@@ -132,8 +132,21 @@ def _why_no_stage(site: Site, n: int, gain_ratio: float) -> str:
     return f"too few weights left for a test after n={n} terms with gain_ratio={gain_ratio:g}"
 
 
+@dataclass
+class _Early:
+    """The outcome of tests that were made while a layer was computed."""
+
+    call: LinearCall
+    stopped: Tensor  # in the shape of the layer's output
+    counts: list[Tensor]  # of each block of rows
+
+
 class _Pruner(StagedFollower):
-    """Stops neurons where their chain reaches the ReLU."""
+    """Stops neurons where their chain reaches the ReLU.
+
+    A Linear layer whose output goes straight to its ReLU is tested while it is computed, its sums still in the cache.
+    What comes after a layer is not known before: each is taken to be such a one until it proves to be none.
+    """
 
     def __init__(self, run: ExPrune) -> None:
         masks = {site.name: mask for site in run.sites if (mask := site.mask) is not None}
@@ -143,15 +156,47 @@ class _Pruner(StagedFollower):
         self.run = run
         self.full: Tensor | None = None
         self.zeros = {name: mask.numel() - int(mask.count_nonzero()) for name, mask in masks.items()}
+        self._early: dict[str, _Early] = {}
+        self._never_early: set[str] = {name for name, count in run._counts.items() if count.site.residual}
 
     def call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         return self.run._tally.call(func, args, kwargs)
 
     def compute(self, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]) -> tuple[Tensor, LinearCall]:
+        name = self._running[-1]
+        self._early.pop(name, None)
         out, call = super().compute(call, bias, run)
-        if call.sums:  # the tally has seen none of it
-            self.run._tally.flops += out.numel() * self.run._counts[self._running[-1]].site.dense_flops
+        if call.sums or name in self._early:  # the tally has seen none of it
+            self.run._tally.flops += out.numel() * self.run._counts[name].site.dense_flops
         return out, call
+
+    def watch(self, call: LinearCall, bias: Tensor | None) -> Watcher | None:
+        name, heuristic = self._running[-1], self.run.heuristic
+        if call.is_conv or name in self._never_early or heuristic.needs_squares or heuristic.needs_full:
+            return None  # a convolution's blocks are too large for the cache
+        if call.input.dim() < 2 or torch.is_grad_enabled():
+            return None
+        chain, mask, stops = Chain(name, call, shift=bias), self.run.rows, self._stops(name)
+        if mask is not None:
+            check_rows(mask, chain, call.input)
+        shape = (*call.input.shape[:-1], len(call.weight))
+        early = self._early[name] = _Early(call, call.input.new_empty(shape, dtype=torch.bool), [])
+        data = None
+
+        def watcher(rows: slice, stage: int, sums: Tensor) -> None:
+            nonlocal data
+            if mask is not None and not stage:
+                data = self._data_rows(chain, sums, rows)
+            if stage < len(stops.plan.stages):
+                stops.test(stage, chain, sums, None, data=data)
+            else:
+                early.stopped[rows] = stops.stopped()
+                early.counts.append(stops.counts(sums.clamp(min=0), data))
+
+        return watcher
+
+    def _stops(self, name: str) -> Stops:
+        return Stops(self.run.heuristic, self.run._counts[name], self.run.taus[name])
 
     def _tag(self, out: Tensor, call: LinearCall, bias: Tensor | None) -> None:
         super()._tag(out, call, bias)
@@ -167,20 +212,41 @@ class _Pruner(StagedFollower):
     def at_relu(self, chain: Chain, out: Tensor) -> None:
         if chain.name not in self.run._counts:
             return
+        with torch.no_grad(), torch.autocast(out.device.type, enabled=False):
+            if self._is_early(chain):
+                self._finish_early(self._early.pop(chain.name), chain, out)
+            else:
+                self._test(chain, out)
+        self.full = None
+
+    def _is_early(self, chain: Chain) -> bool:
+        """Whether this call was tested while it was computed, as if its chain were what it has proved to be."""
+        early = self._early.get(chain.name)
+        if early is None:
+            return False
+        if early.call is chain.call and chain.stage:
+            self._never_early.add(chain.name)
+        return early.call is chain.call and not chain.stage
+
+    def _finish_early(self, early: _Early, chain: Chain, out: Tensor) -> None:
+        if early.counts:
+            self._add(chain, out, torch.stack(early.counts).sum(0), self.run.rows)
+        for rows in some_rows(out, _CHUNK):
+            write_zeros(out[rows], early.stopped[rows])
+
+    def _test(self, chain: Chain, out: Tensor) -> None:
         mask = self.run.rows
         if mask is not None:
             check_rows(mask, chain, out)
-        with torch.no_grad(), torch.autocast(out.device.type, enabled=False):
-            chain, out = _as_rows(chain, out)
-            full = None if self.full is None else self.full.view_as(out)
-            terms, kept = self._terms(chain), {}
-            for part, rows in _chunks(chain, out):
-                chunk = out[rows]
-                data = None if mask is None else self._data_rows(chain, chunk, rows)
-                stopped, counts = self._stop(part, terms, kept, data, None if full is None else full[rows])
-                self._count(part, chunk, stopped, counts, data)
-                write_zeros(chunk, stopped)
-        self.full = None
+        chain, out = _as_rows(chain, out)
+        full = None if self.full is None else self.full.view_as(out)
+        terms, stops = self._terms(chain), self._stops(chain.name)
+        for part, rows in _chunks(chain, out):
+            chunk = out[rows]
+            data = None if mask is None else self._data_rows(chain, chunk, rows)
+            self._stop(stops, part, terms, data, None if full is None else full[rows])
+            self._add(chain, chunk, stops.counts(chunk, data), data)
+            write_zeros(chunk, stops.stopped())
 
     def _terms(self, chain: Chain) -> list[Terms] | None:
         """The terms of each stage; None where their sums are known and no squares are needed."""
@@ -190,47 +256,25 @@ class _Pruner(StagedFollower):
         return [Terms.of(chain.call, stage.channels, stage.keep, chain.scale) for stage in stages]
 
     def _stop(
-        self, chain: Chain, terms: Sequence[Terms] | None, kept: dict, data: Tensor | None, full: Tensor | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Which outputs stop, and how many at each stage (of each output channel, where their costs differ)."""
-        run, site, x = self.run, self.run._counts[chain.name].site, chain.call.input
-        plan = self.run._counts[chain.name].plan
-        total = plan.terms
-        if isinstance(total, Tensor):
-            total = _per_output(total.clamp(min=1), chain, x)
-        r = chain.beside
-        part = scale = q = stopped = None
-        so_far = []
-        for index, stage in enumerate(plan.stages):
+        self, stops: Stops, chain: Chain, terms: Sequence[Terms] | None, data: Tensor | None, full: Tensor | None
+    ) -> None:
+        """Test some rows of a layer at every stage."""
+        x, part, q = chain.call.input, None, None
+        for index in range(len(stops.plan.stages)):
             inputs = None if terms is None else terms[index].inputs(x)
             if chain.call.sums:
                 part, scale = chain.call.sums[index], chain.scale
             else:  # of terms with the scale in them
-                part = terms[index].sum(inputs, part, part)
-            if run.heuristic.needs_squares:
+                part, scale = terms[index].sum(inputs, part, part), None
+            if stops.heuristic.needs_squares:
                 squares = terms[index].squares(inputs)
                 q = squares if q is None else squares.add_(q)
-            seen = Prefix(site, index, stage.n, total, run.taus[chain.name], part, scale, q, r, plan, data, full, kept)
-            now = run.heuristic.stop(seen)
-            if stage.tested is not None:
-                now = now & _per_output(stage.tested, chain, x)
-            stopped = now if stopped is None else stopped | now
-            counted = stopped if data is None else stopped & data
-            if isinstance(plan.terms, Tensor):
-                so_far.append(counted.movedim(chain.call.channel_dim, -1).flatten(0, -2).sum(0))
-            else:
-                so_far.append(count_true(counted))
-        return stopped, [so_far[0], *(after - before for before, after in itertools.pairwise(so_far))]
+            stops.test(index, chain, part, scale, q, data, full)
 
-    def _count(self, chain: Chain, out: Tensor, stopped: Tensor, counts: list[Tensor], data: Tensor | None) -> None:
-        positive = out.bool()  # a ReLU's output is positive exactly where its input is, and 0 elsewhere
-        outputs = out.numel()
-        if data is not None:
-            outputs = int(data.sum()) * (out.numel() // data.numel())
-            positive = positive & data
-        negative = outputs - count_true(positive)
-        wrong = count_true(both(stopped, positive))
-        self.run._counts[chain.name].add(outputs, counts, negative, wrong)
+    def _add(self, chain: Chain, out: Tensor, counts: Tensor, data: Tensor | None) -> None:
+        """Count outputs of the chain's ReLU, of rows that are ``data``."""
+        outputs = out.numel() if data is None else int(data.sum()) * (out.numel() // data.numel())
+        self.run._counts[chain.name].add(outputs, counts)
 
     def _data_rows(self, chain: Chain, out: Tensor, rows: slice) -> Tensor | None:
         """The mask of data rows, to broadcast with ``out``, a chunk of the layer's output; None where all are data."""
@@ -240,11 +284,6 @@ class _Pruner(StagedFollower):
         if mask.all():
             return None
         return mask.to(out.device, torch.bool).view(*leading, *(1,) * dims)
-
-
-def _per_output(values: Tensor, chain: Chain, like: Tensor) -> Tensor:
-    """One value per output channel, shaped to broadcast over the pre-activation."""
-    return per_channel(values.to(like.device), chain.call.is_conv)
 
 
 # Outputs tested at a time: on a CPU, by each core, few enough that the passes over them stay in its caches.

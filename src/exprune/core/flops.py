@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from exprune.core.plan import Plan
@@ -32,11 +33,13 @@ class SiteFlops:
     def __post_init__(self) -> None:
         self.pruned_at = self.pruned_at or [0] * len(self.plan.stages)
 
-    def add(self, outputs: int, pruned_at: list[Tensor], negative: Tensor, wrong: Tensor) -> None:
-        """Count one call of the layer. Counts stay on their device; none waits for it."""
+    def add(self, outputs: int, counts: Tensor) -> None:
+        """Count some outputs of a call, by :meth:`exprune.core.stops.Stops.counts`. Nothing waits for the device."""
+        so_far, positive, wrong = counts[:-2], counts[-2].sum(), counts[-1].sum()
+        at = so_far.diff(dim=0, prepend=torch.zeros_like(so_far[:1]))
         self.outputs += outputs
-        self.pruned_at = [count + more for count, more in zip(self.pruned_at, pruned_at, strict=True)]
-        self.negative = self.negative + negative
+        self.pruned_at = [count + more for count, more in zip(self.pruned_at, at, strict=True)]
+        self.negative = self.negative + outputs - positive
         self.wrong = self.wrong + wrong
 
     @property

@@ -26,6 +26,10 @@ _BLOCK = 2**19
 _ELSEWHERE = 2**26
 
 
+# Told, of some rows of a layer's output, the sums after a stage, which the next stage overwrites; at last the output.
+Watcher = Callable[[slice, int, Tensor], None]
+
+
 @dataclass(frozen=True)
 class Terms:
     """Terms ``channels`` of every neuron of a call, with weights (out, terms, *kernel) ready for any input rows."""
@@ -135,7 +139,11 @@ class StagedFollower(ChainFollower):
         if plan is None or plan.rest is None or not precise:
             return run(), call
         groups = self._groups(call, [*(stage.channels for stage in plan.stages), plan.rest])
-        return _in_parts(call, bias, groups, self._buffers)
+        return _in_parts(call, bias, groups, self._buffers, self.watch(call, bias))
+
+    def watch(self, call: LinearCall, bias: Tensor | None) -> Watcher | None:
+        """What sees the sums of the running layer as they are made; None: they are kept until its ReLU."""
+        return None
 
     def _groups(self, call: LinearCall, channels: Sequence[slice | Tensor]) -> list[Terms]:
         """The terms of each group of channels; their weights are selected once, not for each batch."""
@@ -169,9 +177,12 @@ def some_rows(out: Tensor, each_core: int) -> Iterator[slice]:
 
 
 def _in_parts(
-    call: LinearCall, bias: Tensor | None, groups: Sequence[Terms], buffers: Buffers
+    call: LinearCall, bias: Tensor | None, groups: Sequence[Terms], buffers: Buffers, watcher: Watcher | None
 ) -> tuple[Tensor, LinearCall]:
-    """A layer's output, summed over groups of terms that are all together, and the call with its sums."""
+    """A layer's output, summed over groups of terms that are all together, and the call with its sums.
+
+    A watcher is shown the sums instead, while they are in the cache: then they take no memory of their own.
+    """
     x = call.input
     if bias is not None:
         bias = per_channel(bias, call.is_conv)
@@ -180,15 +191,18 @@ def _in_parts(
         return out if bias is None else out + bias, replace(call, sums=tuple(sums))
     one = groups[0].sum(groups[0].inputs(x[:1]))
     out = torch.empty_like(one.expand(len(x), *one.shape[1:]), memory_format=_memory_format(one))
-    sums = [buffers.empty_like(out) for _ in groups[1:]]
+    sums = [buffers.empty_like(out) for _ in groups[1:]] if watcher is None else []
+    totals = [*sums, out] if sums else [out] * len(groups)
     inputs_of_groups = _selector(call, groups)
-    for rows in some_rows(out, _BLOCK):
-        so_far = None
-        for group, inputs, total in zip(groups, inputs_of_groups(x[rows]), [*sums, out], strict=True):
-            so_far = group.sum(inputs, so_far, total[rows])
-        if bias is not None:
-            so_far += bias
-    return out, replace(call, sums=tuple(sums))
+    for rows in some_rows(out, _BLOCK if watcher is None else _BLOCK // 4):  # what is watched shares the cache
+        so_far, blocks = None, [total[rows] for total in totals]
+        for stage, (group, inputs, block) in enumerate(zip(groups, inputs_of_groups(x[rows]), blocks, strict=True)):
+            so_far = group.sum(inputs, so_far, block)
+            if stage == len(groups) - 1 and bias is not None:
+                so_far += bias
+            if watcher is not None:
+                watcher(rows, stage, so_far)
+    return out, replace(call, sums=tuple(sums)) if sums else call
 
 
 def _selector(call: LinearCall, groups: Sequence[Terms]) -> Callable[[Tensor], Iterable[Tensor]]:

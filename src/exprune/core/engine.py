@@ -231,7 +231,7 @@ class _Pruner(StagedFollower):
     def _finish_early(self, early: _Early, chain: Chain, out: Tensor) -> None:
         if early.counts:
             self._add(chain, out, torch.stack(early.counts).sum(0), self.run.rows)
-        for rows in some_rows(out, _CHUNK):
+        for rows in some_rows(out, _CHUNK // 4):
             write_zeros(out[rows], early.stopped[rows])
 
     def _test(self, chain: Chain, out: Tensor) -> None:

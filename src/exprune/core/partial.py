@@ -192,10 +192,10 @@ def _in_parts(
     one = groups[0].sum(groups[0].inputs(x[:1]))
     out = torch.empty_like(one.expand(len(x), *one.shape[1:]), memory_format=_memory_format(one))
     sums = [buffers.empty_like(out) for _ in groups[1:]] if watcher is None else []
-    totals = [*sums, out] if sums else [out] * len(groups)
+    totals = [*sums, out]
     inputs_of_groups = _selector(call, groups)
     for rows in some_rows(out, _BLOCK if watcher is None else _BLOCK // 4):  # what is watched shares the cache
-        so_far, blocks = None, [total[rows] for total in totals]
+        so_far, blocks = None, [total[rows] for total in totals] if sums else [out[rows]] * len(groups)
         for stage, (group, inputs, block) in enumerate(zip(groups, inputs_of_groups(x[rows]), blocks, strict=True)):
             so_far = group.sum(inputs, so_far, block)
             if stage == len(groups) - 1 and bias is not None:

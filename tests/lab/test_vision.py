@@ -1,8 +1,12 @@
 """The paper's vision networks, their accounting, and the image data."""
 
+import copy
+import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -18,6 +22,7 @@ from exprune.lab.models.resnet import ResNet18
 from exprune.lab.models.vgg import VGG11BN
 from exprune.lab.tasks.images import ImageTask
 from exprune.lab.tasks.optimisation import one_cycle
+from exprune.lab.tasks.sharpness import sharp
 from tests.cli import ROOT
 
 
@@ -87,12 +92,12 @@ def test_the_first_epochs_see_reduced_images(tmp_path: Path, epoch: int, size: i
     assert next(iter(data.val_dataloader()))[0].shape[-1] == 32
 
 
-def rates(steps: int, restart: float | None) -> list[float]:
+def rates(steps: int, *restarts: float) -> list[float]:
     """The learning rate of each step of a training."""
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     task = SimpleNamespace(trainer=SimpleNamespace(estimated_stepping_batches=steps), lr=0.1)
-    scheduler = one_cycle(task, optimizer, restart, pct_start=0.2, cycle_momentum=False)["lr_scheduler"]["scheduler"]
+    scheduler = one_cycle(task, optimizer, restarts, pct_start=0.2, cycle_momentum=False)["lr_scheduler"]["scheduler"]
     taken = []
     for _ in range(steps):
         taken.append(optimizer.param_groups[0]["lr"])
@@ -101,15 +106,71 @@ def rates(steps: int, restart: float | None) -> list[float]:
     return taken
 
 
-def test_a_restart_is_two_cycles_in_a_row() -> None:
-    assert rates(16, restart=0.625) == pytest.approx(rates(10, None) + rates(6, None))
-    assert max(rates(10, None)) == pytest.approx(0.1)
+def test_a_restart_is_one_more_cycle() -> None:
+    assert rates(16, 0.625) == pytest.approx(rates(10) + rates(6))
+    assert rates(32, 0.3125, 0.5) == pytest.approx(rates(10) + rates(6) + rates(16))
+    assert rates(3, 0.01, 0.02) == pytest.approx(rates(3))
+    assert max(rates(10)) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("restart", [0, 1, 1.5])
-def test_a_restart_outside_the_training_is_refused(restart: float) -> None:
-    with pytest.raises(SettingError, match=f"model.task.restart={restart}: a share of the training"):
+@pytest.mark.parametrize("restart", [0, 1, 1.5, [0.5, 0.5], [0.5, 1]])
+def test_a_restart_outside_the_training_is_refused(restart: float | list[float]) -> None:
+    with pytest.raises(SettingError, match=re.escape(f"model.task.restart={restart}: a share of the training")):
         ImageTask(ResNet18(), "sgd", 0.1, 0.0, 0.9, 0.0, 0.2, 10, restart)
+
+
+@pytest.mark.parametrize("sharpness", [{"radius": 0, "share": 0.5}, {"radius": 0.1, "share": 1.5}])
+def test_a_sharpness_that_is_none_is_refused(sharpness: dict[str, float]) -> None:
+    with pytest.raises(SettingError, match=r"model.task.sharpness=.*: a radius above 0 and a share above 0"):
+        ImageTask(ResNet18(), "sgd", 0.1, 0.0, 0.9, 0.0, 0.2, 10, None, sharpness)
+
+
+def test_a_sharp_closure_leaves_the_gradient_of_the_worst_weights_nearby() -> None:
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double(), torch.randn(8, 3).double()
+    elsewhere = copy.deepcopy(network)
+
+    def closure_of(net: nn.Module) -> Callable[[], torch.Tensor]:
+        def closure() -> torch.Tensor:
+            net.zero_grad()
+            loss = net(x).square().mean()
+            loss.backward()
+            return loss
+
+        return closure
+
+    before = copy.deepcopy(network.state_dict())
+    loss = sharp(network, closure_of(network), 0.3)()
+
+    assert loss == closure_of(elsewhere)()
+    once = copy.deepcopy(elsewhere[1].state_dict())
+    gradients = [p.grad.clone() for p in elsewhere.parameters()]
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    with torch.no_grad():
+        for p, g in zip(elsewhere.parameters(), gradients, strict=True):
+            p += 0.3 * g / norm
+    worst = closure_of(elsewhere)()
+    assert worst > loss
+    for p, q in zip(network.parameters(), elsewhere.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+    for name, value in network.named_parameters():
+        torch.testing.assert_close(value, before[name])
+    assert network[1].momentum == 0.1
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(network[1].state_dict()[name], once[name])
+
+
+def test_the_last_epochs_are_sharp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two of five: each of their two steps takes two passes."""
+    data = ImageData(read_digits, str(tmp_path), str(tmp_path), 200, 0, False, 0, None, 64, 256, limit=128)
+    task = ImageTask(ResNet18(), "sgd", 0.1, 0.0, 0.9, 0.0, 0.2, 10, None, {"radius": 0.1, "share": 0.4})
+    monkeypatch.setattr(task, "network", nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)))
+    seen = []
+    monkeypatch.setattr(task, "log", lambda name, value, **_: name == "train/loss" and seen.append(task.current_epoch))
+    lightning.Trainer(
+        max_epochs=5, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    ).fit(task, datamodule=data)
+    assert seen == [0, 0, 1, 1, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4]
 
 
 def test_a_setting_that_is_null_leaves_the_names_of_weights_as_they_are() -> None:

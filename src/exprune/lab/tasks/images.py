@@ -1,5 +1,7 @@
 """Image classification, measured by accuracy."""
 
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -12,6 +14,7 @@ from exprune.core.errors import SettingError
 from exprune.lab.intervals import accuracy, weighted_accuracy
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
 from exprune.lab.tasks.sampling import draw
+from exprune.lab.tasks.sharpness import sharp
 
 
 class ImageTask(lightning.LightningModule):
@@ -23,7 +26,9 @@ class ImageTask(lightning.LightningModule):
         optimizer: ``sgd`` (Nesterov momentum) or ``adamw`` (``momentum`` is its first beta).
         lr: the maximal learning rate.
         warmup: the share of a cycle's steps in which the learning rate rises.
-        restart: the share of the training after which a second cycle begins; None: there is one.
+        restart: the share of the training after which another cycle begins, or those of several; None: there is one.
+        sharpness: of the last part of the training, ``share`` of its epochs, which minimises the loss at the worst
+            weights within ``radius`` (:mod:`exprune.lab.tasks.sharpness`) at twice the price; None for no such part.
     """
 
     metric_name = "accuracy"
@@ -42,17 +47,24 @@ class ImageTask(lightning.LightningModule):
         label_smoothing: float,
         warmup: float,
         classes: int,
-        restart: float | None = None,
+        restart: float | Sequence[float] | None = None,
+        sharpness: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         if optimizer not in ("sgd", "adamw"):
             raise SettingError(f"model.task.optimizer={optimizer}: sgd or adamw")
-        if restart is not None and not 0 < restart < 1:
+        restarts = [] if restart is None else [restart] if isinstance(restart, int | float) else list(restart)
+        if not all(0 < early < late for early, late in itertools.pairwise([*restarts, 1])):
             raise SettingError(f"model.task.restart={restart}: a share of the training, above 0 and below 1; or null")
+        if sharpness is not None and not (sharpness["radius"] > 0 and 0 < sharpness["share"] <= 1):
+            raise SettingError(
+                f"model.task.sharpness={dict(sharpness)}: a radius above 0 and a share above 0, at most 1; or null"
+            )
         self.optimizer = optimizer
         self.network = network.to(memory_format=torch.channels_last)
         self.lr, self.weight_decay, self.momentum = checked_rate(lr), weight_decay, momentum
-        self.label_smoothing, self.warmup, self.restart = label_smoothing, warmup, restart
+        self.label_smoothing, self.warmup, self.restarts = label_smoothing, warmup, restarts
+        self.sharpness = sharpness
         self.metric = MulticlassAccuracy(classes, average="micro")
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
@@ -90,10 +102,17 @@ class ImageTask(lightning.LightningModule):
         logits = self.network(batch[0]).float()
         return F.cross_entropy(logits, draw(logits, generator), reduction="sum")
 
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer, optimizer_closure: Callable[[], Any]
+    ) -> None:
+        if self.sharpness is not None and epoch >= (1 - self.sharpness["share"]) * self.trainer.max_epochs:
+            optimizer_closure = sharp(self.network, optimizer_closure, self.sharpness["radius"])
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
     def configure_optimizers(self) -> dict[str, Any]:
         groups = decay_groups(self.network, self.weight_decay)
         if self.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=True)
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999))
-        return one_cycle(self, optimizer, self.restart, pct_start=self.warmup, cycle_momentum=False)
+        return one_cycle(self, optimizer, self.restarts, pct_start=self.warmup, cycle_momentum=False)

@@ -1,5 +1,7 @@
 """What the tasks' optimisers share: the check of the rate, the groups of parameters, the schedule."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -24,18 +26,18 @@ def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]
 
 
 def one_cycle(
-    task: lightning.LightningModule, optimizer: torch.optim.Optimizer, restart: float | None = None, **options: Any
+    task: lightning.LightningModule, optimizer: torch.optim.Optimizer, restarts: Sequence[float] = (), **options: Any
 ) -> dict[str, Any]:
     """The optimiser under OneCycle up to ``task.lr`` over the whole training, step by step, as Lightning wants it.
 
-    With ``restart``, a share of the training, there are two cycles: one until then, another after it (a warm restart).
+    At each of ``restarts``, ascending shares of the training, another cycle begins (a warm restart).
     """
     steps = task.trainer.estimated_stepping_batches
-    first = steps if restart is None else round(restart * steps)
+    ends = [*(round(restart * steps) for restart in restarts), steps]
+    ends = sorted({end for end in ends if end})  # of a short training there may be fewer
     cycles = [
-        torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=task.lr, total_steps=length, **options)
-        for length in (first, steps - first)
-        if length
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=task.lr, total_steps=end - start, **options)
+        for start, end in itertools.pairwise([0, *ends])
     ]
-    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, cycles, milestones=[first][: len(cycles) - 1])
+    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, cycles, milestones=ends[:-1])
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

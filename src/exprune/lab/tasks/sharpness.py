@@ -1,0 +1,49 @@
+"""Sharpness-aware minimisation (Foret, Kleiner, Mobahi, Neyshabur 2021): descend from the worst weights nearby."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def sharp(network: nn.Module, closure: Callable[[], Any], radius: float) -> Callable[[], Any]:
+    """A closure that leaves the gradients at the weights which lie ``radius`` up the gradient; costs two.
+
+    Args:
+        closure: computes the network's gradients anew, and returns the loss.
+    """
+
+    def sharper() -> Any:
+        loss = closure()
+        learned = [p for p in network.parameters() if p.grad is not None]
+        if not learned:  # Lightning skips a batch without a loss
+            return loss
+        gradients = [p.grad for p in learned]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        steps = torch._foreach_mul(gradients, radius / norm.clamp(min=1e-12))
+        with torch.no_grad():
+            torch._foreach_add_(learned, steps)
+        try:
+            with _statistics_kept(network):
+                closure()
+        finally:
+            with torch.no_grad():
+                torch._foreach_sub_(learned, steps)
+        return loss
+
+    return sharper
+
+
+@contextmanager
+def _statistics_kept(network: nn.Module) -> Iterator[None]:
+    """The running statistics of BatchNorms do not follow what happens inside: they are of the weights themselves."""
+    momenta = {m: m.momentum for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    for module in momenta:
+        module.momentum = 0.0
+    try:
+        yield
+    finally:
+        for module, momentum in momenta.items():
+            module.momentum = momentum

@@ -10,6 +10,7 @@ import lightning
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,7 +18,7 @@ from exprune.core import find_sites
 from exprune.core.errors import SettingError
 from exprune.lab.checkpoints import checkpoint_name
 from exprune.lab.data.digits import read_digits
-from exprune.lab.data.images import ImageData, augment
+from exprune.lab.data.images import MEAN, STD, ImageData, augment
 from exprune.lab.models.resnet import ResNet18
 from exprune.lab.models.vgg import VGG11BN
 from exprune.lab.tasks.images import ImageTask
@@ -171,6 +172,62 @@ def test_the_last_epochs_are_sharp(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         max_epochs=5, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
     ).fit(task, datamodule=data)
     assert seen == [0, 0, 1, 1, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize(("average", "cycles"), [(0, 1), (2, 1), (1.5, 2)])
+def test_an_average_from_a_cycle_that_is_none_is_refused(average: float, cycles: int) -> None:
+    restart = None if cycles == 1 else 0.5
+    with pytest.raises(SettingError, match=f"model.task.average={average}: one of the {cycles} cycles"):
+        ImageTask(ResNet18(), "sgd", 0.1, 0.0, 0.9, 0.0, 0.2, 10, restart, None, average)
+
+
+def normalised(images: torch.Tensor) -> torch.Tensor:
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (images / 255 - mean) / std
+
+
+class Steps(lightning.Callback):
+    """The weights that step k left, and those that step k + 1 began with."""
+
+    def __init__(self) -> None:
+        self.left: dict[int, torch.Tensor] = {}
+        self.begun: dict[int, torch.Tensor] = {}
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, task: ImageTask, *_: object) -> None:
+        self.begun[trainer.global_step] = task.network[1].weight.detach().clone()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, task: ImageTask, *_: object) -> None:
+        self.left[trainer.global_step] = task.network[1].weight.detach().clone()
+
+
+def test_the_network_becomes_the_mean_of_the_ends_of_its_cycles(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Cycles end after steps 2, 6, 8 and 10, two an epoch; the second is the first that counts."""
+    data = ImageData(read_digits, str(tmp_path), str(tmp_path), 200, 0, False, 0, None, 64, 256, limit=128)
+
+    def trained(resumed: Path | None) -> tuple[Steps, nn.Module]:
+        task, steps = ImageTask(ResNet18(), "sgd", 0.1, 0.0, 0.9, 0.0, 0.2, 10, [0.2, 0.6, 0.8], None, 2), Steps()
+        network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10), nn.BatchNorm1d(10))
+        monkeypatch.setattr(task, "network", network)
+        monkeypatch.setattr(task, "log", lambda *_, **__: None)
+        keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+        trainer = lightning.Trainer(max_epochs=5, callbacks=[steps, keep], limit_val_batches=0, **quiet)
+        trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
+        return steps, network
+
+    whole, network = trained(None)
+    for step in (1, 2, 3, 4, 5, 6, 7, 9):
+        assert torch.equal(whole.begun[step], whole.left[step])
+    torch.testing.assert_close(whole.begun[8], (whole.left[6] + whole.left[8]) / 2)
+    torch.testing.assert_close(network[1].weight, (whole.left[6] + whole.left[8] + whole.left[10]) / 3)
+    seen = network[:2](normalised(data.parts["train"][0]))
+    torch.testing.assert_close(network[2].running_mean, seen.mean(0))
+
+    resumed, network = trained(tmp_path / "epoch=3.ckpt")
+    assert list(resumed.left) == [9, 10] and not torch.equal(resumed.left[10], whole.left[10])
+    torch.testing.assert_close(network[1].weight, (whole.left[6] + whole.left[8] + resumed.left[10]) / 3)
 
 
 def test_a_setting_that_is_null_leaves_the_names_of_weights_as_they_are() -> None:

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from exprune.core.errors import SettingError
 from exprune.lab.intervals import accuracy, weighted_accuracy
+from exprune.lab.tasks.averaging import CycleMean
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
 from exprune.lab.tasks.sampling import draw
 from exprune.lab.tasks.sharpness import sharp
@@ -29,6 +30,8 @@ class ImageTask(lightning.LightningModule):
         restart: the share of the training after which another cycle begins, or those of several; None: there is one.
         sharpness: of the last part of the training, ``share`` of its epochs, which minimises the loss at the worst
             weights within ``radius`` (:mod:`exprune.lab.tasks.sharpness`) at twice the price; None for no such part.
+        average: the cycle from whose end on the network is the mean of those at the ends of cycles
+            (:mod:`exprune.lab.tasks.averaging`); None: it is the last.
     """
 
     metric_name = "accuracy"
@@ -49,6 +52,7 @@ class ImageTask(lightning.LightningModule):
         classes: int,
         restart: float | Sequence[float] | None = None,
         sharpness: Mapping[str, float] | None = None,
+        average: int | None = None,
     ) -> None:
         super().__init__()
         if optimizer not in ("sgd", "adamw"):
@@ -60,11 +64,14 @@ class ImageTask(lightning.LightningModule):
             raise SettingError(
                 f"model.task.sharpness={dict(sharpness)}: a radius above 0 and a share above 0, at most 1; or null"
             )
+        if average is not None and average not in range(1, len(restarts) + 2):
+            raise SettingError(f"model.task.average={average}: one of the {len(restarts) + 1} cycles; or null")
         self.optimizer = optimizer
         self.network = network.to(memory_format=torch.channels_last)
         self.lr, self.weight_decay, self.momentum = checked_rate(lr), weight_decay, momentum
         self.label_smoothing, self.warmup, self.restarts = label_smoothing, warmup, restarts
         self.sharpness = sharpness
+        self.averaged = [] if average is None else [*restarts, 1][average - 1 :]
         self.metric = MulticlassAccuracy(classes, average="micro")
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
@@ -108,6 +115,9 @@ class ImageTask(lightning.LightningModule):
         if self.sharpness is not None and epoch >= (1 - self.sharpness["share"]) * self.trainer.max_epochs:
             optimizer_closure = sharp(self.network, optimizer_closure, self.sharpness["radius"])
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def configure_callbacks(self) -> list[lightning.Callback]:
+        return [CycleMean(self.averaged)] if self.averaged else []
 
     def configure_optimizers(self) -> dict[str, Any]:
         groups = decay_groups(self.network, self.weight_decay)

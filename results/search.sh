@@ -11,7 +11,7 @@ case $network in
     opt) settings=(model=opt search.trials=200 search.limit=128 search.front=8) ;; # texts of 256 tokens
     vgg11_bn) settings=(model=vgg11_bn "${images[@]}" search.trials=200 search.front=8) ;;
     vgg11_bn_static) settings=(model=vgg11_bn static=magnitude static.sparsity=0.98 "${images[@]}" search.trials=200 search.front=6) ;;
-    resnet18) settings=(model=resnet18 "${images[@]}" search.trials=200 search.front=6) ;;
+    resnet18) settings=(model=resnet18 "${images[@]}" search.trials=100 search.front=6) ;;
     *) echo "error: $network: gnn, opt, vgg11_bn, resnet18 or vgg11_bn_static" >&2; exit 1 ;;
 esac
 cd "$(dirname "$0")/.."

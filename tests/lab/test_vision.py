@@ -18,7 +18,8 @@ from exprune.core import find_sites
 from exprune.core.errors import SettingError
 from exprune.lab.checkpoints import checkpoint_name
 from exprune.lab.data.digits import read_digits
-from exprune.lab.data.images import MEAN, STD, ImageData, augment
+from exprune.lab.data.images import ImageData, augment
+from exprune.lab.masks import attach_masks
 from exprune.lab.models.resnet import ResNet18
 from exprune.lab.models.vgg import VGG11BN
 from exprune.lab.tasks.images import ImageTask
@@ -93,12 +94,13 @@ def test_the_first_epochs_see_reduced_images(tmp_path: Path, epoch: int, size: i
     assert next(iter(data.val_dataloader()))[0].shape[-1] == 32
 
 
-def rates(steps: int, *restarts: float) -> list[float]:
+def rates(steps: int, *restarts: float, tail: dict[str, float] | None = None) -> list[float]:
     """The learning rate of each step of a training."""
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     task = SimpleNamespace(trainer=SimpleNamespace(estimated_stepping_batches=steps), lr=0.1)
-    scheduler = one_cycle(task, optimizer, restarts, pct_start=0.2, cycle_momentum=False)["lr_scheduler"]["scheduler"]
+    options = {"pct_start": 0.2, "cycle_momentum": False}
+    scheduler = one_cycle(task, optimizer, restarts, tail, **options)["lr_scheduler"]["scheduler"]
     taken = []
     for _ in range(steps):
         taken.append(optimizer.param_groups[0]["lr"])
@@ -112,6 +114,13 @@ def test_a_restart_is_one_more_cycle() -> None:
     assert rates(32, 0.3125, 0.5) == pytest.approx(rates(10) + rates(6) + rates(16))
     assert rates(3, 0.01, 0.02) == pytest.approx(rates(3))
     assert max(rates(10)) == pytest.approx(0.1)
+
+
+def test_a_tail_is_at_a_constant_rate() -> None:
+    tail = {"share": 0.2, "lr": 0.03}
+    assert rates(20, 0.3, tail=tail) == pytest.approx(rates(6) + rates(10) + 4 * [0.03])
+    assert rates(10, tail=tail) == pytest.approx(rates(8) + 2 * [0.03])
+    assert rates(2, tail=tail) == pytest.approx(rates(2))
 
 
 @pytest.mark.parametrize("restart", [0, 1, 1.5, [0.5, 0.5], [0.5, 1]])
@@ -174,60 +183,82 @@ def test_the_last_epochs_are_sharp(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert seen == [0, 0, 1, 1, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4]
 
 
-@pytest.mark.parametrize(("average", "cycles"), [(0, 1), (2, 1), (1.5, 2)])
-def test_an_average_from_a_cycle_that_is_none_is_refused(average: float, cycles: int) -> None:
-    restart = None if cycles == 1 else 0.5
-    with pytest.raises(SettingError, match=f"model.task.average={average}: one of the {cycles} cycles"):
-        ImageTask(ResNet18(), "sgd", 0.1, 0.0, 0.9, 0.0, 0.2, 10, restart, None, average)
-
-
-def normalised(images: torch.Tensor) -> torch.Tensor:
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    return (images / 255 - mean) / std
+@pytest.mark.parametrize(
+    ("average", "wrong"),
+    [
+        ({"share": 0, "lr": 0.1}, "model.task.average.share=0: above 0 and below 1"),
+        ({"share": 1, "lr": 0.1}, "model.task.average.share=1: above 0 and below 1"),
+        ({"share": 0.5, "lr": 0}, "model.task.average.lr=0: a learning rate above 0"),
+        ({"share": 0.4, "lr": 0.1}, "model.task.restart=0.6: a share of the training, above 0 and below 0.6"),
+    ],
+)
+def test_an_average_that_cannot_be_is_refused(average: dict[str, float], wrong: str) -> None:
+    with pytest.raises(SettingError, match=re.escape(wrong)):
+        ImageTask(ResNet18(), "sgd", 0.1, 0.0, 0.9, 0.0, 0.2, 10, 0.6, None, average)
 
 
 class Steps(lightning.Callback):
-    """The weights that step k left, and those that step k + 1 began with."""
+    """The weights and the statistics of a BatchNorm that each step left, and the weights with which the next began."""
 
     def __init__(self) -> None:
-        self.left: dict[int, torch.Tensor] = {}
+        self.left: dict[int, list[torch.Tensor]] = {}
         self.begun: dict[int, torch.Tensor] = {}
 
     def on_train_batch_start(self, trainer: lightning.Trainer, task: ImageTask, *_: object) -> None:
         self.begun[trainer.global_step] = task.network[1].weight.detach().clone()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, task: ImageTask, *_: object) -> None:
-        self.left[trainer.global_step] = task.network[1].weight.detach().clone()
+        kept = task.network[1].weight, task.network[2].running_var
+        self.left[trainer.global_step] = [tensor.detach().clone() for tensor in kept]
+
+    def mean(self, *steps: int) -> list[torch.Tensor]:
+        return [torch.stack(tensors).mean(0) for tensors in zip(*(self.left[k] for k in steps), strict=True)]
 
 
-def test_the_network_becomes_the_mean_of_the_ends_of_its_cycles(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Cycles end after steps 2, 6, 8 and 10, two an epoch; the second is the first that counts."""
+def test_what_is_kept_is_the_mean_of_the_last_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of ten steps, two an epoch, the last three."""
     data = ImageData(read_digits, str(tmp_path), str(tmp_path), 200, 0, False, 0, None, 64, 256, limit=128)
 
-    def trained(resumed: Path | None) -> tuple[Steps, nn.Module]:
-        task, steps = ImageTask(ResNet18(), "sgd", 0.1, 0.0, 0.9, 0.0, 0.2, 10, [0.2, 0.6, 0.8], None, 2), Steps()
-        network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10), nn.BatchNorm1d(10))
+    def trained(resumed: Path | None) -> tuple[Steps, nn.Module, list[float]]:
+        steps, average = Steps(), {"share": 0.3, "lr": 0.05}
+        task = ImageTask(ResNet18(), "sgd", 0.1, 0.0, 0.9, 0.0, 0.2, 10, None, None, average)
+        network, measured = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10), nn.BatchNorm1d(10)), []
+
+        def validated(*_: object) -> None:
+            measured.append(task.network[1].weight.detach().clone())
+
         monkeypatch.setattr(task, "network", network)
+        monkeypatch.setattr(task, "validation_step", validated)
         monkeypatch.setattr(task, "log", lambda *_, **__: None)
         keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-        quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
-        trainer = lightning.Trainer(max_epochs=5, callbacks=[steps, keep], limit_val_batches=0, **quiet)
+        quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
+        trainer = lightning.Trainer(max_epochs=5, callbacks=[steps, keep], **quiet)
         trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
-        return steps, network
+        return steps, network, measured
 
-    whole, network = trained(None)
-    for step in (1, 2, 3, 4, 5, 6, 7, 9):
-        assert torch.equal(whole.begun[step], whole.left[step])
-    torch.testing.assert_close(whole.begun[8], (whole.left[6] + whole.left[8]) / 2)
-    torch.testing.assert_close(network[1].weight, (whole.left[6] + whole.left[8] + whole.left[10]) / 3)
-    seen = network[:2](normalised(data.parts["train"][0]))
-    torch.testing.assert_close(network[2].running_mean, seen.mean(0))
+    def kept(epoch: int) -> list[torch.Tensor]:
+        state = torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True)["state_dict"]
+        return [state["network.1.weight"], state["network.2.running_var"]]
 
-    resumed, network = trained(tmp_path / "epoch=3.ckpt")
-    assert list(resumed.left) == [9, 10] and not torch.equal(resumed.left[10], whole.left[10])
-    torch.testing.assert_close(network[1].weight, (whole.left[6] + whole.left[8] + resumed.left[10]) / 3)
+    whole, network, measured = trained(None)
+    for step in range(1, 10):
+        assert torch.equal(whole.begun[step], whole.left[step][0])
+    for epoch, steps in enumerate([[2], [4], [6], [8], [8, 9, 10]]):
+        torch.testing.assert_close(kept(epoch), whole.mean(*steps))
+        torch.testing.assert_close(measured[epoch], whole.mean(*steps)[0])
+    torch.testing.assert_close([network[1].weight, network[2].running_var], whole.mean(8, 9, 10))
+
+    resumed, network, _ = trained(tmp_path / "epoch=3.ckpt")
+    assert list(resumed.left) == [9, 10] and not torch.equal(resumed.left[10][0], whole.left[10][0])
+    resumed.left[8] = whole.left[8]
+    torch.testing.assert_close([network[1].weight, network[2].running_var], resumed.mean(8, 9, 10))
+
+
+def test_a_network_that_is_pruned_statically_is_not_averaged() -> None:
+    task = ImageTask(ResNet18(), "sgd", 0.1, 0.0, 0.9, 0.0, 0.2, 10, None, None, {"share": 0.5, "lr": 0.1})
+    assert task.tail == {"share": 0.5, "lr": 0.1}
+    attach_masks(task.network, ["head"])
+    assert task.tail is None and task.configure_callbacks() == []
 
 
 def test_a_setting_that_is_null_leaves_the_names_of_weights_as_they_are() -> None:

@@ -1,46 +1,32 @@
-"""The mean of the weights at the ends of a training's cycles, in the way of Izmailov, Podoprikhin and others (2018)."""
-
-from collections.abc import Sequence
-from typing import Any
+"""The mean of the weights of a training's last steps, in the way of Izmailov, Podoprikhin and others (2018)."""
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
-from torch.optim.swa_utils import update_bn
 
 
-class CycleMean(Callback):
-    """At the end of a cycle the network becomes the mean of those at this and the earlier ends, and goes on from there.
+class TailMean(WeightAveraging):
+    """What is validated and kept is the network itself, and in the last steps the mean of what each of them left.
 
-    The mean is of what is learned; the statistics of BatchNorms are then taken anew from the training split.
+    The statistics of BatchNorms are averaged like the weights.
 
     Args:
-        ends: when the cycles end, as ascending shares of the training.
+        share: of the training's steps, how many are the last.
+        device: where the mean is kept.
     """
 
-    def __init__(self, ends: Sequence[float]) -> None:
-        self.ends = ends
-        self.count = 0
-        self.mean: list[Tensor] = []
+    def __init__(self, share: float, device: torch.device) -> None:
+        super().__init__(device, multi_avg_fn=self._follow)
+        self.share = share
+        self.first = 0
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, task: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step not in {round(end * trainer.estimated_stepping_batches) for end in self.ends}:
-            return
-        weights = [p.detach() for p in task.network.parameters()]
-        self.count += 1
-        if self.count == 1:
-            self.mean = [w.clone() for w in weights]
-            return
-        self.mean = [m.to(w).lerp(w, 1 / self.count) for m, w in zip(self.mean, weights, strict=True)]
-        torch._foreach_copy_(weights, self.mean)
-        with trainer.precision_plugin.forward_context():
-            update_bn(trainer.datamodule.train_dataloader(), task.network, task.device)
+    def on_fit_start(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        self.first = round((1 - self.share) * trainer.estimated_stepping_batches)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "mean": self.mean}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count, self.mean = state["count"], state["mean"]
+    def _follow(self, means: list[Tensor], current: list[Tensor], step: Tensor) -> None:
+        weight = 1 / max(1, int(step) - self.first + 1)
+        if means[0].is_floating_point():
+            torch._foreach_lerp_(means, current, weight)
+        else:  # how many batches a BatchNorm has seen
+            torch._foreach_copy_(means, current)

@@ -12,7 +12,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from exprune.core.errors import SettingError
 from exprune.lab.intervals import accuracy, weighted_accuracy
-from exprune.lab.tasks.averaging import CycleMean
+from exprune.lab.masks import masked_layers
+from exprune.lab.tasks.averaging import TailMean
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
 from exprune.lab.tasks.sampling import draw
 from exprune.lab.tasks.sharpness import sharp
@@ -30,8 +31,8 @@ class ImageTask(lightning.LightningModule):
         restart: the share of the training after which another cycle begins, or those of several; None: there is one.
         sharpness: of the last part of the training, ``share`` of its epochs, which minimises the loss at the worst
             weights within ``radius`` (:mod:`exprune.lab.tasks.sharpness`) at twice the price; None for no such part.
-        average: the cycle from whose end on the network is the mean of those at the ends of cycles
-            (:mod:`exprune.lab.tasks.averaging`); None: it is the last.
+        average: of the last part of the training, ``share`` of its steps, which go at the constant rate ``lr`` and
+            whose weights are averaged (:mod:`exprune.lab.tasks.averaging`); None for no such part.
     """
 
     metric_name = "accuracy"
@@ -52,26 +53,31 @@ class ImageTask(lightning.LightningModule):
         classes: int,
         restart: float | Sequence[float] | None = None,
         sharpness: Mapping[str, float] | None = None,
-        average: int | None = None,
+        average: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         if optimizer not in ("sgd", "adamw"):
             raise SettingError(f"model.task.optimizer={optimizer}: sgd or adamw")
+        if average is not None:
+            checked_rate(average["lr"], "average.lr")
+            if not 0 < average["share"] < 1:
+                raise SettingError(f"model.task.average.share={average['share']}: above 0 and below 1")
+        cycles = 1 if average is None else 1 - average["share"]
         restarts = [] if restart is None else [restart] if isinstance(restart, int | float) else list(restart)
-        if not all(0 < early < late for early, late in itertools.pairwise([*restarts, 1])):
-            raise SettingError(f"model.task.restart={restart}: a share of the training, above 0 and below 1; or null")
+        if not all(0 < early < late for early, late in itertools.pairwise([*restarts, cycles])):
+            raise SettingError(
+                f"model.task.restart={restart}: a share of the training, above 0 and below {cycles:g}; or null"
+            )
         if sharpness is not None and not (sharpness["radius"] > 0 and 0 < sharpness["share"] <= 1):
             raise SettingError(
                 f"model.task.sharpness={dict(sharpness)}: a radius above 0 and a share above 0, at most 1; or null"
             )
-        if average is not None and average not in range(1, len(restarts) + 2):
-            raise SettingError(f"model.task.average={average}: one of the {len(restarts) + 1} cycles; or null")
         self.optimizer = optimizer
         self.network = network.to(memory_format=torch.channels_last)
         self.lr, self.weight_decay, self.momentum = checked_rate(lr), weight_decay, momentum
         self.label_smoothing, self.warmup, self.restarts = label_smoothing, warmup, restarts
         self.sharpness = sharpness
-        self.averaged = [] if average is None else [*restarts, 1][average - 1 :]
+        self.average = average
         self.metric = MulticlassAccuracy(classes, average="micro")
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
@@ -116,8 +122,13 @@ class ImageTask(lightning.LightningModule):
             optimizer_closure = sharp(self.network, optimizer_closure, self.sharpness["radius"])
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
+    @property
+    def tail(self) -> Mapping[str, float] | None:
+        """``average``; None under static pruning, whose masks may still change: they have no mean."""
+        return None if masked_layers(self.network) else self.average
+
     def configure_callbacks(self) -> list[lightning.Callback]:
-        return [CycleMean(self.averaged)] if self.averaged else []
+        return [] if self.tail is None else [TailMean(self.tail["share"], self.trainer.strategy.root_device)]
 
     def configure_optimizers(self) -> dict[str, Any]:
         groups = decay_groups(self.network, self.weight_decay)
@@ -125,4 +136,4 @@ class ImageTask(lightning.LightningModule):
             optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=True)
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999))
-        return one_cycle(self, optimizer, self.restarts, pct_start=self.warmup, cycle_momentum=False)
+        return one_cycle(self, optimizer, self.restarts, self.tail, pct_start=self.warmup, cycle_momentum=False)

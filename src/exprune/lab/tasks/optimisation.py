@@ -1,7 +1,7 @@
 """What the tasks' optimisers share: the check of the rate, the groups of parameters, the schedule."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -11,10 +11,10 @@ from torch import nn
 from exprune.core.errors import SettingError
 
 
-def checked_rate(lr: float) -> float:
-    """``lr``, where it is above 0; raises SettingError elsewhere."""
+def checked_rate(lr: float, name: str = "lr") -> float:
+    """``lr``, where it is above 0; raises SettingError, which names ``model.task.<name>``, elsewhere."""
     if lr <= 0:
-        raise SettingError(f"model.task.lr={lr}: a learning rate above 0")
+        raise SettingError(f"model.task.{name}={lr}: a learning rate above 0")
     return lr
 
 
@@ -26,18 +26,26 @@ def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]
 
 
 def one_cycle(
-    task: lightning.LightningModule, optimizer: torch.optim.Optimizer, restarts: Sequence[float] = (), **options: Any
+    task: lightning.LightningModule,
+    optimizer: torch.optim.Optimizer,
+    restarts: Sequence[float] = (),
+    tail: Mapping[str, float] | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """The optimiser under OneCycle up to ``task.lr`` over the whole training, step by step, as Lightning wants it.
 
-    At each of ``restarts``, ascending shares of the training, another cycle begins (a warm restart).
+    At each of ``restarts``, ascending shares of the training, another cycle begins (a warm restart). The last
+    ``tail["share"]`` of the steps go at the constant rate ``tail["lr"]``.
     """
     steps = task.trainer.estimated_stepping_batches
-    ends = [*(round(restart * steps) for restart in restarts), steps]
-    ends = sorted({end for end in ends if end})  # of a short training there may be fewer
-    cycles = [
+    shares = [*restarts, 1 if tail is None else 1 - tail["share"]]
+    ends = sorted({round(share * steps) for share in shares} - {0})  # of a short training there may be fewer
+    phases = [
         torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=task.lr, total_steps=end - start, **options)
         for start, end in itertools.pairwise([0, *ends])
     ]
-    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, cycles, milestones=ends[:-1])
+    if tail is not None:
+        rate, first = tail["lr"], optimizer.param_groups[0].get("initial_lr", task.lr)
+        phases.append(torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: rate / first))
+    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, phases, milestones=ends[: len(phases) - 1])
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -18,7 +18,7 @@ from exprune.core import find_sites
 from exprune.core.errors import SettingError
 from exprune.lab.checkpoints import checkpoint_name
 from exprune.lab.data.digits import read_digits
-from exprune.lab.data.images import ImageData, augment
+from exprune.lab.data.images import MEAN, STD, ImageData, augment
 from exprune.lab.masks import attach_masks
 from exprune.lab.models.resnet import ResNet18
 from exprune.lab.models.vgg import VGG11BN
@@ -197,61 +197,65 @@ def test_an_average_that_cannot_be_is_refused(average: dict[str, float], wrong: 
         ImageTask(ResNet18(), "sgd", 0.1, 0.0, 0.9, 0.0, 0.2, 10, 0.6, None, average)
 
 
+def normalised(images: torch.Tensor) -> torch.Tensor:
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (images / 255 - mean) / std
+
+
 class Steps(lightning.Callback):
-    """The weights and the statistics of a BatchNorm that each step left, and the weights with which the next began."""
+    """The weights and the means of a BatchNorm that each step left, and the weights with which the next began."""
 
     def __init__(self) -> None:
-        self.left: dict[int, list[torch.Tensor]] = {}
+        self.left: dict[int, torch.Tensor] = {}
+        self.seen: dict[int, torch.Tensor] = {}
         self.begun: dict[int, torch.Tensor] = {}
 
     def on_train_batch_start(self, trainer: lightning.Trainer, task: ImageTask, *_: object) -> None:
         self.begun[trainer.global_step] = task.network[1].weight.detach().clone()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, task: ImageTask, *_: object) -> None:
-        kept = task.network[1].weight, task.network[2].running_var
-        self.left[trainer.global_step] = [tensor.detach().clone() for tensor in kept]
+        self.left[trainer.global_step] = task.network[1].weight.detach().clone()
+        self.seen[trainer.global_step] = task.network[2].running_mean.clone()
 
-    def mean(self, *steps: int) -> list[torch.Tensor]:
-        return [torch.stack(tensors).mean(0) for tensors in zip(*(self.left[k] for k in steps), strict=True)]
+    def mean(self, *steps: int) -> torch.Tensor:
+        return torch.stack([self.left[step] for step in steps]).mean(0)
 
 
 def test_what_is_kept_is_the_mean_of_the_last_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of ten steps, two an epoch, the last three."""
+    """Of ten steps, two an epoch, the last three; its BatchNorm has the statistics of the training images."""
     data = ImageData(read_digits, str(tmp_path), str(tmp_path), 200, 0, False, 0, None, 64, 256, limit=128)
 
-    def trained(resumed: Path | None) -> tuple[Steps, nn.Module, list[float]]:
-        steps, average = Steps(), {"share": 0.3, "lr": 0.05}
+    def trained(resumed: Path | None) -> tuple[Steps, nn.Module, list[torch.Tensor]]:
+        steps, average, validated = Steps(), {"share": 0.3, "lr": 0.05}, []
         task = ImageTask(ResNet18(), "sgd", 0.1, 0.0, 0.9, 0.0, 0.2, 10, None, None, average)
-        network, measured = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10), nn.BatchNorm1d(10)), []
-
-        def validated(*_: object) -> None:
-            measured.append(task.network[1].weight.detach().clone())
-
+        network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10), nn.BatchNorm1d(10))
         monkeypatch.setattr(task, "network", network)
-        monkeypatch.setattr(task, "validation_step", validated)
+        monkeypatch.setattr(task, "validation_step", lambda *_: validated.append(network[1].weight.detach().clone()))
         monkeypatch.setattr(task, "log", lambda *_, **__: None)
         keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
         quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
         trainer = lightning.Trainer(max_epochs=5, callbacks=[steps, keep], **quiet)
         trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
-        return steps, network, measured
+        return steps, network, validated
 
-    def kept(epoch: int) -> list[torch.Tensor]:
-        state = torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True)["state_dict"]
-        return [state["network.1.weight"], state["network.2.running_var"]]
-
-    whole, network, measured = trained(None)
+    whole, network, validated = trained(None)
     for step in range(1, 10):
-        assert torch.equal(whole.begun[step], whole.left[step][0])
+        assert torch.equal(whole.begun[step], whole.left[step])
     for epoch, steps in enumerate([[2], [4], [6], [8], [8, 9, 10]]):
-        torch.testing.assert_close(kept(epoch), whole.mean(*steps))
-        torch.testing.assert_close(measured[epoch], whole.mean(*steps)[0])
-    torch.testing.assert_close([network[1].weight, network[2].running_var], whole.mean(8, 9, 10))
+        kept = torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True)["state_dict"]
+        torch.testing.assert_close(validated[epoch], whole.mean(*steps))
+        torch.testing.assert_close(kept["network.1.weight"], whole.mean(*steps))
+        if epoch < 3:
+            torch.testing.assert_close(kept["network.2.running_mean"], whole.seen[steps[0]])
+    torch.testing.assert_close(network[1].weight, whole.mean(8, 9, 10))
+    inputs = network[:2](normalised(data.parts["train"][0]))
+    torch.testing.assert_close(network[2].running_mean, inputs.mean(0))
+    torch.testing.assert_close(kept["network.2.running_mean"], inputs.mean(0))
 
     resumed, network, _ = trained(tmp_path / "epoch=3.ckpt")
-    assert list(resumed.left) == [9, 10] and not torch.equal(resumed.left[10][0], whole.left[10][0])
+    assert list(resumed.left) == [9, 10] and not torch.equal(resumed.left[10], whole.left[10])
     resumed.left[8] = whole.left[8]
-    torch.testing.assert_close([network[1].weight, network[2].running_var], resumed.mean(8, 9, 10))
+    torch.testing.assert_close(network[1].weight, resumed.mean(8, 9, 10))
 
 
 def test_a_network_that_is_pruned_statically_is_not_averaged() -> None:

@@ -1,15 +1,21 @@
 """The mean of the weights of a training's last steps, in the way of Izmailov, Podoprikhin and others (2018)."""
 
+import itertools
+
 import lightning
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
+
+_BATCHES = 120  # that BatchNorms are set from
 
 
 class TailMean(WeightAveraging):
     """What is validated and kept is the network itself, and in the last steps the mean of what each of them left.
 
-    The statistics of BatchNorms are averaged like the weights.
+    The statistics of its BatchNorms are then taken anew from training images: with those of one of the steps, ResNet18
+    had 0.87 in place of 0.915.
 
     Args:
         share: of the training's steps, how many are the last.
@@ -18,7 +24,7 @@ class TailMean(WeightAveraging):
 
     def __init__(self, share: float, device: torch.device) -> None:
         super().__init__(device, multi_avg_fn=self._follow)
-        self.share = share
+        self.share, self.device = share, device
         self.first = 0
 
     def on_fit_start(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
@@ -30,3 +36,10 @@ class TailMean(WeightAveraging):
             torch._foreach_lerp_(means, current, weight)
         else:  # how many batches a BatchNorm has seen
             torch._foreach_copy_(means, current)
+
+    def on_validation_epoch_start(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        if trainer.global_step > self.first:
+            images = itertools.islice(trainer.datamodule.train_dataloader(), _BATCHES)
+            with trainer.precision_plugin.forward_context():
+                update_bn(images, self._average_model.module.network, self.device)
+        super().on_validation_epoch_start(trainer, task)

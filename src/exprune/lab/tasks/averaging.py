@@ -8,6 +8,8 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
+from exprune.lab.tasks.optimisation import tail_start
+
 _BATCHES = 120  # that BatchNorms are set from
 
 
@@ -24,11 +26,11 @@ class TailMean(WeightAveraging):
 
     def __init__(self, share: float, device: torch.device) -> None:
         super().__init__(device, multi_avg_fn=self._follow)
-        self.share, self.device = share, device
+        self.share = share
         self.first = 0
 
     def on_fit_start(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
-        self.first = round((1 - self.share) * trainer.estimated_stepping_batches)
+        self.first = tail_start(self.share, trainer.estimated_stepping_batches)
 
     def _follow(self, means: list[Tensor], current: list[Tensor], step: Tensor) -> None:
         weight = 1 / max(1, int(step) - self.first + 1)
@@ -41,5 +43,5 @@ class TailMean(WeightAveraging):
         if trainer.global_step > self.first:
             images = itertools.islice(trainer.datamodule.train_dataloader(), _BATCHES)
             with trainer.precision_plugin.forward_context():
-                update_bn(images, self._average_model.module.network, self.device)
+                update_bn(images, self._average_model.module.network, task.device)
         super().on_validation_epoch_start(trainer, task)

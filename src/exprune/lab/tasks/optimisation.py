@@ -25,6 +25,11 @@ def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
+def tail_start(share: float, steps: int) -> int:
+    """The first of the last steps of a training, of whose ``steps`` they are ``share``."""
+    return round((1 - share) * steps)
+
+
 def one_cycle(
     task: lightning.LightningModule,
     optimizer: torch.optim.Optimizer,
@@ -38,14 +43,14 @@ def one_cycle(
     ``tail["share"]`` of the steps go at the constant rate ``tail["lr"]``.
     """
     steps = task.trainer.estimated_stepping_batches
-    shares = [*restarts, 1 if tail is None else 1 - tail["share"]]
-    ends = sorted({round(share * steps) for share in shares} - {0})  # of a short training there may be fewer
+    last = steps if tail is None else tail_start(tail["share"], steps)
+    ends = sorted({*(round(restart * steps) for restart in restarts), last} - {0})  # fewer of a short training
     phases = [
         torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=task.lr, total_steps=end - start, **options)
         for start, end in itertools.pairwise([0, *ends])
     ]
     if tail is not None:
-        rate, first = tail["lr"], optimizer.param_groups[0].get("initial_lr", task.lr)
-        phases.append(torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: rate / first))
+        flat = torch.optim.lr_scheduler.LambdaLR
+        phases.append(flat(optimizer, lambda _: tail["lr"] / optimizer.param_groups[0]["initial_lr"]))
     scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, phases, milestones=ends[: len(phases) - 1])
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -49,12 +49,15 @@ class Block(nn.Module):
             self.norm, self.head = nn.BatchNorm1d(4), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.z(x)))
+
+    def z(self, x: Tensor) -> Tensor:
+        """The pre-activation."""
         hidden = torch.tanh(self.stem(x))
         z = self.norm(self.layer(hidden))
         if self.residual:
             z = z + (hidden[:, :4, ::2, ::2] if hidden.dim() == 4 else hidden[:, :4])
-        self.z = z
-        return self.head(F.relu(z))
+        return z
 
 
 @dataclass
@@ -87,13 +90,12 @@ def block(conv: bool, residual: bool = False, seed: int = 0) -> tuple[Block, Ten
 def known(model: Block, x: Tensor, orders: list[list[int]] | None = None) -> Known:
     conv = isinstance(model.layer, nn.Conv2d)
     with torch.no_grad():
-        model(x)
         hidden = torch.tanh(model.stem(x))
         if conv:
             terms = conv_terms(hidden, model.layer.weight, (2, 2), (1, 1), (1, 1)).movedim(1, 0).flatten(1, -2)
-            z = model.z.movedim(1, 0).flatten(1)
+            z = model.z(x).movedim(1, 0).flatten(1)
         else:
-            terms, z = linear_terms(hidden, model.layer.weight).movedim(1, 0), model.z.movedim(1, 0)
+            terms, z = linear_terms(hidden, model.layer.weight).movedim(1, 0), model.z(x).movedim(1, 0)
         terms = terms * (model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()).view(-1, 1, 1)
         if orders is not None:
             terms = torch.stack([of[:, order] for of, order in zip(terms, orders, strict=True)])
@@ -142,7 +144,7 @@ def compare(model: Block, x: Tensor, heuristic: Calibrated | Optimal, want: tupl
     (count,) = run.flops.sites
     out = recorded[0].movedim(1, 0).flatten(1) if recorded[0].dim() == 4 else recorded[0].movedim(1, 0)
     zeroed = (out == 0).tolist()
-    z = model.z.movedim(1, 0).flatten(1).tolist()
+    z = model.z(x).movedim(1, 0).flatten(1).tolist()
     assert zeroed == [[stop or v <= 0 for stop, v in zip(*both, strict=True)] for both in zip(stopped, z, strict=True)]
     assert count.stopped == at
     assert count.pruned_flops == spent
@@ -344,7 +346,7 @@ def test_gradients_are_those_of_autograd(conv: bool) -> None:
         for part in x.split(3):
             model(part).square().sum().backward()
     model(x)
-    out = F.relu(model.z).detach().requires_grad_()
+    out = F.relu(model.z(x)).detach().requires_grad_()
     (wanted,) = torch.autograd.grad(model.head(out).square().sum(), out)
     squares = wanted.square().movedim(1, -1).flatten(0, -2)
     torch.testing.assert_close(gradients.mean()["layer"], squares.mean(0))
@@ -375,7 +377,7 @@ def test_the_oracle_stops_all_negative_neurons_and_no_other() -> None:
     model, x, site = block(True)
     run = pruned_pass(model, [site], Oracle(n=2), x)
     (count,) = run.flops.sites
-    assert count.pruned == int(count.negative) == int((model.z <= 0).sum()) > 0
+    assert count.pruned == int(count.negative) == int((model.z(x) <= 0).sum()) > 0
     assert int(count.wrong) == 0
     assert count.pruned_flops == count.outputs + 18 * (2 * count.pruned + 9 * (count.outputs - count.pruned))
 

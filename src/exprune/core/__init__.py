@@ -9,6 +9,7 @@ This package imports torch and the standard library only.
 """
 
 from exprune.core.calibrated import Calibrated, CalibratedTest, Optimal, Oracle
+from exprune.core.discovery import find_sites
 from exprune.core.dominance import Dominance, HeadRecorder
 from exprune.core.engine import ExPrune
 from exprune.core.errors import SettingError
@@ -16,7 +17,7 @@ from exprune.core.flops import Flops, SiteFlops
 from exprune.core.heuristics import Heuristic, Prefix, StatsTest, Threshold
 from exprune.core.importance import InputVariances, SquaredGradients, term_order
 from exprune.core.moments import Recorder, SiteStatistics
-from exprune.core.sites import Site, find_sites, select_sites
+from exprune.core.sites import Site, select_sites
 
 __all__ = [
     "Calibrated",

@@ -16,6 +16,8 @@ from exprune.core.elementwise import below
 from exprune.core.errors import SettingError
 from exprune.core.heuristics import Heuristic, Prefix, Tau
 from exprune.core.moments import SiteStatistics, floored
+from exprune.core.plan import checked
+from exprune.core.settings import real
 from exprune.core.sites import Site
 from exprune.core.stopping import at_once, looking_ahead
 
@@ -38,7 +40,7 @@ class CalibratedTest(Heuristic):
         statistics: Mapping[str, SiteStatistics] | None = None,
     ) -> None:
         super().__init__(tau)
-        self.stages = tuple(stages)
+        self.stages = checked(stages)
         self.statistics = statistics
         self._bounds: dict[tuple, tuple[Tensor, Tensor]] = {}
 
@@ -102,7 +104,7 @@ class CalibratedTest(Heuristic):
         never = (slope <= 0) | (margin == math.inf)
         bound = torch.where(never, -math.inf, -offset - margin * sd)
         slope = torch.where(never, 1.0, slope)
-        shape = (len(stages), -1, 1, 1) if seen.site.kind == "conv2d" else (len(stages), -1)
+        shape = (len(stages), -1, *(1,) * seen.site.spatial_dims)
         return slope.to(seen.part.dtype).view(shape), bound.to(seen.part.dtype).view(shape)
 
 
@@ -135,9 +137,8 @@ class Optimal(CalibratedTest):
         ahead: bool = True,
     ) -> None:
         super().__init__(None, stages, statistics)
-        if isinstance(lam, bool) or not isinstance(lam, int | float) or not 0 <= lam < math.inf:
-            raise SettingError(f"lam={lam!r}: a number, at least 0 (expected loss per FLOP; 1e-11 is a little)")
-        self.lam, self.ahead = lam, ahead
+        wanted = "a number, at least 0 (expected loss per FLOP; 1e-11 is a little)"
+        self.lam, self.ahead = real(lam, "lam", wanted, lambda lam: 0 <= lam < math.inf), ahead
 
     def margin(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor:
         if gradient is None:

@@ -1,12 +1,19 @@
-"""Counting the FLOPs of torch calls with PyTorch's own counter, at little cost."""
+"""Counting the FLOPs of torch calls with PyTorch's own counter, at little cost (docs/method.md, section 5).
 
+What PyTorch's counter has no formula for and multiplies is counted by a formula of ours where that is simple; the rest
+is named, never taken to be nothing.
+"""
+
+import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
 # Calls in which FlopCounterMode never counts anything. It handles every operation in Python, so a model under
 # it runs up to 1.5 times slower; what stands here runs outside of it. What does not is counted, so a name
@@ -36,16 +43,156 @@ _FREE = {
 
 
 class FlopTally:
-    """Runs torch calls and adds up what :class:`torch.utils.flop_counter.FlopCounterMode` counts in them."""
+    """Runs torch calls and adds up what their matrix products and convolutions cost.
+
+    Attributes:
+        flops: what :class:`torch.utils.flop_counter.FlopCounterMode` counts, and :data:`FORMULAS` beside it.
+        uncounted: how often an operator was called that may multiply and has no formula, by its name.
+    """
 
     def __init__(self) -> None:
         self.flops = 0
-        self._counter = FlopCounterMode(display=False)
+        self.uncounted: Counter[str] = Counter()
+        self._counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+        self._unknown = _Unknown(self.uncounted)
+        self._depth = 0
 
     def call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        if func in _FREE or getattr(func, "__name__", "") == "__get__":  # the latter reads an attribute
+        if self._depth or func in _FREE or getattr(func, "__name__", "") == "__get__":  # that reads an attribute
             return func(*args, **kwargs)
-        with self._counter:
-            out = func(*args, **kwargs)
-        self.flops += self._counter.get_total_flops()
-        return out
+        self.begin()
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.end()
+
+    def begin(self) -> None:
+        """Count all that runs from here on, until :meth:`end`, also operators that no torch call shows."""
+        self._depth += 1
+        if self._depth == 1:
+            self._unknown.__enter__()  # below the counter, which tells it what it does not decompose
+            self._counter.__enter__()
+
+    def end(self) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._counter.__exit__(None, None, None)
+            self._unknown.__exit__(None, None, None)
+            self.flops += self._counter.get_total_flops()
+
+
+class _Unknown(TorchDispatchMode):
+    """Notes operators that may multiply and that no formula counts."""
+
+    def __init__(self, noted: Counter[str]) -> None:
+        super().__init__()
+        self._noted = noted
+
+    def __torch_dispatch__(self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if isinstance(func, torch._ops.OpOverload) and not _counted(func) and _may_multiply(func):
+            self._noted[str(func._overloadpacket)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def multiplies(func: torch._ops.OpOverload) -> bool:
+    """Whether an operator is a matrix product, a convolution or the like."""
+    return _counted(func) or _may_multiply(func)
+
+
+def _counted(func: torch._ops.OpOverload) -> bool:
+    return func._overloadpacket in flop_registry or func._overloadpacket in FORMULAS
+
+
+def _may_multiply(func: torch._ops.OpOverload) -> bool:
+    """By its name; of an operator that is none of PyTorch's own nobody knows, so it may."""
+    name = func._overloadpacket.__name__
+    if func.namespace in _KNOWN_NAMESPACES:
+        return bool(_PRODUCTS.search(name)) and not _NO_PRODUCTS.search(name)
+    return name not in _FREE_ELSEWHERE
+
+
+_KNOWN_NAMESPACES = {"aten", "prim", "prims", "profiler", "debugprims", "inductor", "c10d", "_c10d_functional"}
+_PRODUCTS = re.compile(
+    r"mm(?=_|$)|matmul|linear|conv(?=\d|_|o)|rnn|lstm|gru|attention|trilinear|bilinear|cdist|dot(?=_|$)"
+    r"|(?<![a-z])mv(?=_|$)|linalg|cholesky|solve|einsum|encoder_layer|_sparse_semi|(?<![a-z])addr(?=_|$)|ger$"
+)
+_NO_PRODUCTS = re.compile(
+    r"upsample|grid_sampl|_fused_sdp_choice|_thnn_fused|pack|reorder|quantize_weight|resolve|check_errors|_to_sparse"
+    r"|linalg_(vector_norm|norm|matrix_norm|cross|diagonal|_powsum|vander)"
+)
+# Operators of torchvision that take no products.
+_FREE_ELSEWHERE = {"nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"}
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _matrix_vector(matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * matrix[0] * matrix[1]
+
+
+def _added_matrix_vector(added: Any, matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * matrix[0] * matrix[1]
+
+
+def _inner(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * left[0]
+
+
+def _product(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * left[0] * left[1] * right[1]
+
+
+def _added_product(added: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * left[0] * left[1] * right[1]
+
+
+def _added_batch_product(added: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * left[0] * left[1] * left[2] * right[2]
+
+
+def _grouped_product(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
+    """Of rows in groups, each group with a matrix of its own: every row meets one of them."""
+    if len(left) == 3 and len(right) == 3:
+        return 2 * left[0] * left[1] * left[2] * right[2]
+    if len(left) == 2 and len(right) == 3:
+        return 2 * left[0] * left[1] * right[2]
+    if len(left) == 3:
+        return 2 * left[1] * left[2] * right[1]
+    return 2 * left[0] * left[1] * right[1]
+
+
+def _mkldnn_rnn(x: Any, of_input: Any, of_hidden: Any, *args: Any, **kwargs: Any) -> int:
+    """One layer in one direction: every step of every sequence meets both matrices."""
+    steps = x[0] * x[1]
+    return 2 * steps * (of_input[0] * of_input[1] + of_hidden[0] * of_hidden[1])
+
+
+def _formulas(**by_name: Callable[..., int]) -> dict[Any, Callable[..., int]]:
+    """For operators of ATen, of those that this version of PyTorch has and does not count itself."""
+    packets = {getattr(torch.ops.aten, name, None): formula for name, formula in by_name.items()}
+    return {
+        packet: formula for packet, formula in packets.items() if packet is not None and packet not in flop_registry
+    }
+
+
+# By the shapes of the arguments.
+FORMULAS = _formulas(
+    _scaled_dot_product_flash_attention_for_cpu=_attention,
+    _scaled_dot_product_fused_attention_overrideable=_attention,
+    _scaled_dot_product_attention_math_for_mps=_attention,
+    mkldnn_rnn_layer=_mkldnn_rnn,
+    mv=_matrix_vector,
+    addmv=_added_matrix_vector,
+    addmv_=_added_matrix_vector,
+    dot=_inner,
+    vdot=_inner,
+    _int_mm=_product,
+    addmm_=_added_product,
+    _addmm_activation=_added_product,
+    baddbmm_=_added_batch_product,
+    addbmm=_added_batch_product,
+    addbmm_=_added_batch_product,
+    _grouped_mm=_grouped_product,
+)

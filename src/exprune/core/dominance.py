@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from exprune.core.errors import SettingError
 from exprune.core.moments import Moments, SiteStatistics, data_rows, floored
 from exprune.core.plan import ascending
+from exprune.core.settings import plain, plain_knob, real
 
 TEST_FLOPS = 5  # slope * s + upper offset, the lower bound from that, its maximum, the comparison
 
@@ -35,6 +36,7 @@ class _Head:
         if head.out_features < 2:
             raise SettingError("a head with one output has no largest one")
         self.head = head
+        stages = plain_knob(stages)
         self.stages = tuple(n for n in stages if n < head.in_features)
         if not ascending(self.stages):
             raise SettingError(f"stages={list(stages)}: ascending, from 1 to below the head's {head.in_features} terms")
@@ -43,12 +45,13 @@ class _Head:
         self._hook: Any = None
 
     def __enter__(self) -> "_Head":
-        def called(head: nn.Linear, inputs: tuple[Tensor], out: Tensor) -> Tensor | None:
+        def called(head: nn.Linear, args: tuple, kwargs: dict, out: Tensor) -> Tensor | None:
             # What is done here is no part of the model: an ExPrune around it must not count it.
             with torch.no_grad(), torch._C.DisableTorchFunction():
-                return self._called(inputs[0], out)
+                x = args[0] if args else kwargs["input"]
+                return self._called(x, out)
 
-        self._hook = self.head.register_forward_hook(called)
+        self._hook = self.head.register_forward_hook(called, with_kwargs=True)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -118,7 +121,7 @@ class Dominance(_Head):
             raise SettingError(
                 f"statistics of {statistics.slope.shape[1]} logits, but the head has {head.out_features}"
             )
-        self.tau = tau
+        self.tau = plain(tau)
         self.decided = self.changed = self.dense_flops = self.pruned_flops = 0
         self.dropped = [0] * len(self.stages)
         bias = 0 if head.bias is None else head.bias.detach().double()
@@ -128,8 +131,7 @@ class Dominance(_Head):
     @staticmethod
     def check_tau(tau: float) -> None:
         """Raises SettingError where ``tau`` is none."""
-        if isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 <= tau <= 0.5:
-            raise SettingError(f"tau={tau!r} of Dominance: a number in [0, 0.5]")
+        real(tau, "tau", "a number in [0, 0.5]", lambda tau: 0 <= tau <= 0.5, "Dominance")
 
     @property
     def saved(self) -> float:
@@ -137,8 +139,8 @@ class Dominance(_Head):
         return 1 - self.pruned_flops / self.dense_flops if self.dense_flops else 0.0
 
     def _called(self, x: Tensor, out: Tensor) -> Tensor:
-        x = x.flatten(0, -2)
-        logits = out.clone().flatten(0, -2)
+        x = x.reshape(-1, x.shape[-1])
+        logits = out.clone().reshape(-1, out.shape[-1])
         keep = torch.arange(len(x), device=x.device) if self.rows is None else self.rows.flatten().nonzero().squeeze(1)
         for rows in keep.to(x.device).split(max(1, _CHUNK // self.head.out_features)):
             logits[rows] = self._decide(x[rows], logits[rows])

@@ -1,5 +1,6 @@
 """What was spent and what was saved, per site and in all (docs/method.md, section 5)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -86,13 +87,16 @@ class Flops:
     """FLOPs of a model's passes, dense and pruned: integers.
 
     ``unpruned`` is what :class:`torch.utils.flop_counter.FlopCounterMode` counts, linear algebra without bias,
-    BatchNorm and activations; ``zeros`` is the part of it that multiplies weights removed by static pruning;
-    ``sites`` says where ``dense - pruned`` comes from.
+    BatchNorm and activations, with what it has no formula for and we have (docs/method.md, section 5); ``zeros`` is the
+    part of it that multiplies weights removed by static pruning; ``sites`` says where ``dense - pruned`` comes from.
+    ``uncounted`` names what is in none of them though it may cost: operators that nobody has a formula for, and how
+    often they were called.
     """
 
     unpruned: int
     sites: tuple[SiteFlops, ...]
     zeros: int = 0
+    uncounted: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def dense(self) -> int:
@@ -115,4 +119,7 @@ class Flops:
                 f"  {count.site.name}: {count.pruned / outputs:.1%} of {count.outputs:,} neurons pruned, "
                 f"{int(count.negative) / outputs:.1%} negative, {int(count.wrong) / outputs:.2%} wrongly pruned"
             )
+        if self.uncounted:
+            calls = ", ".join(f"{name} ({count} calls)" for name, count in self.uncounted.items())
+            lines.append(f"  not counted, for want of a formula: {calls}")
         return "\n".join(lines)

@@ -14,6 +14,7 @@ from torch import Tensor
 from exprune.core.elementwise import below
 from exprune.core.errors import SettingError
 from exprune.core.plan import Plan
+from exprune.core.settings import plain_knob, real, whole
 from exprune.core.sites import Site, matching
 
 Tau = float | Sequence[float] | Mapping[str, float]
@@ -24,7 +25,7 @@ class Prefix:
     """What is known of a site's neurons once ``n`` of their ``terms`` terms are evaluated.
 
     All in units of the pre-activation, ``z = sum of all terms + r``: ``s``, (rows, outputs) of a Linear or (inputs,
-    outputs, height, width) of a Conv2d, some of a batch at a time, is the sum of the first n terms, ``q``
+    outputs, *space) of a convolution, some of a batch at a time, is the sum of the first n terms, ``q``
     the sum of their squares (None unless the heuristic needs squares), ``r`` what is added to the terms in any
     case (bias, BatchNorm's shift, residual), a tensor that broadcasts with ``s``, or 0.0 where there is nothing.
     ``terms`` is a tensor that broadcasts with ``s`` where static pruning removed weights. ``tau`` is this site's knob.
@@ -71,21 +72,19 @@ class Heuristic(ABC):
     tau_range: ClassVar[tuple[float, float] | None] = None  # of every value; None: tau is not checked
 
     def __init__(self, tau: Tau | None = None, n: int = 32) -> None:
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise SettingError(f"n={n}: a whole number of terms, at least 1")
-        self.tau = tau
+        n = whole(n, "n", "a whole number of terms, at least 1", lambda n: n >= 1)
+        self.tau = plain_knob(tau)
         self.stages: tuple[int, ...] = (n,)
         if self.tau_range is None:
             return
         low, high = self.tau_range
-        if isinstance(tau, Mapping):
-            values = list(tau.values())
+        if isinstance(self.tau, Mapping):
+            values = list(self.tau.values())
         else:
-            values = list(tau) if isinstance(tau, Sequence) and not isinstance(tau, str) else [tau]
+            values = self.tau if isinstance(self.tau, list) else [self.tau]
         for value in values:
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not low <= value <= high:
-                raise SettingError(f"tau={value!r} of {type(self).__name__}: a number in [{low:g}, {high:g}]")
+            wanted, of = f"a number in [{low:g}, {high:g}]", type(self).__name__
+            real(value, "tau", wanted, lambda value: low <= value <= high, of)
 
     @abstractmethod
     def stop(self, seen: Prefix) -> Tensor:

@@ -3,18 +3,20 @@
 Both are measured on calibration inputs, in passes that keep no activations (docs/method.md, section 8).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from exprune.core.chain import Chain, ChainFollower
+from exprune.core.chain import Chain
 from exprune.core.errors import SettingError
-from exprune.core.moments import blocks, data_rows
+from exprune.core.moments import blocks, data_rows, undefined
+from exprune.core.site_follower import SiteFollower
 from exprune.core.sites import Site
 
 
-class _PerChannel(ChainFollower):
+class _PerChannel(SiteFollower):
     """Means over all rows of numbers per channel; one per site that is reached.
 
     Attributes:
@@ -22,10 +24,11 @@ class _PerChannel(ChainFollower):
     """
 
     def __init__(self, sites: Sequence[Site]) -> None:
-        super().__init__({site.name: site.module for site in sites if site.eligible})
+        super().__init__([site for site in sites if site.eligible])
         self.rows: Tensor | None = None
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._undefined: Counter[str] = Counter()  # rows with NaN or inf
 
     def _add(self, name: str, values: Tensor, dim: int) -> None:
         """Add values (..., channels at ``dim``, ...) of the data's rows."""
@@ -33,17 +36,32 @@ class _PerChannel(ChainFollower):
         for some in blocks(values):
             some = some.to(torch.promote_types(some.dtype, torch.float32))
             both = torch.stack([some.sum(0), (some * some).sum(0)]).double()
+            if not both.isfinite().all():
+                self._undefined[name] += int((~some.isfinite()).any(1).sum())
             self._sums[name] = self._sums.get(name, 0) + both
         self._counts[name] = self._counts.get(name, 0) + len(values)
+
+    def _means(self) -> dict[str, Tensor]:
+        """(2, channels) float64 by site: of the values and of their squares.
+
+        Raises:
+            SettingError: some were NaN or inf.
+        """
+        for name, rows in self._undefined.items():
+            raise undefined(rows, self._counts[name], name)
+        return {name: sums / self._counts[name] for name, sums in self._sums.items()}
 
 
 class InputVariances(_PerChannel):
     """The variance of every input channel of the sites, over all that passes through inside the context."""
 
     def variances(self) -> dict[str, Tensor]:
-        """(terms,) float64 by site."""
-        moments = {name: sums / self._counts[name] for name, sums in self._sums.items()}
-        return {name: (squares - mean**2).clamp(min=0) for name, (mean, squares) in moments.items()}
+        """(terms,) float64 by site.
+
+        Raises:
+            SettingError: inputs of a site were NaN or inf.
+        """
+        return {name: (squares - mean**2).clamp(min=0) for name, (mean, squares) in self._means().items()}
 
     def at_relu(self, chain: Chain, out: Tensor) -> None:
         self._add(chain.name, chain.call.input.detach(), chain.call.channel_dim)
@@ -57,8 +75,12 @@ class SquaredGradients(_PerChannel):
     """
 
     def mean(self) -> dict[str, Tensor]:
-        """(outputs,) float64 by site."""
-        return {name: squares / self._counts[name] for name, (_, squares) in self._sums.items()}
+        """(outputs,) float64 by site.
+
+        Raises:
+            SettingError: gradients at a site were NaN or inf.
+        """
+        return {name: squares for name, (_, squares) in self._means().items()}
 
     def at_relu(self, chain: Chain, out: Tensor) -> None:
         if not torch.is_grad_enabled():
@@ -89,7 +111,7 @@ def term_order(site: Site, variances: Tensor, kind: str) -> Tensor | None:
         raise SettingError(f"order={kind!r}: {', '.join(ORDERS)}")
     if kind == "model":
         return None
-    weight = site.module.weight.detach().double()
+    weight = site.weight.detach().double()
     energy = weight.square().flatten(2).sum(2) if weight.dim() > 2 else weight.square()
     energy = energy * variances.to(weight.device)
     if kind == "layer":

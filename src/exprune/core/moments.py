@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,8 +43,10 @@ class SiteStatistics:
         """From the moments of the sums after these stages.
 
         Raises:
-            SettingError: they are of too few rows.
+            SettingError: they are of too few rows, or some rows were NaN or inf.
         """
+        if moments.undefined:
+            raise undefined(moments.undefined, moments.undefined + moments.count, name)
         if moments.count < _FEWEST:
             raise SettingError(f"calibration: {moments.count} rows of {name}; at least {_FEWEST}, take more inputs")
         slope, offset, sd = moments.lines()
@@ -77,13 +79,14 @@ class Recorder(StagedFollower):
         self.plans = {name: plan for name, plan in plans.items() if plan.stages}
         sites = [site for site in sites if site.name in self.plans]
         # A Linear layer's sums are of the few rows that are looked at alone.
-        in_parts = {site.name: self.plans[site.name] for site in sites if site.kind == "conv2d"}
+        in_parts = {site.name: self.plans[site.name] for site in sites if site.spatial_dims}
         super().__init__(sites, in_parts)
         self.rows: Tensor | None = None
         self._moments: dict[str, Moments] = {}
 
     def before_relu(self, chain: Chain, z: Tensor) -> None:
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            chain, z = _arranged(chain, z)
             take, beside = self._taker(chain, z), chain.beside
             full = take(z).to(torch.promote_types(z.dtype, torch.float32))
             full = full - (take(beside.expand_as(z)) if isinstance(beside, Tensor) else beside)
@@ -132,6 +135,20 @@ class Recorder(StagedFollower):
         }
 
 
+def _arranged(chain: Chain, z: Tensor) -> tuple[Chain, Tensor]:
+    """The chain and its pre-activation as of a batch; of a Linear its input and sums with the rows of ``z``."""
+    call, residual = chain.call, chain.residual
+    if z.dim() == -call.channel_dim:  # no batch
+        z = z[None]
+        residual = residual if residual is None or residual.dim() < z.dim() - 1 else residual[None]
+        if call.is_conv:
+            call = replace(call, input=call.input[None], sums=tuple(sums[None] for sums in call.sums))
+    if not call.is_conv:
+        sums = tuple(of.reshape(z.shape) for of in call.sums)
+        call = replace(call, input=call.input.reshape(*z.shape[:-1], -1), sums=sums)
+    return replace(chain, call=call, residual=residual), z
+
+
 def _prefixes(terms: Sequence[Terms], x: Tensor) -> Iterator[Tensor]:
     """The sums after each stage of rows of a call's input."""
     s = None
@@ -169,13 +186,23 @@ class Moments:
     means: Tensor | float = 0.0  # (stages + 1, outputs): of s after each stage, of z
     squares: Tensor | float = 0.0  # likewise, their second moments
     products: Tensor | float = 0.0  # (stages, outputs): s z
+    undefined: int = 0  # rows left out, for NaN or inf in them
 
     def add(self, sums: Iterable[Tensor], z: Tensor) -> None:
         """Each of shape (rows, outputs)."""
         mean_of_z = z.mean(0)
+        keep = None
+        if not mean_of_z.isfinite().all():
+            keep = z.isfinite().all(1)
+            self.undefined += int((~keep).sum())
+            if not keep.any():
+                return
+            z = z[keep]
+            mean_of_z = z.mean(0)
         z = z - mean_of_z
         means, squares, products = [], [], []
         for s in sums:
+            s = s if keep is None else s[keep]
             means.append(s.mean(0))
             s = s - means[-1]
             squares.append((s * s).sum(0))
@@ -197,12 +224,20 @@ class Moments:
         return slope, self.means[-1] - slope * self.means[:-1], left.sqrt()
 
 
+def undefined(rows: int, of: int, name: str) -> SettingError:
+    """What is to be said where so many of a site's rows are NaN or inf."""
+    return SettingError(
+        f"calibration: {rows} of {of} rows at {name} hold NaN or inf; leave those inputs out, or mend the weights"
+    )
+
+
 def data_rows(values: Tensor, dim: int, rows: Tensor | None) -> Tensor:
     """(rows, channels) of values with the channels at ``dim``: positions and inputs that are data.
 
-    ``rows`` (bool) says which: over the leading dimensions of a Linear, the batch of a Conv2d; None: all.
+    ``rows`` (bool) says which: over the leading dimensions of a Linear, the batch of a convolution; None: all.
     """
     values = values.movedim(dim, -1)
+    values = values if values.dim() > 1 else values[None]
     if rows is None or rows.all():
         return values.flatten(0, -2)
     rows = rows.flatten().to(values.device)

@@ -1,11 +1,11 @@
 """Partial sums of a neuron's terms, and of their squares, over a range of terms.
 
 A term ``t_c`` is what input channel ``c`` contributes to an output: one product in a Linear layer, the dot
-product of one kernel slice with one patch in a Conv2d (docs/method.md, section 1).
+product of one kernel slice with one patch in a convolution (docs/method.md, section 1).
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exprune.core.buffers import Buffers
-from exprune.core.chain import Chain, ChainFollower, LinearCall, per_channel
+from exprune.core.chain import Chain
 from exprune.core.elementwise import select_channels
 from exprune.core.errors import SettingError
+from exprune.core.layers import LinearCall, per_channel
 from exprune.core.plan import Plan
+from exprune.core.site_follower import SiteFollower
 from exprune.core.sites import Site
 
 # Outputs of a layer in parts that are summed at a time: on a CPU, by each core, few enough that an addition finds its
@@ -79,7 +81,7 @@ class Terms:
                 return torch.mm(x, self.weight.T, out=out)
             part = F.linear(x, self.weight)
         else:
-            part = F.conv2d(x, self.weight, None, self.call.stride, self.call.padding, self.call.dilation)
+            part = _convolve(x, self.weight, self.call)
         if before is not None:
             return torch.add(before, part, out=out)
         return part if out is None else out.copy_(part)
@@ -93,72 +95,73 @@ class Terms:
         if not self.call.is_conv:
             return F.linear(x * x, self._squared)
         if self.weight[0, 0].numel() == 1:
-            return F.conv2d(x * x, self._squared, None, self.call.stride, self.call.padding, self.call.dilation)
-        patches = self._patches(x)
-        channels, down, right, *shape = patches.shape
-        patches = patches.reshape(channels, down * right, -1)
-        weights = self.weight.permute(1, 2, 3, 0).reshape(channels, down * right, -1)
+            return _convolve(x * x, self._squared, self.call)
+        patches, shape = self._patches(x)
+        weights = self.weight.flatten(2).permute(1, 2, 0).contiguous()
         total = (patches[0].T @ weights[0]).square_()
         term = torch.empty_like(total)
         for patch, weight in zip(patches[1:], weights[1:], strict=True):
             torch.mm(patch.T, weight, out=term)
             total.addcmul_(term, term)
-        return total.view(*shape, -1).movedim(-1, -3)
+        return total.view(*shape, -1).movedim(-1, self.call.channel_dim)
 
     @cached_property
     def _squared(self) -> Tensor:
         return self.weight * self.weight
 
-    def _patches(self, x: Tensor) -> Tensor:
-        """(..., channels, H, W) -> what each output of each channel sees: (channels, *kernel, ..., H', W')."""
-        x = _pad(x.movedim(-3, 0).contiguous(), self.call)
-        (down, right), (height, width) = self.call.dilation, self.weight.shape[-2:]
-        x = x.unfold(-2, down * (height - 1) + 1, self.call.stride[0])[..., ::down]
-        x = x.unfold(-2, right * (width - 1) + 1, self.call.stride[1])[..., ::right]
-        return x.movedim((-2, -1), (1, 2))
+    def _patches(self, x: Tensor) -> tuple[Tensor, torch.Size]:
+        """What each output of each channel sees, (channels, kernel, outputs), and the shape of one channel's outputs.
+
+        ``x`` is (..., channels, *space).
+        """
+        dims = self.call.spatial_dims
+        x = _pad(x.movedim(self.call.channel_dim, 0).contiguous(), self.call)
+        for dim, (size, stride, apart) in enumerate(
+            zip(self.weight.shape[2:], self.call.stride, self.call.dilation, strict=True)
+        ):
+            x = x.unfold(dim - dims if not dim else x.dim() - dims, apart * (size - 1) + 1, stride)[..., ::apart]
+        kernel = range(-dims, 0)
+        shape = x.shape[1:-dims]
+        return x.movedim(tuple(kernel), tuple(range(1, dims + 1))).reshape(len(x), self.weight[0, 0].numel(), -1), shape
 
 
-class StagedFollower(ChainFollower):
+def _convolve(x: Tensor, weight: Tensor, call: LinearCall) -> Tensor:
+    return _CONVOLUTIONS[call.spatial_dims](x, weight, None, call.stride, call.padding, call.dilation)
+
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+class StagedFollower(SiteFollower):
     """Follows layers, some of which are evaluated in parts: an output made of its partial sums costs less than both.
 
     Args:
-        sites: to follow.
+        sites, followed: as of :class:`SiteFollower`.
         in_parts: the stages of those in parts, by name.
     """
 
-    def __init__(self, sites: Sequence[Site], in_parts: Mapping[str, Plan]) -> None:
-        super().__init__({site.name: site.module for site in sites})
+    def __init__(
+        self, sites: Sequence[Site], in_parts: Mapping[str, Plan], followed: Collection[str] | None = None
+    ) -> None:
+        super().__init__(sites, followed)
         self._in_parts = in_parts
-        self._selected: dict[str, tuple[Tensor, int, list[Terms]]] = {}  # by layer: of a weight, in a version of it
         self._buffers = Buffers()
 
-    def compute(self, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]) -> tuple[Tensor, LinearCall]:
-        plan = self._in_parts.get(self._running[-1])
+    def compute(
+        self, name: str, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]
+    ) -> tuple[Tensor, LinearCall]:
+        plan = self._in_parts.get(name)
         precise = call.input.dtype == call.weight.dtype and call.weight.dtype in (torch.float32, torch.float64)
         precise = precise and not torch.is_autocast_enabled(call.input.device.type)
-        if plan is None or plan.rest is None or not precise:
+        # What a context around this one counts is the model's own call.
+        if plan is None or plan.rest is None or not precise or self.inside_another:
             return run(), call
-        groups = self._groups(call, [*(stage.channels for stage in plan.stages), plan.rest])
-        return _in_parts(call, bias, groups, self._buffers, self.watch(call, bias))
+        groups = [Terms.of(call, channels) for channels in (*(stage.channels for stage in plan.stages), plan.rest)]
+        return _in_parts(call, bias, groups, self._buffers, self.watch(name, call, bias))
 
-    def watch(self, call: LinearCall, bias: Tensor | None) -> Watcher | None:
-        """What sees the sums of the running layer as they are made; None: they are kept until its ReLU."""
+    def watch(self, name: str, call: LinearCall, bias: Tensor | None) -> Watcher | None:
+        """What sees the sums of a layer as they are made; None: they are kept until its ReLU."""
         return None
-
-    def _groups(self, call: LinearCall, channels: Sequence[slice | Tensor]) -> list[Terms]:
-        """The terms of each group of channels; their weights are selected once, not for each batch."""
-        if torch.is_grad_enabled() or call.weight.is_inference():  # of the graph of this batch, or without a version
-            return [Terms.of(call, group) for group in channels]
-        name, version = self._running[-1], call.weight._version
-        weight, known, groups = self._selected.get(name, (None, None, []))
-        if weight is not call.weight or known != version:
-            groups = [Terms.of(replace(call, input=call.weight), group) for group in channels]  # keeps no input
-            self._selected[name] = call.weight, version, groups
-        return [replace(group, call=call) for group in groups]
-
-    def at_batch_statistics(self, training_mode: bool) -> None:
-        if training_mode:
-            raise SettingError("a BatchNorm is in training mode; call model.eval() before pruning")
 
 
 def check_rows(rows: Tensor, chain: Chain, out: Tensor) -> None:
@@ -185,7 +188,7 @@ def _in_parts(
     """
     x = call.input
     if bias is not None:
-        bias = per_channel(bias, call.is_conv)
+        bias = per_channel(bias, call.spatial_dims)
     if torch.is_grad_enabled() or x.dim() == -call.channel_dim:  # no batch
         *sums, out = itertools.accumulate((group.sum(group.inputs(x)) for group in groups), torch.add)
         return out if bias is None else out + bias, replace(call, sums=tuple(sums))
@@ -218,7 +221,10 @@ def _selector(call: LinearCall, groups: Sequence[Terms]) -> Callable[[Tensor], I
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    for last, dims in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        if x.dim() == dims and x.is_contiguous(memory_format=last):
+            return last
+    return torch.contiguous_format
 
 
 def _dtype(call: LinearCall) -> torch.dtype:
@@ -231,8 +237,8 @@ def _pad(x: Tensor, call: LinearCall) -> Tensor:
     if call.padding == "valid":
         return x
     if call.padding == "same":  # torch puts the odd one at the end
-        spans = [d * (k - 1) for k, d in zip(call.weight.shape[-2:], call.dilation, strict=True)]
-        (top, bottom), (left, right) = [(span // 2, span - span // 2) for span in spans]
-        return F.pad(x, (left, right, top, bottom))
-    vertical, horizontal = call.padding
-    return F.pad(x, (horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x
+        spans = [d * (k - 1) for k, d in zip(call.weight.shape[2:], call.dilation, strict=True)]
+        sides = [(span // 2, span - span // 2) for span in spans]
+    else:
+        sides = [(padding, padding) for padding in call.padding]
+    return F.pad(x, [size for side in reversed(sides) for size in side]) if any(map(any, sides)) else x

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from exprune.core.errors import SettingError
+from exprune.core.settings import plain_knob
 from exprune.core.sites import Site
 
 
@@ -48,17 +49,18 @@ class Plan:
 
 def ascending(stages: Sequence[int]) -> bool:
     """Whether there are stages, of at least 1 term, each longer than the one before."""
-    return bool(stages) and stages[0] >= 1 and all(a < b for a, b in itertools.pairwise(stages))
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in stages)
+    return bool(stages) and whole and stages[0] >= 1 and all(a < b for a, b in itertools.pairwise(stages))
 
 
 def checked(stages: Sequence[int]) -> tuple[int, ...]:
-    """The stages.
+    """The stages, as ints.
 
     Raises:
         SettingError: they are not :func:`ascending`.
     """
-    stages = list(stages)
-    if not ascending(stages):
+    stages = plain_knob(stages)
+    if not isinstance(stages, list) or not ascending(stages):
         raise SettingError(f"stages={stages}: whole numbers of terms, at least 1, each larger than the one before")
     return tuple(stages)
 

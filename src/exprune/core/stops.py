@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exprune.core.chain import Chain, per_channel
+from exprune.core.chain import Chain
 from exprune.core.elementwise import Masks
 from exprune.core.flops import SiteFlops
 from exprune.core.heuristics import Heuristic, Prefix
+from exprune.core.layers import per_channel
 
 
 class Stops:
@@ -71,9 +72,8 @@ class Stops:
         masks = self._masks if data is None else [mask & data for mask in self._masks]
         if not isinstance(self.plan.terms, Tensor):
             return torch.stack([mask.sum() for mask in masks])
-        dim = -3 if self.site.kind == "conv2d" else -1
-        return torch.stack([mask.movedim(dim, -1).flatten(0, -2).sum(0) for mask in masks])
+        return torch.stack([mask.movedim(self.site.channel_dim, -1).flatten(0, -2).sum(0) for mask in masks])
 
     def _per_output(self, values: Tensor, like: Tensor) -> Tensor:
         """One value per output channel, shaped to broadcast over the block."""
-        return per_channel(values.to(like.device), self.site.kind == "conv2d")
+        return per_channel(values.to(like.device), self.site.spatial_dims)

@@ -127,7 +127,7 @@ def site_rows(run: ExPrune) -> list[dict[str, Any]]:
     counts: dict[str, SiteFlops] = {count.site.name: count for count in run.flops.sites}
     rows = []
     for site in run.sites:
-        weight = site.module.weight
+        weight = site.weight
         left = weight.numel() if (mask := site.mask) is None else int(mask.count_nonzero())
         row = {
             "name": site.name,

@@ -1,0 +1,218 @@
+"""Which torch calls are linear layers, what they are given, and whose weights those are.
+
+A layer is found by its call, not by the class of its module: a module of any class that calls ``linear``, ``addmm``, a
+matrix product or a convolution with weights of its own is one (docs/method.md, section 1).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class LinearCall:
+    """One call of a linear layer: what its partial sums are computed from.
+
+    Attributes:
+        kind: ``linear``, ``conv1d``, ``conv2d``, ``conv3d``, or ``conv_transpose1d``, ``2d``, ``3d``.
+        weight: (outputs, terms, *kernel); of a transposed convolution (terms, outputs, *kernel).
+        given: the weight as the call was given it, of which ``weight`` may be the transposed view.
+        sums: after each stage, where the call was computed by way of them.
+        unsupported: why such a call cannot be pruned; None where it can.
+    """
+
+    kind: str
+    input: Tensor
+    weight: Tensor
+    given: Tensor
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] | str = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    sums: tuple[Tensor, ...] = ()
+    unsupported: str | None = None
+
+    @property
+    def spatial_dims(self) -> int:
+        """Dimensions of the kernel: 0 of a Linear."""
+        return self.weight.dim() - 2
+
+    @property
+    def is_conv(self) -> bool:
+        return self.spatial_dims > 0
+
+    @property
+    def channel_dim(self) -> int:
+        """Where the channels stand, of the input and of the output."""
+        return -1 - self.spatial_dims
+
+    @property
+    def transposed_conv(self) -> bool:
+        return self.kind.startswith("conv_transpose")
+
+    @property
+    def terms(self) -> int:
+        return self.weight.shape[0 if self.transposed_conv else 1]
+
+
+def layer_call(func: Callable, args: tuple, kwargs: dict) -> tuple[LinearCall, Tensor | None] | None:
+    """What a torch call computes if it is that of a linear layer, and its bias; None where it is none."""
+    parse = _PARSERS.get(func)
+    return None if parse is None else parse(func, args, kwargs)
+
+
+def called_with_any_weight(func: Callable) -> bool:
+    """Whether such a call is a layer whatever its weight; the others are where it is a parameter."""
+    return func is F.linear or func in _CONVOLUTIONS
+
+
+def named(names: tuple[str, ...], args: tuple, kwargs: dict) -> dict[str, Any]:
+    """The arguments of a call by their names."""
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def per_channel(values: Tensor, spatial_dims: int) -> Tensor:
+    """One value per output channel, shaped to broadcast over the output of a layer."""
+    return values.reshape(-1, *(1,) * spatial_dims)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose weight one is: a parameter of a module, as it is stored or transposed."""
+
+    module: nn.Module
+    parameter: str
+    transposed: bool = False
+
+
+def owner_in(module: nn.Module, weight: Tensor) -> Owner | None:
+    """The parameter of ``module`` itself that ``weight`` is; None where it is none.
+
+    A module that makes its weight anew at each call (``torch.nn.utils.prune``, parametrizations, standardised weights)
+    shows it as ``weight``, another tensor than the one of the call but of the same shape.
+    """
+    for name, stored in _tensors_of(module):
+        if (transposed := _same(stored, weight)) is not None:
+            return Owner(module, name, transposed)
+    if torch.nn.utils.parametrize.is_parametrized(module) or "weight" not in module._parameters:
+        shown = getattr(module, "weight", None)
+        if isinstance(shown, Tensor) and shown.shape == weight.shape:
+            return Owner(module, "weight")
+    elif isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module.weight.shape == weight.shape:
+        return Owner(module, "weight")
+    return None
+
+
+def masks_of(module: nn.Module) -> dict[str, Tensor]:
+    """The masks of a module's weights that static pruning keeps beside them, by parameter.
+
+    As ``torch.nn.utils.prune`` does, in a buffer ``<parameter>_mask``, and ``torch.ao.pruning``, in a parametrization.
+    """
+    masks = {
+        name.removesuffix("_mask"): mask
+        for name, mask in module._buffers.items()
+        if name.endswith("_mask") and mask is not None and f"{name.removesuffix('_mask')}_orig" in module._parameters
+    }
+    for name, steps in getattr(module, "parametrizations", {}).items():
+        for step in steps:
+            mask = getattr(step, "mask", None)
+            if isinstance(mask, Tensor) and mask.shape == steps.original.shape:
+                masks[name] = mask if name not in masks else masks[name] * mask
+    return masks
+
+
+def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from ((name, p) for name, p in module._parameters.items() if p is not None)
+    yield from ((name, b) for name, b in module._buffers.items() if b is not None)
+    # What torch.nn.utils.prune and functional_call put in a parameter's place.
+    yield from ((name, value) for name, value in module.__dict__.items() if isinstance(value, Tensor))
+
+
+def _same(stored: Tensor, weight: Tensor) -> bool | None:
+    """Whether ``weight`` is ``stored`` transposed; None where it is another tensor."""
+    if weight is stored:
+        return False
+    if stored.is_meta or weight.is_meta:
+        same_place = weight._base is stored
+    else:
+        same_place = weight.numel() == stored.numel() and weight.data_ptr() == stored.data_ptr()
+    if not same_place:
+        return None
+    if weight.shape == stored.shape and weight.stride() == stored.stride():
+        return False
+    return True if weight.dim() == 2 and weight.shape == stored.shape[::-1] else None
+
+
+def _linear(func: Callable, args: tuple, kwargs: dict) -> tuple[LinearCall, Tensor | None]:
+    given = named(("input", "weight", "bias"), args, kwargs)
+    weight = given["weight"]
+    unsupported = None if weight.dim() == 2 else "its weight is no matrix"
+    return LinearCall("linear", given["input"], _matrix(weight), weight, unsupported=unsupported), given.get("bias")
+
+
+def _addmm(func: Callable, args: tuple, kwargs: dict) -> tuple[LinearCall, Tensor | None]:
+    given = named(("input", "mat1", "mat2"), args, {"input" if k == "self" else k: v for k, v in kwargs.items()})
+    bias, weight = given["input"], given["mat2"]
+    plain = given.get("beta", 1) == 1 and given.get("alpha", 1) == 1 and bias.numel() in (1, weight.shape[-1])
+    unsupported = None if plain else "its addmm scales, or adds a matrix"
+    return LinearCall("linear", given["mat1"], weight.t(), weight, unsupported=unsupported), bias if plain else None
+
+
+def _product(func: Callable, args: tuple, kwargs: dict) -> tuple[LinearCall, None] | None:
+    names = ("input", "weight")
+    given = named(names, args, {{"self": "input"}.get(k, "weight"): v for k, v in kwargs.items() if k != "out"})
+    x, weight = given.get("input"), given.get("weight")
+    if not isinstance(x, Tensor) or not isinstance(weight, Tensor) or weight.dim() != 2 or "out" in kwargs:
+        return None
+    return LinearCall("linear", x, weight.t(), weight), None
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    return weight if weight.dim() >= 2 else weight[None]
+
+
+def _convolution(func: Callable, args: tuple, kwargs: dict) -> tuple[LinearCall, Tensor | None]:
+    transposed = func in _TRANSPOSED
+    names = ("input", "weight", "bias", "stride", "padding")
+    names += ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
+    given = named(names, args, kwargs)
+    weight, padding, groups = given["weight"], given.get("padding", 0), given.get("groups", 1)
+    dims = weight.dim() - 2
+    unsupported = "transposed convolution" if transposed else None
+    if groups != 1:
+        unsupported = f"grouped convolution ({groups} groups)"
+    call = LinearCall(
+        func.__name__,
+        given["input"],
+        weight,
+        weight,
+        _each(given.get("stride", 1), dims),
+        padding if isinstance(padding, str) else _each(padding, dims),
+        _each(given.get("dilation", 1), dims),
+        groups,
+        unsupported=unsupported,
+    )
+    return call, given.get("bias")
+
+
+def _each(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
+    """One value for each spatial dimension."""
+    if isinstance(value, int):
+        return (value,) * dims
+    return tuple(value) * dims if len(value) == 1 else tuple(value)
+
+
+_TRANSPOSED = {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
+_CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d, *_TRANSPOSED}
+_PRODUCTS = {torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__}
+_PARSERS: dict[Callable, Callable] = {
+    F.linear: _linear,
+    **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),
+    **dict.fromkeys(_PRODUCTS, _product),
+    **dict.fromkeys(_CONVOLUTIONS, _convolution),
+}
+LAYER_CALLS = frozenset(_PARSERS)

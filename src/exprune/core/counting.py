@@ -4,9 +4,10 @@ What PyTorch's counter has no formula for and multiplies is counted by a formula
 is named, never taken to be nothing.
 """
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -58,13 +59,18 @@ class FlopTally:
         self._depth = 0
 
     def call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        if self._depth or func in _FREE or getattr(func, "__name__", "") == "__get__":  # that reads an attribute
+        if self.counts_all or func in _FREE or getattr(func, "__name__", "") == "__get__":  # that reads an attribute
             return func(*args, **kwargs)
         self.begin()
         try:
             return func(*args, **kwargs)
         finally:
             self.end()
+
+    @property
+    def counts_all(self) -> bool:
+        """Whether it counts also what no torch call shows: inside :meth:`begin` and :meth:`end`."""
+        return self._depth > 0
 
     def begin(self) -> None:
         """Count all that runs from here on, until :meth:`end`, also operators that no torch call shows."""
@@ -79,6 +85,20 @@ class FlopTally:
             self._counter.__exit__(None, None, None)
             self._unknown.__exit__(None, None, None)
             self.flops += self._counter.get_total_flops()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside of it nothing is counted: for what is no part of the model."""
+        if not self.counts_all:
+            yield
+            return
+        depth, self._depth = self._depth, 1
+        self.end()
+        try:
+            yield
+        finally:
+            self.begin()
+            self._depth = depth
 
 
 class _Unknown(TorchDispatchMode):

@@ -176,9 +176,9 @@ class _Watcher(ChainFollower):
 
     def layer(self, func: Callable, call: LinearCall) -> str | None:
         running = self.running[-1] if self.running else None
-        owner = None if running is None else owner_in(running, call.given)
+        owner = None if running is None else owner_in(running, call)
         elsewhere = None
-        if owner is None and (home := self._home(call.given)) is not None:
+        if owner is None and (home := self._home(call)) is not None:
             owner, elsewhere = home, f"its weight is used by {self._called(running)}, outside of its own forward"
         if owner is None and not called_with_any_weight(func):
             return None
@@ -200,11 +200,12 @@ class _Watcher(ChainFollower):
         self._calls[id(call)] = (call, record)
         return name
 
-    def _home(self, weight: Tensor) -> Owner | None:
+    def _home(self, call: LinearCall) -> Owner | None:
         """Whose weight it is, of any module of the model."""
+        weight = call.given
         shapes = (weight.shape, weight.shape[::-1]) if weight.dim() == 2 else (weight.shape,)
         homes = [] if weight.is_meta else [self._homes.get((weight.data_ptr(), shape)) for shape in shapes]
-        return next((owner_in(home, weight) for home in homes if home is not None), None)
+        return next((owner_in(home, call) for home in homes if home is not None), None)
 
     def _name(self, owner: Owner) -> str:
         name = self.names.get(owner.module, "")

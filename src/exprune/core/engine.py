@@ -244,6 +244,8 @@ class _Pruner(StagedFollower):
         self, name: str, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]
     ) -> tuple[Tensor, LinearCall]:
         self._early.pop(name, None)
+        if self.expruned._tally.counts_all:
+            return run(), call
         out, call = super().compute(name, call, bias, run)
         if call.sums or name in self._early:  # the tally has seen none of it
             self.expruned._tally.flops += out.numel() * self.expruned._counts[name].site.dense_flops
@@ -283,7 +285,8 @@ class _Pruner(StagedFollower):
 
     def at_relu(self, chain: Chain, out: Tensor) -> None:
         self.account.tested[chain.name] += bool(out.numel())
-        with torch.no_grad(), torch.autocast(out.device.type, enabled=False):
+        off = torch.autocast(out.device.type, enabled=False)
+        with torch.no_grad(), off, self.expruned._tally.paused():
             if self._is_early(chain):
                 self._finish_early(self._early.pop(chain.name), chain, out)
             else:

@@ -89,21 +89,20 @@ class Owner:
     transposed: bool = False
 
 
-def owner_in(module: nn.Module, weight: Tensor) -> Owner | None:
-    """The parameter of ``module`` itself that ``weight`` is; None where it is none.
+def owner_in(module: nn.Module, call: LinearCall) -> Owner | None:
+    """The parameter of ``module`` itself that is the weight of a call; None where it is none.
 
-    A module that makes its weight anew at each call (``torch.nn.utils.prune``, parametrizations, standardised weights)
-    shows it as ``weight``, another tensor than the one of the call but of the same shape.
+    A module that makes its weight anew at each call (parametrizations, standardised weights) shows it as ``weight``,
+    another tensor than that of the call but of the same shape.
     """
     for name, stored in _tensors_of(module):
-        if (transposed := _same(stored, weight)) is not None:
+        if (transposed := _same(stored, call.weight)) is not None:
             return Owner(module, name, transposed)
-    if torch.nn.utils.parametrize.is_parametrized(module) or "weight" not in module._parameters:
+    made_anew = torch.nn.utils.parametrize.is_parametrized(module) or "weight" not in module._parameters
+    if made_anew or isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
         shown = getattr(module, "weight", None)
-        if isinstance(shown, Tensor) and shown.shape == weight.shape:
-            return Owner(module, "weight")
-    elif isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module.weight.shape == weight.shape:
-        return Owner(module, "weight")
+        if isinstance(shown, Tensor) and shown.shape == call.given.shape:
+            return Owner(module, "weight", call.given is not call.weight)
     return None
 
 

@@ -151,10 +151,12 @@ class StagedFollower(SiteFollower):
         self, name: str, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]
     ) -> tuple[Tensor, LinearCall]:
         plan = self._in_parts.get(name)
+        # What a context around this one counts is the model's own call.
+        if plan is None or plan.rest is None or self.inside_another:
+            return run(), call
         precise = call.input.dtype == call.weight.dtype and call.weight.dtype in (torch.float32, torch.float64)
         precise = precise and not torch.is_autocast_enabled(call.input.device.type)
-        # What a context around this one counts is the model's own call.
-        if plan is None or plan.rest is None or not precise or self.inside_another:
+        if not precise:
             return run(), call
         groups = [Terms.of(call, channels) for channels in (*(stage.channels for stage in plan.stages), plan.rest)]
         return _in_parts(call, bias, groups, self._buffers, self.watch(name, call, bias))

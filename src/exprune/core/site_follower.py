@@ -62,6 +62,8 @@ class SiteFollower(ChainFollower):
         site = self._site_of(call)
         if site is None:
             return None
+        if call.input.is_nested or call.input.layout != torch.strided:
+            raise SettingError(f"{site.name}: its input is nested or sparse; give the model padded, dense ones")
         if site.name in self._followed:
             if (*call.weight.shape[:2], call.weight.shape[2:].numel()) != _found(site):
                 shape = " x ".join(map(str, call.weight.shape))
@@ -74,10 +76,9 @@ class SiteFollower(ChainFollower):
         """The site that a call is one of."""
         sites = self._of_module[self.running[-1]] if self.running else []
         sites = [site for site in sites if site.kind == call.kind]
-        if len(sites) > 1:
-            owner = owner_in(self.running[-1], call.given)
-            sites = [site for site in sites if owner == Owner(site.module, site.parameter, site.transposed)]
-        return sites[0] if sites else None
+        if sites and (owner := owner_in(self.running[-1], call)) is not None:
+            return next((site for site in sites if owner == Owner(site.module, site.parameter, site.transposed)), None)
+        return sites[0] if len(sites) == 1 else None
 
 
 def _found(site: Site) -> tuple[int, int, int]:
@@ -90,6 +91,4 @@ def _without_rows(x: Tensor) -> str | None:
         return "inside torch.vmap or another transform of torch.func its rows cannot be told apart; give it the batch"
     if x.is_meta or type(x).__name__ == "FakeTensor":
         return "its input has no values (meta or fake tensors), so nothing can be tested; ExPrune(sites, None) counts"
-    if x.is_nested or x.layout != torch.strided:
-        return "its input is nested or sparse, which cannot be tested; give it a padded, dense one"
     return None

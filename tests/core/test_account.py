@@ -1,5 +1,6 @@
 """A run accounts for itself: counts and outputs are those of the method, or one line says which are not."""
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -106,6 +107,33 @@ def test_batches_in_worker_threads(net: Net, x: Tensor) -> None:
 
     line = refused(run)
     assert "another thread" in line and "stem" in line
+
+
+def test_each_thread_may_have_a_context_of_its_own(net: Net, x: Tensor) -> None:
+    sites = find_sites(net, x)
+    alone = counts(pruned_pass(net, sites, StatsTest(0.3, n=N), x))
+    together = threading.Barrier(2)
+
+    def run(_: int) -> ExPrune:
+        with torch.no_grad(), ExPrune(sites, StatsTest(0.3, n=N)) as run:
+            together.wait(10)
+            net(x)
+            together.wait(10)
+        return run
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [counts(run) for run in pool.map(run, range(2))] == [alone, alone]
+
+
+def test_a_forward_that_is_called_directly(net: Net, x: Tensor) -> None:
+    sites = find_sites(net, x)
+
+    def run() -> None:
+        with torch.no_grad(), ExPrune(sites, StatsTest(0.3, n=N)):
+            net.head(F.relu(net.layer.forward(net.stem(x))))
+
+    line = refused(run)
+    assert "layer" in line and "directly" in line
 
 
 def test_an_inner_run_s_partial_sums_are_no_work_of_the_model(net: Net, x: Tensor) -> None:

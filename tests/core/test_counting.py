@@ -216,3 +216,11 @@ def test_masked_weights_of_a_layer_that_cannot_be_followed_are_named() -> None:
     run = dense(model, torch.randn(3, 2, 4))
     assert run.flops.zeros == 0
     assert any("masked weights" in name for name in run.flops.uncounted)
+
+
+def test_masked_weights_of_a_layer_whose_calls_are_not_seen_are_named() -> None:
+    model = nn.MultiheadAttention(8, 2)
+    prune.random_unstructured(model.out_proj, "weight", 0.5)
+    x = torch.randn(3, 2, 8)
+    run = dense(model, x, x, x)
+    assert dict(run.flops.uncounted) == {"masked weights of out_proj": 1}

@@ -87,6 +87,11 @@ def test_a_mask_on_the_meta_device(net: Net, x: Tensor) -> None:
     assert "meta" in refused(lambda: ExPrune(find_sites(net, x), None))
 
 
+def test_what_is_no_model_and_what_is_no_heuristic(net: Net, x: Tensor) -> None:
+    assert "function" in refused(lambda: find_sites(lambda x: x, x))
+    assert "StatsTest(0.1)" in refused(lambda: ExPrune(find_sites(net, x), StatsTest))
+
+
 def test_vmap(net: Net, x: Tensor) -> None:
     sites = find_sites(net, x)
 

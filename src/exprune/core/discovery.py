@@ -28,8 +28,11 @@ def find_sites(model: nn.Module, *example: Any, **named_example: Any) -> list[Si
     once, in eval mode and without gradients; the model is left as it was. A compiled model runs as it was written.
 
     Raises:
-        SettingError: the model's calls cannot be seen (scripted, exported), or it has lazy modules that have not run.
+        SettingError: it is no module, its calls cannot be seen (scripted, exported), or it has lazy modules that have
+            not run.
     """
+    if not isinstance(model, nn.Module):
+        raise SettingError(f"find_sites: a {type(model).__name__} is no torch.nn.Module")
     for name, module in model.named_modules():
         if why := _opaque(module):
             raise SettingError(f"{name or type(module).__name__}: {why}")

@@ -72,6 +72,8 @@ class ExPrune:
         self._zeros = 0
         self._pruner: _Pruner | None = None
         self._masks = self._masks_now()
+        if heuristic is not None and not isinstance(heuristic, Heuristic):
+            raise SettingError(f"heuristic={heuristic!r}: a Heuristic, such as StatsTest(0.1), or None")
         if heuristic is not None:
             self._plan(heuristic, gain_ratio)
 
@@ -117,6 +119,8 @@ class ExPrune:
         if exception[0] is not None:
             return
         self._check_masks()
+        for name in pruner.unseen_masks if self._tally.flops else ():
+            self._tally.uncounted[f"masked weights of {name}"] += 1
         if line := pruner.account.line():
             raise SettingError(line)
         if self._tally.flops and self._counts and not any(count.outputs for count in self._counts.values()):
@@ -179,6 +183,12 @@ class _Pruner(StagedFollower):
         self.account = Account()
         self.full: Tensor | None = None
         self.zeros = {name: mask.numel() - int(mask.count_nonzero()) for name, mask in run._masks.items()}
+        # Masked layers of which no call was seen yet: nobody knows how often their zeros are used.
+        self.unseen_masks = set(self.zeros) | {
+            site.name
+            for site in run.sites
+            if not site.followed and any(not mask.all() for mask in masks_of(site.module).values())
+        }
         self._early: dict[str, _Early] = {}
         self._never_early: set[str] = {name for name, count in run._counts.items() if count.site.residual}
         self._hidden = {site.module for site in run.sites if site.hidden}
@@ -210,19 +220,20 @@ class _Pruner(StagedFollower):
         followed = [site.name for site in sites if site.followed]
         if not self._seen.pop() and followed and any(x.numel() for x in tensors(given)):
             self.account.fault(followed[0], "its module ran without a torch call of it (compiled, scripted, skipped?)")
-        for site in sites:
-            if not site.followed and any(not mask.all() for mask in masks_of(module).values()):
-                self.expruned._tally.uncounted[f"masked weights of {site.name}"] += 1
 
     def in_another_thread(self, module: nn.Module) -> None:
         name = self._of_module[module][0].name
         self.account.fault(name, "its module ran in another thread than the one that entered the context")
+
+    def elsewhere(self, name: str) -> None:
+        self.account.fault(name, "its weight was used outside of a call of its module (its forward called directly?)")
 
     def reads(self, chain: Chain, func: Callable) -> None:
         self.account.fault(chain.name, f"its pre-activation is read by {call_name(func)}, not only by the ReLU")
 
     def tag(self, name: str, out: Tensor, call: LinearCall, bias: Tensor | None) -> None:
         self._seen[-1] = True
+        self.unseen_masks.discard(name)
         if zeros := self.zeros.get(name):
             self.expruned._zeros += 2 * zeros * self._uses(call, out)
         if name in self.expruned._counts:

@@ -56,9 +56,7 @@ class ChainFollower(TorchFunctionMode):
 
     def __enter__(self) -> "ChainFollower":
         self._thread = threading.get_ident()
-        self.inside_another = any(
-            isinstance(mode, ChainFollower) for mode in torch.overrides._get_current_function_mode_stack()
-        )
+        self.inside_another = _followed_here()
         for module in self.modules:
             self._hooks.append(module.register_forward_pre_hook(self._enters, with_kwargs=True))
             self._hooks.append(module.register_forward_hook(self._leaves, with_kwargs=True, always_call=True))
@@ -77,7 +75,8 @@ class ChainFollower(TorchFunctionMode):
 
     def _enters(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if threading.get_ident() != self._thread:
-            self.in_another_thread(module)
+            if not _followed_here():  # it may have a context of its own
+                self.in_another_thread(module)
             return
         self.running.append(module)
         self.enters(module)
@@ -296,6 +295,11 @@ class ChainFollower(TorchFunctionMode):
         if not (of_channels or other.numel() == 1) or not self.constant(other):
             return None
         return per_channel(other, chain.call.spatial_dims)
+
+
+def _followed_here() -> bool:
+    """Whether calls of this thread are seen by a follower."""
+    return any(isinstance(mode, ChainFollower) for mode in torch.overrides._get_current_function_mode_stack())
 
 
 def eagerly() -> AbstractContextManager:

@@ -35,6 +35,7 @@ class SiteFollower(ChainFollower):
         self._of_module: dict[nn.Module, list[Site]] = defaultdict(list)
         for site in sites:
             self._of_module[site.module].append(site)
+        self._weights = {id(getattr(site.module, site.parameter, None)): site.name for site in sites}
 
     def enters(self, module: nn.Module) -> None:
         self._in_training = self._in_training or (module.training and self._of_module[module][0].name)
@@ -61,6 +62,8 @@ class SiteFollower(ChainFollower):
     def layer(self, func: Callable, call: LinearCall) -> str | None:
         site = self._site_of(call)
         if site is None:
+            if (name := self._weights.get(id(call.given))) in self._followed:
+                self.elsewhere(name)
             return None
         if call.input.is_nested or call.input.layout != torch.strided:
             raise SettingError(f"{site.name}: its input is nested or sparse; give the model padded, dense ones")
@@ -71,6 +74,9 @@ class SiteFollower(ChainFollower):
             if why := _without_rows(call.input):
                 raise SettingError(f"{site.name}: {why}")
         return site.name
+
+    def elsewhere(self, name: str) -> None:
+        """A followed layer's weight is used in a call that is not its module's."""
 
     def _site_of(self, call: LinearCall) -> Site | None:
         """The site that a call is one of."""

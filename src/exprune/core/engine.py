@@ -140,7 +140,7 @@ class ExPrune:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the counts of another run of the same sites and stages."""
         self._tally.flops, self._zeros = state["flops"], state["zeros"]
-        self._tally.uncounted.update(state["uncounted"])
+        self._tally.uncounted.update(state.get("uncounted", {}))
         for name, fields in state["sites"].items():
             for field, value in fields.items():
                 setattr(self._counts[name], field, value)

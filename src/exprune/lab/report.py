@@ -20,6 +20,9 @@ def print_result(result: Result, console: Console | None = None) -> None:
                 console.print(f"{row['name']} ran dense: {row['reason']}", highlight=False)
         if others := [row["name"] for row in result.sites if not row["relu"]]:
             console.print(f"{len(others)} more layers feed no ReLU: {_some(others)}", highlight=False)
+    if result.flops.uncounted:
+        calls = ", ".join(f"{name} ({count} calls)" for name, count in result.flops.uncounted.items())
+        console.print(f"not counted, for want of a formula: {calls}", highlight=False)
     console.print("FLOPs are counted; this simulation does not run faster.", highlight=False)
 
 

@@ -32,6 +32,8 @@ class FlopsPerInput:
     is a fraction of ``dense``. ``paper_scope`` holds the same in the scope of the published figure.
     ``zero_skipping`` is what leaving out the products with zeros in a language model's fc2 would save beside that,
     without (``dense``) and with ExPrune (``pruned``): exact, and part of no other figure here.
+    ``uncounted`` names operators that nobody has a formula for, with the number of their calls: none of the figures
+    holds what they cost.
     """
 
     unit: str
@@ -41,6 +43,7 @@ class FlopsPerInput:
     saved: float
     paper_scope: dict[str, float]
     zero_skipping: dict[str, float] | None = None
+    uncounted: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,12 @@ def flops_per_input(unit: str, linear: Flops, dense_pass: Pass, pruned_pass: Pas
         }
     outside = totals.get("outside_paper_scope", 0)
     return FlopsPerInput(
-        unit, unpruned=unpruned / inputs, **scope(0), paper_scope=scope(outside), zero_skipping=skipping
+        unit,
+        unpruned=unpruned / inputs,
+        **scope(0),
+        paper_scope=scope(outside),
+        zero_skipping=skipping,
+        uncounted=dict(linear.uncounted),
     )
 
 
@@ -127,8 +135,8 @@ def site_rows(run: ExPrune) -> list[dict[str, Any]]:
     counts: dict[str, SiteFlops] = {count.site.name: count for count in run.flops.sites}
     rows = []
     for site in run.sites:
-        weight = site.weight
-        left = weight.numel() if (mask := site.mask) is None else int(mask.count_nonzero())
+        weights = None if site.weight is None else site.weight.numel()
+        left = weights if (mask := site.mask) is None else int(mask.count_nonzero())
         row = {
             "name": site.name,
             "kind": site.kind,
@@ -137,7 +145,7 @@ def site_rows(run: ExPrune) -> list[dict[str, Any]]:
             "eligible": site.eligible,
             "reason": site.reason,
             "terms": site.terms,
-            "weights": weight.numel(),
+            "weights": weights,
             "weights_left": left,
             "stages": [],
             "tau": None,

@@ -1,0 +1,185 @@
+"""Networks that nobody here wrote: the sites found in them, what is stopped, and what is counted."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from exprune.core import ExPrune, Heuristic, Site, StatsTest, Threshold, find_sites
+from exprune.core.heuristics import Prefix
+from tests.conformance import networks_pyg, networks_torchvision, networks_transformers
+from tests.conformance.network import Network, scatter
+from tests.conformance.recount import Count, Recount, Rule, calling, kind_of, stats_test, threshold, weight_of
+
+TABLES = {
+    "torchvision": networks_torchvision.NETWORKS,
+    "transformers": networks_transformers.NETWORKS,
+    "pyg": networks_pyg.NETWORKS,
+}
+
+
+class Twice(Heuristic):
+    """Threshold at 0, after 3 terms and again after 6."""
+
+    stages = (3, 6)
+
+    def __init__(self) -> None:
+        super().__init__(tau=0.0)
+        self.stages = (3, 6)
+
+    def stop(self, seen: Prefix) -> Tensor:
+        return seen.s / seen.n + seen.r / seen.terms < 0
+
+
+RULES: dict[str, tuple[Heuristic, Rule]] = {
+    "StatsTest": (StatsTest(0.3, n=5), stats_test(0.3, 5)),
+    "Threshold": (Threshold(-0.01, n=4), threshold(-0.01, 4)),
+    "in stages": (Twice(), threshold(0.0, 3, 6)),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network of a table, made."""
+
+    network: Network
+    model: nn.Module
+    args: tuple
+    kwargs: dict[str, Any]
+    sites: list[Site]
+    callers: list[str]
+
+    def run(self) -> Any:
+        return self.model(*self.args, **self.kwargs)
+
+    def eligible(self, n: int = 0) -> list[Site]:
+        return [site for site in self.sites if site.eligible and site.terms > n]
+
+
+def _params() -> Iterator[Any]:
+    for table, networks in TABLES.items():
+        for name, network in networks.items():
+            yield pytest.param(network, id=f"{table}-{name}", marks=() if network.fast else pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=_params())
+def subject(request: pytest.FixtureRequest) -> Subject:
+    network: Network = request.param
+    torch.manual_seed(0)
+    model, args, kwargs = network.build()
+    scatter(model)
+    args, kwargs = _double(args), _double(kwargs)
+    return Subject(network, model, args, kwargs, find_sites(model, *args, **kwargs), calling(model, *args, **kwargs))
+
+
+def _double(structure: Any) -> Any:
+    if isinstance(structure, dict):
+        return {key: _double(value) for key, value in structure.items()}
+    if isinstance(structure, tuple | list):
+        return type(structure)(_double(value) for value in structure)
+    return structure.double() if isinstance(structure, Tensor) and structure.is_floating_point() else structure
+
+
+def test_every_layer_is_listed(subject: Subject) -> None:
+    """Every module that calls a linear function, once; others only with a reason."""
+    listed = [site.name for site in subject.sites]
+    assert len(set(listed)) == len(listed)
+    assert set(subject.callers) <= set(listed)
+    for site in subject.sites:
+        assert site.module is subject.model.get_submodule(site.name)
+        assert site.name in subject.callers or site.reason
+        assert site.relu or not site.eligible
+        assert site.reason is None or (site.reason and "\n" not in site.reason)
+
+
+def test_sites(subject: Subject) -> None:
+    """As many as the architecture has, each described as its module is."""
+    sites = subject.eligible()
+    assert len(sites) == subject.network.eligible, [site.name for site in sites]
+    for site in sites:
+        weight = weight_of(site.module)
+        assert site.kind == kind_of(site.module)
+        assert site.terms == weight.shape[1]
+        assert site.weights_per_term == weight[0, 0].numel()
+        assert site.spatial == subject.network.flattened.get(site.name, 1)
+        assert not hasattr(site, "weight") or torch.equal(site.weight, weight)
+    assert sum(site.residual for site in sites) == subject.network.residual
+
+
+def test_layers_that_feed_a_relu(subject: Subject) -> None:
+    """Those whose outputs go to a ReLU one by one; autograd finds the same ones."""
+    with Recount(subject.model, _layers(subject))() as watched:
+        subject.run()
+    for site in subject.sites:
+        reached = watched.reached.get(site.name, 0)
+        if site.relu:
+            assert reached == watched.calls[site.name] > 0, site.name
+        elif reached:
+            assert any(word in site.reason for word in ("shortcut", "only some", "mul", "BatchNorm")), site
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_recount(subject: Subject, rule: str) -> None:
+    """A run stops what the definition stops, counts it, and computes what it leaves."""
+    heuristic, definition = RULES[rule]
+    names = [site.name for site in subject.eligible(definition.stages[0])]
+    if not names:
+        pytest.skip("no site")
+    recount = Recount(subject.model, _layers(subject), names, definition, subject.network.flattened)
+    with recount():
+        expected = list(_tensors(subject.run()))
+    with torch.no_grad(), ExPrune(subject.sites, heuristic) as run:
+        out = list(_tensors(subject.run()))
+    assert [count.site.name for count in run.flops.sites] == names
+    for count in run.flops.sites:
+        found = Count(
+            stages=len(count.stopped),
+            outputs=count.outputs,
+            negative=int(count.negative),
+            wrong=int(count.wrong),
+            dense_flops=count.dense_flops,
+            pruned_flops=count.pruned_flops,
+        )
+        found.stopped = count.stopped
+        assert found == recount.counts[count.site.name], count.site.name
+        assert count.site.residual == recount.beside[count.site.name], count.site.name
+    assert sum(count.pruned for count in run.flops.sites) > 0
+    assert len(out) == len(expected) > 0
+    for mine, theirs in zip(out, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_dense_flops(subject: Subject) -> None:
+    """FlopCounterMode counts the same where nothing is fused."""
+    with torch.no_grad(), ExPrune(subject.sites, None) as run:
+        subject.run()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        subject.run()
+    assert run.flops.dense == run.flops.unpruned == counter.get_total_flops()
+
+
+def test_nothing_is_left_uncounted(subject: Subject) -> None:
+    """No operation that holds matrix products lacks a formula."""
+    with torch.no_grad(), ExPrune(subject.sites, None) as run:
+        subject.run()
+    assert run.flops.uncounted == {}
+
+
+def _layers(subject: Subject) -> list[str]:
+    return [site.name for site in subject.sites if site.name in subject.callers]
+
+
+def _tensors(structure: Any) -> Iterator[Tensor]:
+    if isinstance(structure, Tensor):
+        yield structure
+    elif isinstance(structure, dict):
+        for value in structure.values():
+            yield from _tensors(value)
+    elif isinstance(structure, list | tuple):
+        for value in structure:
+            yield from _tensors(value)

@@ -1,11 +1,13 @@
-"""Every classification network of torchvision. The first layer of each reads the image and is no site."""
+"""Every network of torchvision that classifies images or videos. The first layer of each reads them and is no site."""
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 import torchvision.models
 from torch import nn
+from torchvision.models.video import MViT, mvit
 
 from tests.conformance.network import Network, uninitialised
 
@@ -17,6 +19,37 @@ def images(name: str, size: int = 32, **settings: Any) -> Callable[[], tuple[nn.
         with uninitialised():
             model = torchvision.models.get_model(name, weights=None, num_classes=10, **settings)
         return model, (torch.randn(2, 3, size, size),), {}
+
+    return build
+
+
+def videos(name: str, size: int = 32, frames: int = 8) -> Callable[[], tuple[nn.Module, tuple, dict]]:
+    """A builder of the network and two videos."""
+
+    def build() -> tuple[nn.Module, tuple, dict]:
+        with uninitialised():
+            model = torchvision.models.get_model(name, weights=None, num_classes=10)
+        return model, (torch.randn(2, 3, frames, size, size),), {}
+
+    return build
+
+
+def _s3d() -> tuple[nn.Module, tuple, dict]:
+    """Its last pooling expects large videos."""
+    model, args, kwargs = videos("s3d", 32, 16)()
+    model.avgpool = nn.AvgPool3d((2, 1, 1), stride=1)
+    return model, args, kwargs
+
+
+def _mvit(name: str) -> Callable[[], tuple[nn.Module, tuple, dict]]:
+    """A builder of the network for small videos, to which it offers no setting."""
+
+    def build() -> tuple[nn.Module, tuple, dict]:
+        def small(**settings: Any) -> nn.Module:
+            return MViT(**settings | {"spatial_size": (32, 32), "temporal_size": 4})
+
+        with mock.patch.object(mvit, "MViT", small):
+            return videos(name, 32, 4)()
 
     return build
 
@@ -85,9 +118,7 @@ NETWORKS: dict[str, Network] = {
     # Two more in the stem and six in each of nine modules.
     "googlenet": Network(images("googlenet", init_weights=False), 2 + 9 * 6, fast=True),
     # Four more in the stem; modules A, B, C, D, E.
-    "inception_v3": Network(
-        images("inception_v3", 75, init_weights=False), 4 + 3 * 7 + 4 + 4 * 10 + 6 + 2 * 9
-    ),
+    "inception_v3": Network(images("inception_v3", 75, init_weights=False), 4 + 3 * 7 + 4 + 4 * 10 + 6 + 2 * 9),
     "shufflenet_v2_x0_5": Network(images("shufflenet_v2_x0_5"), _SHUFFLENET, fast=True),
     "shufflenet_v2_x1_0": Network(images("shufflenet_v2_x1_0"), _SHUFFLENET),
     "shufflenet_v2_x1_5": Network(images("shufflenet_v2_x1_5"), _SHUFFLENET),
@@ -113,4 +144,13 @@ NETWORKS: dict[str, Network] = {
     "vit_l_16": Network(images("vit_l_16", image_size=32), 0),
     "vit_l_32": Network(images("vit_l_32", image_size=32), 0),
     "vit_h_14": Network(images("vit_h_14", 28, image_size=28), 0),
+    "r3d_18": Network(videos("r3d_18", 16, 4), 16, residual=8),
+    "mc3_18": Network(videos("mc3_18", 16, 4), 16, residual=8),
+    # Each convolution is one in space and one in time with a ReLU between; so is the stem.
+    "r2plus1d_18": Network(videos("r2plus1d_18", 16, 4), 16 * 2 + 1, residual=8),
+    # The stem's four behind the first; four branches a module, of 1 + 3 + 3 + 1.
+    "s3d": Network(_s3d, 4 + 9 * 8),
+    # GELU.
+    **{name: Network(_mvit(name), 0) for name in ("mvit_v1_b", "mvit_v2_s")},
+    **{name: Network(videos(name), 0) for name in ("swin3d_t", "swin3d_s", "swin3d_b")},
 }

@@ -55,7 +55,7 @@ def kind_of(module: nn.Module) -> str:
     """What a site of this layer is to call itself."""
     if isinstance(module, _CONVOLUTIONS):
         return type(module).__name__.lower().replace("convtranspose", "conv_transpose")
-    return "addmm" if isinstance(module, Conv1D) else "linear"
+    return "linear"
 
 
 def channel_dim(module: nn.Module, x: Tensor) -> int:
@@ -91,7 +91,7 @@ def diagonal(terms: int, positions: int) -> list[int]:
 
 
 def calling(model: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
-    """The modules whose own forward calls a linear function of :data:`_LINEAR`, by name, in the order of their calls."""
+    """The modules whose own forward calls one of :data:`_LINEAR`, by name, in the order of their calls."""
     found: dict[str, None] = {}
     running: list[str] = []
 
@@ -277,7 +277,9 @@ class Recount:
             v = a**2 * t.var(0, correction=0)
             size = (a * t).abs().mean(0) + beside.abs() / total
             v = torch.where(v.sqrt() < BAND * size, 0.0, v)  # equal terms
-            stop, low, high = (self.rule.statistic(m + e, v, n) < self.rule.bound for e in (0.0, -BAND * size, BAND * size))
+            stop, low, high = (
+                self.rule.statistic(m + e, v, n) < self.rule.bound for e in (0.0, -BAND * size, BAND * size)
+            )
             near |= (low != high) & ~stopped
             stop &= ~stopped
             spent += int((~stopped).sum()) * self.rule.overhead(n)

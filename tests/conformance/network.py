@@ -50,7 +50,8 @@ def scatter(model: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0.0, math.sqrt(2 / parameter[0].numel()), generator=generator)
+                bound = math.sqrt(6 / parameter[0].numel())
+                parameter.uniform_(-bound, bound, generator=generator)
             elif name.endswith("bias"):
                 parameter.normal_(0.0, 0.2, generator=generator)
             else:

@@ -67,19 +67,33 @@ def channel_dim(module: nn.Module, x: Tensor) -> int:
 
 def sum_of(module: nn.Module, x: Tensor, inputs: Sequence[int] | None = None) -> Tensor:
     """What some inputs (None: all) contribute to a layer's outputs: the layer's own forward, of them alone, no bias."""
-    weight, bias = module.weight, module.bias
-    whole, shift = weight.data, None if bias is None else bias.data
+    if inputs is None:
+        return _forward(module, x, module.weight.data)
+    index = torch.tensor(inputs)
+    weight = module.weight.data.index_select(inputs_dim(module), index)
+    return _forward(module, x.index_select(channel_dim(module, x), index), weight)
+
+
+def term_of(module: nn.Module, x: Tensor, inputs: Tensor) -> Tensor:
+    """What one input contributes to each output, another one to each: ``inputs`` holds one for each output."""
+    weight, outputs = weight_of(module).detach(), torch.arange(len(inputs))
+    kept = torch.zeros_like(weight)
+    kept[outputs, inputs] = weight[outputs, inputs]
+    return _forward(module, x, kept.transpose(0, 1) if inputs_dim(module) == 0 else kept)
+
+
+def _forward(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """The layer's own forward with another weight and no bias."""
+    whole, bias = module.weight.data, getattr(module, "bias", None)
+    shift = None if bias is None else bias.data
     try:
-        if inputs is not None:
-            index = torch.tensor(inputs)
-            weight.data = whole.index_select(inputs_dim(module), index)
-            x = x.index_select(channel_dim(module, x), index)
+        module.weight.data = weight
         if bias is not None:
             bias.data = torch.zeros_like(shift)
         with torch.no_grad():
             return module.forward(x)
     finally:
-        weight.data = whole
+        module.weight.data = whole
         if bias is not None:
             bias.data = shift
 
@@ -119,19 +133,34 @@ def calling(model: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
 # The method
 
 
+# Of a layer with so many outputs and terms, the order of its terms: (terms,), or one for each output.
+Order = Callable[[int, int], Tensor]
+
+
 @dataclass(frozen=True)
 class Rule:
-    """Stop where ``statistic(m, v, n)`` lies below ``bound``."""
+    """Stop where ``statistic(m, v, n)`` lies below ``bound``; the terms come as they stand, or in an order."""
 
     stages: tuple[int, ...]
     statistic: Callable[[Tensor, Tensor, int], Tensor]
     bound: float
     overhead: Callable[[int], int]
+    order: Order | None = None
 
 
-def threshold(tau: float, *stages: int) -> Rule:
+def threshold(tau: float, *stages: int, order: Order | None = None) -> Rule:
     """Stop where m < tau. A test is one FLOP."""
-    return Rule(stages, lambda m, v, n: m, tau, lambda n: 1)
+    return Rule(stages, lambda m, v, n: m, tau, lambda n: 1, order)
+
+
+def one_order(outputs: int, terms: int) -> Tensor:
+    """An order of a layer, by chance."""
+    return torch.randperm(terms, generator=torch.Generator().manual_seed(terms))
+
+
+def each_its_own(outputs: int, terms: int) -> Tensor:
+    """An order of each output, by chance."""
+    return torch.rand(outputs, terms, generator=torch.Generator().manual_seed(terms)).argsort(1)
 
 
 def stats_test(tau: float, *stages: int) -> Rule:
@@ -268,10 +297,10 @@ class Recount:
 
         stopped = torch.zeros_like(z, dtype=torch.bool)
         near = torch.zeros_like(stopped)
-        order, terms = self._order(call.name, total), []
+        order, terms = self._order(call.name, len(weight), total), []
         spent = 2 * total * per_term * z.numel()
         for stage, n in enumerate(self._stages(call.name)):
-            terms += [sum_of(module, call.x, [order[i]]) for i in range(len(terms), n)]
+            terms += [self._term(module, call.x, order[..., i]) for i in range(len(terms), n)]
             t = torch.stack(terms)
             m = a * t.mean(0) + beside / total
             v = a**2 * t.var(0, correction=0)
@@ -298,8 +327,14 @@ class Recount:
     def _stages(self, name: str) -> list[int]:
         return [n for n in self.rule.stages if n < weight_of(self.layers[name]).shape[1]]
 
-    def _order(self, name: str, total: int) -> Sequence[int]:
-        return diagonal(total, self.flattened[name]) if name in self.flattened else range(total)
+    def _order(self, name: str, outputs: int, total: int) -> Tensor:
+        if self.rule.order is not None:
+            return self.rule.order(outputs, total)
+        return torch.tensor(diagonal(total, self.flattened[name])) if name in self.flattened else torch.arange(total)
+
+    @staticmethod
+    def _term(module: nn.Module, x: Tensor, inputs: Tensor) -> Tensor:
+        return term_of(module, x, inputs) if inputs.dim() else sum_of(module, x, [int(inputs)])
 
 
 def _per_channel(slope: Tensor, dim: int) -> Tensor | None:

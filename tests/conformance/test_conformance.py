@@ -1,6 +1,7 @@
 """Networks that nobody here wrote: the sites found in them, what is stopped, and what is counted."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,19 @@ from exprune.core import ExPrune, Heuristic, Site, StatsTest, Threshold, find_si
 from exprune.core.heuristics import Prefix
 from tests.conformance import networks_pyg, networks_torchvision, networks_transformers
 from tests.conformance.network import Network, scatter
-from tests.conformance.recount import Count, Recount, Rule, calling, kind_of, stats_test, threshold, weight_of
+from tests.conformance.recount import (
+    Count,
+    Order,
+    Recount,
+    Rule,
+    calling,
+    each_its_own,
+    kind_of,
+    one_order,
+    stats_test,
+    threshold,
+    weight_of,
+)
 
 TABLES = {
     "torchvision": networks_torchvision.NETWORKS,
@@ -24,22 +37,27 @@ TABLES = {
 
 
 class Twice(Heuristic):
-    """Threshold at 0, after 3 terms and again after 6."""
+    """Threshold at 0, after 3 terms and again after 6, in some order."""
 
-    stages = (3, 6)
-
-    def __init__(self) -> None:
+    def __init__(self, order: Order | None = None) -> None:
         super().__init__(tau=0.0)
         self.stages = (3, 6)
+        self.terms_in = order
 
     def stop(self, seen: Prefix) -> Tensor:
         return seen.s / seen.n + seen.r / seen.terms < 0
+
+    def order(self, site: Site) -> Tensor | None:
+        weight = weight_of(site.module)
+        return None if self.terms_in is None else self.terms_in(len(weight), weight.shape[1])
 
 
 RULES: dict[str, tuple[Heuristic, Rule]] = {
     "StatsTest": (StatsTest(0.3, n=5), stats_test(0.3, 5)),
     "Threshold": (Threshold(-0.01, n=4), threshold(-0.01, 4)),
-    "in stages": (Twice(), threshold(0.0, 3, 6)),
+    "stages": (Twice(), threshold(0.0, 3, 6)),
+    "order": (Twice(one_order), threshold(0.0, 3, 6, order=one_order)),
+    "orders": (Twice(each_its_own), threshold(0.0, 3, 6, order=each_its_own)),
 }
 
 
@@ -159,6 +177,31 @@ def test_dense_flops(subject: Subject) -> None:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         subject.run()
     assert run.flops.dense == run.flops.unpruned == counter.get_total_flops()
+
+
+def test_dense_flops_in_single_precision(subject: Subject) -> None:
+    """Where LSTMs are fused, and attention by other kernels, it costs the same."""
+    fused = any(isinstance(module, nn.RNNBase | nn.MultiheadAttention) for module in subject.model.modules())
+    if not fused and not subject.network.fast:
+        pytest.skip("nothing that another kernel computes")
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        subject.run()
+    model, args, kwargs = deepcopy(subject.model).float(), _single(subject.args), _single(subject.kwargs)
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.no_grad(), ExPrune(find_sites(model, *args, **kwargs), None) as run:
+            model(*args, **kwargs)
+    finally:
+        torch.set_default_dtype(torch.float64)
+    assert run.flops.dense == counter.get_total_flops()
+
+
+def _single(structure: Any) -> Any:
+    if isinstance(structure, dict):
+        return {key: _single(value) for key, value in structure.items()}
+    if isinstance(structure, tuple | list):
+        return type(structure)(_single(value) for value in structure)
+    return structure.float() if isinstance(structure, Tensor) and structure.is_floating_point() else structure
 
 
 def test_nothing_is_left_uncounted(subject: Subject) -> None:

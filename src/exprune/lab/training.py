@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from exprune.core.errors import SettingError
 from exprune.lab.precision import training_precision
+from exprune.lab.splits import check_trainable
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def fit(
     """
     if epochs < 1:
         raise SettingError(f"model.epochs={epochs}: at least 1")
+    check_trainable(task, data)
     folder = Path(cfg.paths.cache_dir).expanduser() / "training" / name
     best = ModelCheckpoint(folder, filename="best", monitor=task.monitor, mode="max", enable_version_counter=False)
     latest = ModelCheckpoint(folder, filename="last", enable_version_counter=False)  # of every epoch, to resume from

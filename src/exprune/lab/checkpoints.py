@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from exprune.core.errors import SettingError
 from exprune.lab.files import load_tensors, save_tensors
 from exprune.lab.masks import masked_layers, refresh_weights
 
-# Settings of a data set that its training split does not depend on, or that stand elsewhere (model.epochs).
-_NOT_LEARNED = ("module", "task", "epochs", "eval_batch_size", "num_workers")
+# Settings of a data set that its training split does not depend on, or that stand elsewhere (model.epochs, cutout).
+_NOT_LEARNED = ("module", "task", "epochs", "cutouts", "eval_batch_size", "num_workers")
 
 
 def training_config(cfg: DictConfig) -> dict[str, Any]:
@@ -74,6 +75,8 @@ def save_weights(path: Path, network: nn.Module, cfg: DictConfig, dtype: str, hi
         weights[f"{name}.weight_orig"] = weights[f"{name}.weight_orig"].cpu()[mask]
         weights[f"{name}.weight_mask"] = torch.from_numpy(np.packbits(mask.numpy()))
     weights = {k: v.to(target) if v.is_floating_point() else v for k, v in weights.items()}
+    if (wrong := _not_finite(weights)) is not None:
+        raise SettingError(f"{path}: {wrong} as {dtype}; nothing was written")
     save_tensors(path, weights, {"config": json.dumps(training_config(cfg), sort_keys=True), **history})
 
 
@@ -84,12 +87,20 @@ def _weights_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: v.detach() for name, v in state.items() if not (id(v) in seen or seen.add(id(v)))}
 
 
+def _not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """Which of the tensors first holds values that are NaN or infinite, and how many; None where none does."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and (wrong := int((~tensor.isfinite()).sum())):
+            return f"{name!r} has {wrong} of {tensor.numel()} values that are NaN or infinite"
+    return None
+
+
 def load_weights(path: Path, network: nn.Module, model_name: str) -> dict[str, str]:
     """Load weights in place, as float32; returns what was saved beside them.
 
     Raises:
         SettingError: the file is missing or truncated, its weights are another model's, or masked where the network
-            is not, or the reverse.
+            is not, or the reverse, or not all of them are numbers.
     """
     weights, metadata = load_tensors(path)
     trained_as = json.loads(metadata.pop("config", "{}")).get("model", {}).get("name")
@@ -104,6 +115,8 @@ def load_weights(path: Path, network: nn.Module, model_name: str) -> dict[str, s
         name = min(weights.keys() ^ own.keys())
         where = "not in the network" if name in weights else "not in the checkpoint"
         raise SettingError(f"checkpoint={path}: not the weights of model={model_name}: {name!r} is {where}")
+    if (wrong := _not_finite(weights)) is not None:
+        raise SettingError(f"checkpoint={path}: {wrong}; train it anew, or name another")
     for name in masked_layers(network):
         _unpack(weights, name, own[f"{name}.weight_mask"].shape, path)
     for name, tensor in weights.items():

@@ -17,7 +17,7 @@ from exprune.lab.subject import load_data, plain, prepare
 from exprune.lab.tracking import check_logger, log_result, tracked
 from exprune.lab.trained import train_weights
 from exprune.lab.training import make_trainer
-from exprune.lab.tuning import heuristic_of, tuned
+from exprune.lab.tuning import heuristic_of, knob_to_find, tuned
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def train(cfg: DictConfig) -> Path:
 
 def evaluate(cfg: DictConfig) -> Result:
     """Evaluate the configured network densely and under ExPrune; writes and prints the result."""
-    subject = prepare(cfg, heuristic_of(cfg))
+    subject = prepare(cfg, heuristic_of(cfg), ["valid"] if knob_to_find(cfg) else [])
     heuristic, target = tuned(subject)
     head = dominance(cfg, subject.trainer, subject.task, subject.data)
     folder = Path(cfg.paths.output_dir)

@@ -1,5 +1,6 @@
 """Metrics under resampling: paired bootstrap intervals over test examples."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 from exprune.core.errors import SettingError
 
 Array = NDArray[np.float64]
+log = logging.getLogger(__name__)
+
 # (predictions (n,), targets (n,), weights (resamples, n)) -> one value per resample
 WeightedMetric = Callable[[Array, NDArray, Array], Array]
 
@@ -64,8 +67,10 @@ def paired_bootstrap(
     ``drop`` is dense minus pruned: pairing removes the sampling noise that both share. ``groups`` (n,) says which
     examples depend on each other (tokens of one text): whole groups are resampled then.
 
+    A resample in which the metric is undefined (one class alone) is left out of its intervals.
+
     Raises:
-        SettingError: fewer than one resample.
+        SettingError: fewer than one resample, or the metric is undefined in each of them.
     """
     if resamples < 1:
         raise SettingError(f"bootstrap={resamples}: at least 1 resample")
@@ -81,9 +86,18 @@ def paired_bootstrap(
         weights = weights if groups is None else weights[:, units]
         values.append(np.stack([metric(dense, targets, weights), metric(pruned, targets, weights)]))
     of_dense, of_pruned = np.concatenate(values, axis=1)
+    defined = np.isfinite(of_dense) & np.isfinite(of_pruned)
+    if not defined.any():
+        raise SettingError(
+            f"bootstrap={resamples}: the metric of {len(targets)} inputs is undefined in every resample; "
+            "use more inputs or more resamples"
+        )
+    if not defined.all():
+        log.info("%d of %d resamples have no such metric and are left out", (~defined).sum(), resamples)
+        of_dense, of_pruned = of_dense[defined], of_pruned[defined]
     return Intervals(_interval(of_dense), _interval(of_pruned), _interval(of_dense - of_pruned))
 
 
 def _interval(values: Array) -> tuple[float, float]:
-    low, high = np.nanpercentile(values, [2.5, 97.5])
+    low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -16,7 +16,7 @@ from exprune.lab.head import head_row
 from exprune.lab.intervals import paired_bootstrap
 from exprune.lab.masks import sparsity
 from exprune.lab.passes import Pass, run_pass
-from exprune.lab.result import Metric, Result, flops_per_input, site_rows
+from exprune.lab.result import Metric, Result, check_defined, flops_per_input, site_rows
 from exprune.lab.subject import Subject, plain
 
 
@@ -32,6 +32,9 @@ def measure(
     """The result of ``heuristic`` and ``head`` on a split, and every input's target and both predictions.
 
     ``target`` is what its knob was chosen for, if it was, and what that reached on the validation split.
+
+    Raises:
+        SettingError: a figure of the result is undefined.
     """
     cfg, task = subject.cfg, subject.task
     run = ExPrune(subject.sites, heuristic, gain_ratio=gain_ratio)
@@ -66,6 +69,7 @@ def measure(
         head=None if head is None else head_row(head, len(dense.targets)),
         metrics={} if head is not None else _secondary(task, dense, pruned),  # they ask for all logits
     )
+    check_defined(result)
     examples = pd.DataFrame({"target": dense.targets, "dense": dense.predictions, "pruned": pruned.predictions})
     if "group" in dense.columns:
         examples["group"] = dense.columns["group"]

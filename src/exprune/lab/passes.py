@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from exprune.core import Dominance, ExPrune, HeadRecorder
+from exprune.core.errors import SettingError
 from exprune.lab.files import write_whole
+from exprune.lab.tasks.finite import not_finite_line
 
 SAVE_EVERY = 60.0  # seconds
 
@@ -57,6 +59,9 @@ def run_pass(
 
     A pass of over a minute keeps what it has in ``file``, and goes on from there when it is started again; one with a
     ``head`` does not. ``watch`` sees after each batch what all of them gave so far; it may raise to end the pass.
+
+    Raises:
+        SettingError: the network's output for some input is NaN or infinite.
     """
     progress = _Progress(run, None if head is not None else file, watch, head)
     trainer.callbacks.append(progress)
@@ -73,6 +78,9 @@ def run_pass(
                 parts[name].append(value)
             else:
                 totals[name] += value
+    if wrong := totals.pop("not_finite", 0):
+        when = "dense pass" if run is None or run.heuristic is None else f"pass under {type(run.heuristic).__name__}"
+        raise SettingError(not_finite_line(when, wrong, sum(map(len, parts["prediction"])), task.unit))
     columns = {name: torch.cat(values).numpy() for name, values in parts.items()}
     if "index" in columns:  # the task's batches are not in the order of the split
         order = columns.pop("index").argsort()

@@ -1,6 +1,8 @@
 """The outcome of one evaluation, as it stands in ``result.json``."""
 
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -81,8 +83,23 @@ class Result:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        text = json.dumps(asdict(self), indent=2)
+        text = json.dumps(asdict(self), indent=2, allow_nan=False)
         write_whole(path, lambda partial: partial.write_text(text))
+
+
+def check_defined(result: Result) -> None:
+    """Raises SettingError, which names it, where a figure of the result is NaN or infinite: JSON has no such number."""
+    for name, value in _numbers("", asdict(result)):
+        if not math.isfinite(value):
+            raise SettingError(f"{name} of {result.model} on {result.data} is {value}: undefined, so no result")
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, float):
+        yield name, value
+    elif isinstance(value, dict | list | tuple):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(f"{name}.{key}" if name else str(key), part)
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -91,8 +108,12 @@ def read_result(path: Path) -> dict[str, Any]:
     Raises:
         SettingError: it is missing or no result.
     """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(), parse_constant=refuse)
         result["metric"]["dense"], result["flops"]["saved"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingError(f"{path}: not a result.json of evaluate.py ({error})") from error

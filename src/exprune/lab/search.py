@@ -25,6 +25,7 @@ from exprune.lab.measure import TooFar, drop_and_saved, measure
 from exprune.lab.pareto import row, tabulate
 from exprune.lab.passes import run_pass
 from exprune.lab.result import read_result
+from exprune.lab.splits import check_measurable
 from exprune.lab.study import FINISHED, finished, front, open_study, spread
 from exprune.lab.subject import Subject, plain, prepare
 from exprune.lab.tracking import log_front, tracked
@@ -53,9 +54,10 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     if cfg.head.tau is not None:
         raise SettingError(f"search={cfg.search.name}: searches the sites alone; head=none")
     _check(cfg)
-    subject = prepare(cfg, heuristic)
+    subject = prepare(cfg, heuristic, ["valid", "test"])
     run = ExPrune(subject.sites, heuristic, gain_ratio=_GAIN_RATIOS[1])  # the sites that a search can use
     batches = _spread(subject.loader("valid"), cfg.search.limit)
+    check_measurable(subject.task, batches, f"search.limit={cfg.search.limit}")
     ranges = _ranges(subject, run, batches)
     study = open_study(cfg, _name(subject, heuristic), _about(subject, run))
     if not study.get_trials(deepcopy=False):

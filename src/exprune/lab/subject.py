@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from exprune.core import ExPrune, Heuristic, Site, find_sites, select_sites
-from exprune.core.errors import SettingError
 from exprune.lab.checkpoints import load_weights
 from exprune.lab.head import check_head
 from exprune.lab.masks import attach_masks
 from exprune.lab.passes import Pass, run_pass
+from exprune.lab.splits import batches_of, check_measurable
 from exprune.lab.static import check_static
 from exprune.lab.tracking import check_logger
 from exprune.lab.trained import weights_for
@@ -45,7 +46,7 @@ class Subject:
 
     def loader(self, split: str) -> Any:
         """The batches of ``test`` or ``valid``."""
-        return _loader(self.data, split)
+        return batches_of(self.data, split)
 
     def dense(self, split: str) -> Pass:
         """The dense pass over a split. The jobs of a sweep over tau share it."""
@@ -67,19 +68,22 @@ class Subject:
 _last_dense: dict[Path, Pass] = {}
 
 
-def prepare(cfg: DictConfig, heuristic: Heuristic | None) -> Subject:
+def prepare(cfg: DictConfig, heuristic: Heuristic | None, measured: Sequence[str] = ()) -> Subject:
     """Load data and network, find the sites, and get trained weights, trained now where there are none.
 
-    Whatever is wrong with the settings is said before anything is trained.
+    Whatever is wrong with the settings is said before anything is trained. ``measured`` names splits that will be
+    measured beside ``cfg.split``.
     """
     check_logger(cfg)
     check_static(cfg)
     trainer = make_trainer(cfg, devices=1, logger=False)
     data = load_data(cfg)
-    loader = _loader(data, cfg.split)
+    loaders = {split: batches_of(data, split) for split in (cfg.split, *measured)}
     task = instantiate(cfg.data.get("task") or cfg.model.task, network=instantiate(cfg.model.network))
     check_head(cfg, task)
-    sites = find_sites(task.network, *task.network_inputs(next(iter(loader))))
+    for split, loader in loaders.items():
+        check_measurable(task, loader, f"split={split}")
+    sites = find_sites(task.network, *task.network_inputs(next(iter(loaders[cfg.split]))))
     if heuristic is not None:
         sites = select_sites(sites, cfg.exprune.sites)
     ExPrune(sites, heuristic, gain_ratio=plain(cfg.exprune.gain_ratio))  # what does not fit is said now
@@ -103,10 +107,3 @@ def load_data(cfg: DictConfig) -> lightning.LightningDataModule:
 def plain(setting: Any) -> Any:
     """A setting as Python's own numbers, lists and dictionaries."""
     return OmegaConf.to_container(setting, resolve=True) if OmegaConf.is_config(setting) else setting
-
-
-def _loader(data: lightning.LightningDataModule, split: str) -> Any:
-    loaders = {"test": data.test_dataloader, "valid": data.val_dataloader}
-    if split not in loaders:
-        raise SettingError(f"split={split}: test or valid")
-    return loaders[split]()

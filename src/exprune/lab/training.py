@@ -12,6 +12,8 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from exprune.core.errors import SettingError
+from exprune.lab.precision import training_precision
+from exprune.lab.splits import check_trainable
 
 log = logging.getLogger(__name__)
 
@@ -20,19 +22,25 @@ def make_trainer(cfg: DictConfig, **options: object) -> lightning.Trainer:
     """A Lightning trainer on the configured device, with a progress bar where someone watches.
 
     Raises:
-        SettingError: the accelerator is unknown or not there.
+        SettingError: the accelerator is unknown or not there, or has no such precision.
     """
     accelerator = cfg.trainer.accelerator
     if accelerator not in ("cpu", "gpu", "auto"):
         raise SettingError(f"trainer.accelerator={accelerator}: cpu, gpu or auto")
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise SettingError("trainer.accelerator=gpu: PyTorch sees no GPU here; use trainer=cpu or trainer=auto")
-    return lightning.Trainer(
-        **{"precision": cfg.trainer.precision, **options},
-        accelerator=accelerator,
-        enable_progress_bar=sys.stderr.isatty(),
-        enable_model_summary=False,
-    )
+    options = {"precision": cfg.trainer.precision, **options}
+    try:
+        return lightning.Trainer(
+            **options,
+            accelerator=accelerator,
+            enable_progress_bar=sys.stderr.isatty(),
+            enable_model_summary=False,
+        )
+    except ValueError as error:
+        if "precision" not in str(error).lower():
+            raise
+        raise SettingError(f"precision={options['precision']}: {' '.join(str(error).split())}") from error
 
 
 def fit(
@@ -53,13 +61,16 @@ def fit(
     """
     if epochs < 1:
         raise SettingError(f"model.epochs={epochs}: at least 1")
+    check_trainable(task, data)
     folder = Path(cfg.paths.cache_dir).expanduser() / "training" / name
     best = ModelCheckpoint(folder, filename="best", monitor=task.monitor, mode="max", enable_version_counter=False)
     latest = ModelCheckpoint(folder, filename="last", enable_version_counter=False)  # of every epoch, to resume from
+    wanted = cfg.model.get("precision") or cfg.trainer.precision
+    precision = training_precision(wanted, make_trainer(cfg, precision=wanted).strategy.root_device)
     trainer = make_trainer(
         cfg,
         devices=cfg.trainer.devices,
-        precision=cfg.model.get("precision", cfg.trainer.precision),
+        precision=precision,
         max_epochs=epochs,
         callbacks=[
             latest,

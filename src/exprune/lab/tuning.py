@@ -26,10 +26,15 @@ _BEYOND = 1.0  # points that stand out of the noise of a drop
 _known: dict[Path, tuple[float, float]] = {}  # drop and saving by setting: the jobs of a sweep over targets share them
 
 
+def knob_to_find(cfg: DictConfig) -> str | None:
+    """The name of the knob that is to be found for a target on the validation split; None where none is."""
+    knob = cfg.exprune.get("knob")
+    return knob if knob is not None and cfg.exprune[knob] is None else None
+
+
 def heuristic_of(cfg: DictConfig, **knobs: Any) -> Heuristic | None:
     """The configured heuristic, not calibrated yet; while its knob is to be found, with one that stops nothing."""
-    knob = cfg.exprune.get("knob")
-    if knob is not None and cfg.exprune[knob] is None:
+    if (knob := knob_to_find(cfg)) is not None:
         knobs = {knob: 0.0, **knobs}
     return instantiate(cfg.exprune.heuristic, **knobs, _convert_="all")
 
@@ -58,12 +63,12 @@ def tuned(subject: Subject) -> tuple[Heuristic, dict[str, float] | None]:
         SettingError: neither the knob nor a target is set, or the target cannot be reached.
     """
     settings = subject.cfg.exprune
-    if settings.get("knob") is None or settings[settings.knob] is not None:
+    if (knob := knob_to_find(subject.cfg)) is None:
         return maker(subject)(), None
     for target in ("target_saved", "target_drop"):
         if settings[target] is not None:
             return _found(subject, target, settings[target])
-    raise SettingError(f"exprune.{settings.knob}=null: set one of exprune.{settings.knob}, target_drop, target_saved")
+    raise SettingError(f"exprune.{knob}=null: set one of exprune.{knob}, target_drop, target_saved")
 
 
 def _found(subject: Subject, target: str, value: Any) -> tuple[Heuristic, dict[str, float]]:

@@ -140,7 +140,7 @@ class MoleculeData(lightning.LightningDataModule):
         return DataLoader(
             self._part(part),
             batch_size=batch_size,
-            shuffle=shuffle,
+            shuffle=shuffle and bool(self._part(part)),  # none cannot be shuffled
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )

@@ -1,7 +1,7 @@
 """Images as tensors in memory: normalised, augmented by whole batches."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import lightning
 import torch
 from torch import Tensor
 
+from exprune.core.errors import SettingError
 from exprune.lab.data.limit import checked_limit
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10, as in the paper
@@ -16,7 +17,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10, a
 
 @dataclass(frozen=True)
 class Images:
-    """``images`` (count, 3, 32, 32) as uint8 and ``labels`` (count,), of the training and of the test division."""
+    """``images`` (count, 3, H, W) as uint8 and ``labels`` (count,), of the training and of the test division."""
 
     train: Tensor
     train_labels: Tensor
@@ -52,15 +53,15 @@ def _within(size: int, span: int, batch: int, generator: torch.Generator) -> Ten
     return (positions >= first) & (positions < first + span)
 
 
-def reduce(images: Tensor, size: int) -> Tensor:
-    """(batch, C, H, W) -> (batch, C, size, size), antialiased."""
+def resized(images: Tensor, size: int) -> Tensor:
+    """(batch, C, H, W) -> (batch, C, size, size) of the same type, antialiased where that is smaller."""
     return torch.nn.functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
 class ImageLoader:
     """Batches of (normalised images, labels) from tensors in memory; shuffled and augmented for training.
 
-    ``size``, asked once an epoch, gives the side to which training images are reduced; 0 leaves them as they are.
+    ``size``, asked once an epoch, gives the side to which larger training images are reduced; 0 for no such side.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class ImageLoader:
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.images), self.batch_size)
-        return max(full, 1) if self.train else full + bool(rest)
+        return full or min(rest, 1) if self.train else full + min(rest, 1)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()))) if self.train else None
@@ -90,7 +91,7 @@ class ImageLoader:
             images = (self.images[chosen].float() / 255 - mean) / std
             if self.train:
                 images = augment(images, self.padding, self.flip, self.cutout, generator)
-                images = reduce(images, size) if size else images
+                images = resized(images, size) if 0 < size < images.shape[-1] else images
             yield images.contiguous(memory_format=torch.channels_last), self.labels[chosen]
 
 
@@ -99,6 +100,7 @@ class ImageData(lightning.LightningDataModule):
 
     Args:
         read: gives the images from the data and the cache folder.
+        size: the side to which all images are brought first; None leaves them as they are.
         valid: how many training images validate.
         padding: of the random crop.
         flip: whether images are mirrored at random.
@@ -113,6 +115,7 @@ class ImageData(lightning.LightningDataModule):
         read: Callable[[Path, Path], Images],
         data_dir: str,
         cache_dir: str,
+        size: int | None,
         valid: int,
         padding: int,
         flip: bool,
@@ -123,9 +126,11 @@ class ImageData(lightning.LightningDataModule):
         limit: int | None = None,
     ) -> None:
         super().__init__()
+        if size is not None and size < 1:
+            raise SettingError(f"data.size={size}: a side of at least 1 pixel, or null for images as they are")
         self.read = read
         self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
-        self.valid, self.padding, self.flip, self.cutout = valid, padding, flip, cutout
+        self.size, self.valid, self.padding, self.flip, self.cutout = size, valid, padding, flip, cutout
         self.reduced = reduced
         self.batch_size, self.eval_batch_size, self.limit = batch_size, eval_batch_size, checked_limit(limit, "images")
         self.parts: dict[str, tuple[Tensor, Tensor]] = {}
@@ -134,6 +139,10 @@ class ImageData(lightning.LightningDataModule):
         if self.parts:
             return
         images = self.read(self.data_dir, self.cache_dir)
+        if not 1 <= self.valid < len(images.train):
+            raise SettingError(f"data.valid={self.valid}: at least 1, and fewer than all {len(images.train)}")
+        if self.size is not None:
+            images = replace(images, train=resized(images.train, self.size), test=resized(images.test, self.size))
         order = torch.randperm(len(images.train), generator=torch.Generator().manual_seed(42))
         train, valid = order[: -self.valid][: self.limit], order[-self.valid :][: self.limit]
         self.parts = {

@@ -91,7 +91,7 @@ class StreamLoader:
     def __init__(self, tokens: Sequence[Tensor], context: int, batch_size: int, limit: int | None) -> None:
         self.tokens, self.context, self.batch_size = tokens, context, batch_size
         whole = sum(len(ids) + 1 for ids in tokens) // context - 1  # one block is lost to the random cut
-        self.count = max(1, whole if limit is None else min(whole, limit))
+        self.count = max(0, whole if limit is None else min(whole, limit))
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)

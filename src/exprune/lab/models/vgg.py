@@ -17,7 +17,7 @@ class VGG11BN(nn.Module):
         channels, previous = 3, None
         for entry in _LAYOUT:
             if entry == "M":
-                layers.append(nn.MaxPool2d(2))
+                layers.append(nn.MaxPool2d(2, ceil_mode=True))  # an image of fewer than 32 pixels is not pooled away
             else:
                 layers.append(nn.Conv2d(channels, entry, 3, padding=1, bias=False))
                 if previous == entry:
@@ -43,7 +43,7 @@ class VGG11BN(nn.Module):
         total, channels = 0, 3
         for module in self.features:
             if isinstance(module, nn.MaxPool2d):
-                height, width = height // 2, width // 2
+                height, width = -(-height // 2), -(-width // 2)
             elif isinstance(module, nn.Conv2d):
                 channels = module.out_channels
             cost = {nn.BatchNorm2d: 3, nn.ReLU: 1, nn.MaxPool2d: 4}.get(type(module), 0)

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from exprune.lab.data.choices import ChoiceBatch
 from exprune.lab.data.tokens import NO_TARGET
+from exprune.lab.tasks.finite import not_finite
 from exprune.lab.tasks.language import LanguageTask, token_losses
 
 
@@ -17,4 +18,10 @@ class ChoiceTask(LanguageTask):
         """Per question: ``prediction``, ``target`` and ``index`` in the split; and the batch's FLOPs."""
         logits, costs = self.counted_logits(batch)
         mean = token_losses(logits, batch.targets).sum(1) / (batch.targets != NO_TARGET).sum(1)
-        return {"prediction": mean.view(-1, 2).argmin(1), "target": batch.answers, "index": batch.index, **costs}
+        return {
+            "prediction": mean.view(-1, 2).argmin(1),
+            "target": batch.answers,
+            "index": batch.index,
+            "not_finite": not_finite(mean.view(-1, 2).amax(1)),
+            **costs,
+        }

@@ -1,5 +1,7 @@
 """Binary graph classification, measured by ROC-AUC."""
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import lightning
@@ -11,7 +13,9 @@ from torch_geometric.data import Batch
 from torchmetrics.classification import BinaryAUROC
 from torchmetrics.functional.classification import binary_auroc
 
+from exprune.core.errors import SettingError
 from exprune.lab.intervals import weighted_roc_auc
+from exprune.lab.tasks.finite import check_finite, not_finite
 from exprune.lab.tasks.optimisation import checked_rate, one_cycle
 
 
@@ -41,19 +45,34 @@ class GraphTask(lightning.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        self.metric.update(self.network(batch).view(-1).float(), batch.y.view(-1).int())
+        logits = self.network(batch).view(-1).float()
+        check_finite(self, logits, f"epoch {self.current_epoch + 1}, validation")
+        self.metric.update(logits, batch.y.view(-1).int())
         self.log(self.monitor, self.metric, prog_bar=True, batch_size=batch.num_graphs)
 
     def predict_step(self, batch: Batch, index: int) -> dict[str, Tensor | int]:
         """Per graph: ``prediction`` (logit) and ``target``; and the batch's element-wise FLOPs."""
+        prediction = self.network(batch).view(-1).double()
         return {
-            "prediction": self.network(batch).view(-1).double(),
+            "prediction": prediction,
             "target": batch.y.view(-1).int(),
             "elementwise_flops": self.network.elementwise_flops(batch),
+            "not_finite": not_finite(prediction),
         }
 
+    def check_labels(self, batches: Iterable[Batch], name: str) -> None:
+        """Raises SettingError where the graphs of ``batches``, called ``name``, have one label: there is no ROC-AUC."""
+        labels = torch.cat([graphs.y.flatten() for graphs in getattr(batches, "dataset", batches)])
+        if len(kinds := labels.unique()) < 2:
+            raise SettingError(
+                f"{name}: all of its {len(labels)} graphs have label {int(kinds)}, and ROC-AUC needs both; "
+                "use more of them (data.limit), or other data"
+            )
+
     def score(self, predictions: NDArray, targets: NDArray) -> float:
-        """The metric of a whole split."""
+        """The metric of a whole split; nan where it has one label."""
+        if targets.min() == targets.max():
+            return math.nan
         return binary_auroc(torch.from_numpy(predictions), torch.from_numpy(targets)).item()
 
     def network_inputs(self, batch: Batch) -> tuple[Batch]:
@@ -63,6 +82,7 @@ class GraphTask(lightning.LightningModule):
     def sampled_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The summed loss of labels drawn from the network's own predictions."""
         logits = self.network(batch).float()
+        check_finite(self, logits.view(-1), "calibration")
         labels = torch.bernoulli(logits.detach().sigmoid().cpu(), generator=generator).to(logits.device)
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
 

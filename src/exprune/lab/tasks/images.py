@@ -14,6 +14,7 @@ from exprune.core.errors import SettingError
 from exprune.lab.intervals import accuracy, weighted_accuracy
 from exprune.lab.masks import masked_layers
 from exprune.lab.tasks.averaging import TailMean
+from exprune.lab.tasks.finite import check_finite, not_finite
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
 from exprune.lab.tasks.sampling import draw
 from exprune.lab.tasks.sharpness import sharp
@@ -88,17 +89,21 @@ class ImageTask(lightning.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         images, labels = batch
-        self.metric.update(self.network(images).float(), labels)
+        logits = self.network(images).float()
+        check_finite(self, logits.amax(1), f"epoch {self.current_epoch + 1}, validation")
+        self.metric.update(logits, labels)
         self.log(self.monitor, self.metric, prog_bar=True, batch_size=len(labels))
 
     def predict_step(self, batch: tuple[Tensor, Tensor], index: int) -> dict[str, Tensor | int]:
         """Per image: ``prediction`` (class) and ``target``; and the batch's other FLOPs."""
         images, labels = batch
+        largest, prediction = self.network(images).max(1)
         return {
-            "prediction": self.network(images).argmax(1),
+            "prediction": prediction,
             "target": labels,
             "elementwise_flops": self.network.elementwise_flops(images),
             "outside_paper_scope": self.network.outside_paper_scope(images),
+            "not_finite": not_finite(largest),
         }
 
     @property
@@ -113,6 +118,7 @@ class ImageTask(lightning.LightningModule):
     def sampled_loss(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
         """The summed loss of labels drawn from the network's own predictions."""
         logits = self.network(batch[0]).float()
+        check_finite(self, logits.amax(1), "calibration")
         return F.cross_entropy(logits, draw(logits, generator), reduction="sum")
 
     def optimizer_step(

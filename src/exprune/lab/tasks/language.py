@@ -15,6 +15,7 @@ from exprune.lab.data.choices import ChoiceBatch
 from exprune.lab.data.tokens import NO_TARGET, TokenBatch
 from exprune.lab.intervals import accuracy, weighted_accuracy
 from exprune.lab.models.opt import check_tokens, fc1_flops, opt_flops, zeros_of_fc2
+from exprune.lab.tasks.finite import check_finite, not_finite
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
 from exprune.lab.tasks.sampling import draw
 
@@ -45,6 +46,7 @@ class LanguageTask(lightning.LightningModule):
     def sampled_loss(self, batch: TokenBatch | ChoiceBatch, generator: torch.Generator) -> Tensor:
         """The summed loss of tokens drawn from the network's own predictions."""
         logits = self._logits(batch)[batch.targets != NO_TARGET].float()
+        check_finite(self, logits.amax(1), "calibration")
         return F.cross_entropy(logits, draw(logits, generator), reduction="sum")
 
     def network_inputs(self, batch: TokenBatch | ChoiceBatch) -> tuple[Tensor, Tensor]:
@@ -96,18 +98,22 @@ class NextTokenTask(LanguageTask):
         return loss
 
     def validation_step(self, batch: TokenBatch, index: int) -> None:
-        self.metric.update(self._logits(batch).argmax(-1).flatten(), batch.targets.flatten())
+        largest, prediction = self._logits(batch).max(-1)
+        check_finite(self, largest[batch.targets != NO_TARGET], f"epoch {self.current_epoch + 1}, validation")
+        self.metric.update(prediction.flatten(), batch.targets.flatten())
         self.log(self.monitor, self.metric, prog_bar=True, batch_size=len(batch.groups))
 
     def predict_step(self, batch: TokenBatch, index: int) -> dict[str, Tensor | int]:
         """Per token: ``prediction``, ``target``, ``loss`` and ``group`` (its text); and the batch's FLOPs."""
         logits, costs = self.counted_logits(batch)
         real = batch.targets != NO_TARGET
+        largest, prediction = logits.max(-1)
         return {
-            "prediction": logits.argmax(-1)[real],
+            "prediction": prediction[real],
             "target": batch.targets[real],
             "loss": token_losses(logits, batch.targets)[real],
             "group": batch.groups[:, None].expand_as(real)[real],
+            "not_finite": not_finite(largest[real]),
             **costs,
         }
 

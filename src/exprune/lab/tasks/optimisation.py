@@ -1,6 +1,7 @@
 """What the tasks' optimisers share: the check of the rate, the groups of parameters, the schedule."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from exprune.core.errors import SettingError
 
 def checked_rate(lr: float, name: str = "lr") -> float:
     """``lr``, where it is above 0; raises SettingError, which names ``model.task.<name>``, elsewhere."""
-    if lr <= 0:
+    if not 0 < lr < math.inf:
         raise SettingError(f"model.task.{name}={lr}: a learning rate above 0")
     return lr
 

@@ -98,11 +98,14 @@ def _not_finite(weights: Mapping[str, Tensor]) -> str | None:
 def load_weights(path: Path, network: nn.Module, model_name: str) -> dict[str, str]:
     """Load weights in place, as float32; returns what was saved beside them.
 
+    Files of torch.save (``.ckpt`` of Lightning, ``.pt``, ``.pth``) are read where that executes no code.
+
     Raises:
         SettingError: the file is missing or truncated, its weights are another model's, or masked where the network
             is not, or the reverse, or not all of them are numbers.
     """
-    weights, metadata = load_tensors(path)
+    ours = path.suffix not in _TORCH_FILES
+    weights, metadata = load_tensors(path) if ours else (_torch_weights(path, network), {})
     trained_as = json.loads(metadata.pop("config", "{}")).get("model", {}).get("name")
     if trained_as not in (None, model_name):
         raise SettingError(f"checkpoint={path}: weights of model={trained_as}, not of model={model_name}")
@@ -117,7 +120,7 @@ def load_weights(path: Path, network: nn.Module, model_name: str) -> dict[str, s
         raise SettingError(f"checkpoint={path}: not the weights of model={model_name}: {name!r} is {where}")
     if (wrong := _not_finite(weights)) is not None:
         raise SettingError(f"checkpoint={path}: {wrong}; train it anew, or name another")
-    for name in masked_layers(network):
+    for name in masked_layers(network) if ours else ():
         _unpack(weights, name, own[f"{name}.weight_mask"].shape, path)
     for name, tensor in weights.items():
         if tensor.shape != own[name].shape:
@@ -128,6 +131,36 @@ def load_weights(path: Path, network: nn.Module, model_name: str) -> dict[str, s
     network.load_state_dict(weights, strict=False)  # the names are checked; tied ones are left out
     refresh_weights(network)
     return metadata
+
+
+_TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+def _torch_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
+    """The network's tensors in a file of torch.save: of a checkpoint of Lightning those below ``network.``.
+
+    Raises:
+        SettingError: there is no such file, or it holds anything else than tensors by name.
+    """
+    expected = "expected a file of train.py, a checkpoint of Lightning or a saved state_dict"
+    if not path.is_file():
+        raise SettingError(f"{path}: no such file")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler's many errors: truncated, another format, objects that are no tensors
+        raise SettingError(f"{path}: cannot be read without executing it ({_first_line(error)}); {expected}") from error
+    if isinstance(saved, dict):
+        saved = saved.get("state_dict", saved)
+    if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):
+        raise SettingError(f"{path}: holds no tensors by name; {expected}")
+    if any(name.startswith("network.") for name in saved):
+        saved = {name.removeprefix("network."): v for name, v in saved.items() if name.startswith("network.")}
+    tied = network.state_dict().keys() - _weights_of(network).keys()
+    return {name: tensor for name, tensor in saved.items() if name not in tied}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _unpack(weights: dict[str, Tensor], name: str, shape: torch.Size, path: Path) -> None:

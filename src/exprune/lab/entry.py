@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from exprune.lab.failures import known, one_line, recorded
+from exprune.lab.paths import resolve_paths
 from exprune.lab.sweep import end_sweep
 
 _sweeps: list[DictConfig] = []  # that began here and did not end yet: one at most
@@ -23,6 +24,7 @@ _failed: list[str] = []  # a line for each job that failed, and for what went wr
 def job(task: Callable[[DictConfig], object], cfg: DictConfig) -> None:
     """Run one job. In a multirun whatever goes wrong is recorded in the job's folder and the sweep goes on."""
     _hush_libraries()
+    resolve_paths(cfg)
     config = HydraConfig.get()
     if config.mode == RunMode.MULTIRUN:
         with recorded(Path(config.runtime.output_dir), config.job.num, " ".join(config.overrides.task)):

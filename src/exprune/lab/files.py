@@ -51,4 +51,4 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise SettingError(f"{path}: not a whole safetensors file ({error}); delete it or name another") from error
+        raise SettingError(f"{path}: not a whole safetensors file ({error})") from error

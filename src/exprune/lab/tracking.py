@@ -1,6 +1,7 @@
 """Weights & Biases, offline unless asked otherwise. Every run is finished before its job ends."""
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -19,11 +20,22 @@ from exprune.core.errors import SettingError
 from exprune.lab.chart import front_charts
 from exprune.lab.result import Result
 
+_MODES = ("offline", "online", "disabled")
+
 
 def check_logger(cfg: DictConfig) -> None:
     """Raises SettingError where the mode is unknown, before anything long begins."""
-    if cfg.logger.name != "none" and cfg.logger.mode not in ("offline", "online"):
-        raise SettingError(f"logger.mode={cfg.logger.mode}: offline or online (or logger=none)")
+    if cfg.logger.name != "none":
+        _mode(cfg.logger)
+
+
+def _mode(logger: DictConfig) -> str:
+    """``logger.mode``, else what W&B's own variable says, else offline."""
+    named = "WANDB_MODE" if logger.mode is None else "logger.mode"
+    mode = os.environ.get("WANDB_MODE") or "offline" if logger.mode is None else logger.mode
+    if mode not in _MODES:
+        raise SettingError(f"{named}={mode}: {', '.join(_MODES)} (or logger=none)")
+    return mode
 
 
 def tracked(cfg: DictConfig, job_type: str) -> AbstractContextManager[Any | None]:
@@ -52,7 +64,7 @@ def _sweep() -> str | None:
 def _run(
     logger: DictConfig, folder: Path, sweep: str | None, job_type: str, config: dict[str, Any]
 ) -> Iterator[Any | None]:
-    if logger.name == "none":
+    if logger.name == "none" or (mode := _mode(logger)) == "disabled":
         yield None
         return
     try:
@@ -60,14 +72,14 @@ def _run(
             project=logger.project,
             group=logger.group or sweep,
             job_type=job_type,
-            mode=logger.mode,
+            mode=mode,
             dir=folder,
             config=config,
             settings=wandb.Settings(silent=True),
             reinit="create_new",  # else a run of this process that is not finished would be returned again
         )
     except (wandb.errors.UsageError, wandb.errors.CommError) as error:
-        raise SettingError(f"logger.mode={logger.mode}: {error}; use logger.mode=offline") from error
+        raise SettingError(f"logger.mode={mode}: {error}; use logger.mode=offline") from error
     try:
         yield run
     except BaseException:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from exprune.core.errors import SettingError
 from exprune.lab.data.limit import checked_limit
 from exprune.lab.data.tokens import NO_TARGET, PAD, START, padded
+from exprune.lab.hub import without_hub
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def _piqa_from_hub(missing: Path) -> list[Question]:
             "plain_text/validation/0000.parquet",
             repo_type="dataset",
             revision="refs/convert/parquet",
+            local_files_only=without_hub(),
         )
     except Exception as error:  # the hub's many errors: no network, no such file, no space
         raise SettingError(

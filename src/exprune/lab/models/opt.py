@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from exprune.core.errors import SettingError
 from exprune.lab.data.tokens import PAD, START
+from exprune.lab.hub import without_hub
 
 
 def small_opt(vocabulary: int, hidden: int, layers: int, heads: int, positions: int, dropout: float) -> OPTForCausalLM:
@@ -76,7 +78,7 @@ def pretrained_encoding(name: str) -> Callable[[list[str]], list[Tensor]]:
 
 def _from_hub(name: str, what: str, load: Callable[..., Any], **options: Any) -> Any:
     try:
-        return load(name, **options)
+        return load(name, local_files_only=not Path(name).is_dir() and without_hub(), **options)
     except (OSError, ValueError, ImportError) as error:
         raise SettingError(
             f"model.pretrained={name}: no {what} ({str(error).splitlines()[0]}); name a local folder that holds it, or "

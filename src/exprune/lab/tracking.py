@@ -34,7 +34,7 @@ def _mode(logger: DictConfig) -> str:
     named = "WANDB_MODE" if logger.mode is None else "logger.mode"
     mode = os.environ.get("WANDB_MODE") or "offline" if logger.mode is None else logger.mode
     if mode not in _MODES:
-        raise SettingError(f"{named}={mode}: {', '.join(_MODES)} (or logger=none)")
+        raise SettingError(f"{named}={mode}: offline or online, or disabled (as logger=none)")
     return mode
 
 

@@ -100,7 +100,6 @@ class ImageData(lightning.LightningDataModule):
 
     Args:
         read: gives the images from the data and the cache folder.
-        size: the side to which all images are brought first; None leaves them as they are.
         valid: how many training images validate.
         padding: of the random crop.
         flip: whether images are mirrored at random.
@@ -115,7 +114,6 @@ class ImageData(lightning.LightningDataModule):
         read: Callable[[Path, Path], Images],
         data_dir: str,
         cache_dir: str,
-        size: int | None,
         valid: int,
         padding: int,
         flip: bool,
@@ -124,6 +122,7 @@ class ImageData(lightning.LightningDataModule):
         batch_size: int,
         eval_batch_size: int,
         limit: int | None = None,
+        size: int | None = None,
     ) -> None:
         super().__init__()
         if size is not None and size < 1:

@@ -107,6 +107,7 @@ class ImageData(lightning.LightningDataModule):
         reduced: ``size``, the side to which images are reduced in the first epochs of a training, which are the
             cheaper for it ("progressive resizing"), and ``share``, how many of the epochs are those; None for none.
         limit: keep only the first so many images of each part (for quick tries); None keeps all.
+        size: the side to which all images are brought first; None leaves them as they are.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ def statistics_of(subject: Subject) -> dict[str, SiteStatistics]:
     if not kept.exists():
         _write(kept, calibrate(subject), about)
         log.info("calibration: %s", kept)
-    return _read(kept, about)
+    return _read(kept, about, cached=True)
 
 
 def calibrate(subject: Subject) -> dict[str, SiteStatistics]:
@@ -150,8 +150,8 @@ def _write(path: Path, statistics: dict[str, SiteStatistics], about: dict[str, A
     save_tensors(path, tensors, {"about": json.dumps(about), "stages": json.dumps(stages)})
 
 
-def _read(path: Path, about: dict[str, Any]) -> dict[str, SiteStatistics]:
-    tensors, metadata = load_tensors(path)
+def _read(path: Path, about: dict[str, Any], cached: bool = False) -> dict[str, SiteStatistics]:
+    tensors, metadata = load_tensors(path, cached)
     if "about" not in metadata or "stages" not in metadata:
         raise SettingError(f"exprune.calibration={path}: no calibration file; its metadata says nothing of sites")
     of_file = json.loads(metadata["about"])

@@ -39,8 +39,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     write_whole(path, lambda partial: save_file(contiguous, partial, metadata=dict(metadata)))
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+def load_tensors(path: Path, cached: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; ``cached``: one of our own, which can be made again.
 
     Raises:
         SettingError: the file is missing, truncated or of another format.
@@ -51,4 +51,5 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise SettingError(f"{path}: not a whole safetensors file ({error})") from error
+        advice = "delete it, it is made again" if cached else "name another"
+        raise SettingError(f"{path}: not a whole safetensors file ({error}); {advice}") from error

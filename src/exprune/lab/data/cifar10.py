@@ -48,7 +48,7 @@ def read_cifar10_jpeg(data_dir: Path, cache_dir: Path) -> Images:
 def _cached(cache: Path, sha256: str, unpack: Callable[[], dict[str, Tensor]]) -> Images:
     if not cache.exists():
         save_tensors(cache, unpack(), {"archive": sha256})
-    tensors, _ = load_tensors(cache)
+    tensors, _ = load_tensors(cache, cached=True)
     return Images(tensors["train"], tensors["train_labels"], tensors["test"], tensors["test_labels"])
 
 

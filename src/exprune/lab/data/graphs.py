@@ -74,7 +74,7 @@ def cached(molecules: Molecules, name: str, cache_dir: Path) -> Graphs:
     """:func:`process`, or what it gave the last time for the same strings and the same RDKit."""
     path = cache_dir / "graphs" / f"{name}-{molecules.digest()[:12]}-rdkit{rdkit.__version__}-{_FORMAT}.safetensors"
     if path.exists():
-        tensors, metadata = load_tensors(path)
+        tensors, metadata = load_tensors(path, cached=True)
         return Graphs(tensors, json.loads(metadata["split"]))
     graphs = process(molecules)
     save_tensors(path, graphs.tensors, {"split": json.dumps(graphs.split)})

@@ -17,6 +17,7 @@ from tests.cli import ROOT, CommandLine
 CONFIGURATIONS = (
     ["experiment=paper/gnn_molhiv"],
     ["model=gnn", "data=ogbg_molhiv"],
+    ["model=gnn", "data=ogbg_molhiv", "model.epochs=80"],
     ["model=vgg11_bn", "data=cifar10_jpeg"],
     ["model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude"],
     ["model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude", "static.sparsity=0.9"],

@@ -108,7 +108,7 @@ class _Call:
     closed: bool = False
     residual: bool = False
     why: str | None = None  # why it cannot be pruned, where the uses alone do not say it
-    added_to: str | None = None
+    added_to: "tuple[str, _Call] | None" = None
 
 
 @dataclass
@@ -293,7 +293,8 @@ class _Watcher(ChainFollower):
     def deeper(self, left: Tensor, right: Tensor) -> Tensor:
         depths = [self.origins.get(x, _UNKNOWN).depth for x in (left, right)]
         own, other = (right, left) if depths[1] > depths[0] else (left, right)
-        self._record(self.chains[other]).added_to = self.chains[own].name
+        goes_on = self.chains[own]
+        self._record(self.chains[other]).added_to = goes_on.name, self._record(goes_on)
         return own
 
     def constant(self, tensor: Tensor) -> bool:
@@ -385,7 +386,8 @@ def _site(name: str, layer: _Layer) -> Site:
 
 def _reason(call: _Call) -> str | None:
     if call.added_to is not None:
-        return f"a shortcut, added to {call.added_to}"
+        name, other = call.added_to
+        return f"a shortcut, added to {name}" if other.closed else f"is added to {name}, and the sum feeds no ReLU"
     if not call.closed:
         last = call.uses[max(call.uses)] if call.uses else [""]
         if last[0] == "batch_norm":

@@ -384,10 +384,19 @@ def _site(name: str, layer: _Layer) -> Site:
     )
 
 
+def _closes(call: _Call) -> bool:
+    """Whether the call that goes on where this one is added (itself added to another, perhaps) reaches a ReLU."""
+    seen = []
+    while call.added_to is not None and not any(call is other for other in seen):
+        seen.append(call)
+        call = call.added_to[1]
+    return call.closed
+
+
 def _reason(call: _Call) -> str | None:
     if call.added_to is not None:
-        name, other = call.added_to
-        return f"a shortcut, added to {name}" if other.closed else f"is added to {name}, and the sum feeds no ReLU"
+        name = call.added_to[0]
+        return f"a shortcut, added to {name}" if _closes(call) else f"is added to {name}, and the sum feeds no ReLU"
     if not call.closed:
         last = call.uses[max(call.uses)] if call.uses else [""]
         if last[0] == "batch_norm":

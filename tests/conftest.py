@@ -1,5 +1,6 @@
 """What every test relies on; the command line with one cache for the session."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,13 @@ torch.set_num_threads(1)  # the tensors here are tiny
 
 @pytest.fixture(scope="session")
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Processed data and weights, made once for all tests."""
-    return tmp_path_factory.mktemp("cache")
+    """Processed data and weights, made once for all tests, by whichever process needs them first."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # the processes' own folders lie side by side in it
+    cache = folder / "cache"
+    cache.mkdir(exist_ok=True)
+    return cache
 
 
 @pytest.fixture

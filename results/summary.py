@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from exprune.lab.paper_table import PUBLISHED, paper_table, read
+from exprune.lab.fronts.paper_table import PUBLISHED, paper_table, read
 
 HERE = Path(__file__).parent
 # Network -> model, weights removed, and the figure: of all FLOPs or of the published scope.

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exprune.core import ExPrune, Heuristic, Prefix, Site, SiteFlops, StatsTest, Threshold, engine, find_sites, partial
+from exprune.core import ExPrune, Heuristic, Prefix, Site, SiteFlops, StatsTest, Threshold, find_sites
+from exprune.core.simulation import engine
+from exprune.core.sums import partial
 from tests.core.brute_force import Expected, Gap, brute_force, conv_terms, linear_terms, stats_gap, threshold_gap
 from tests.core.networks import by_name, counts, scramble
 

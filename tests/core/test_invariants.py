@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet18, vgg11_bn
 
-from exprune.core import ExPrune, Heuristic, SettingError, StatsTest, Threshold, engine, find_sites
+from exprune.core import ExPrune, Heuristic, SettingError, StatsTest, Threshold, find_sites
+from exprune.core.simulation import engine
 from tests.core.networks import SmallCNN, Transformer, counts, pruned_pass, scramble
 
 N = 4

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from exprune.core.errors import SettingError
-from exprune.lab import pareto
-from exprune.lab.chart import front_charts
+from exprune.lab.fronts import pareto
+from exprune.lab.fronts.chart import front_charts
 from tests.cli import TINY, CommandLine
 
 

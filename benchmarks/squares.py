@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exprune.core.discovery.chain import LinearCall
-from exprune.core.sums.partial import Terms
+from exprune.core.sums.terms import Terms
 
 # Input channels, output channels, output height, stride.
 SHAPES = [

@@ -17,7 +17,7 @@ from exprune.core.errors import SettingError
 from exprune.core.heuristics.calibrated import Calibrated, CalibratedTest, Optimal, Oracle
 from exprune.core.heuristics.dominance import Dominance, HeadRecorder
 from exprune.core.heuristics.heuristic import Heuristic, Prefix, StatsTest, Threshold
-from exprune.core.simulation.engine import ExPrune
+from exprune.core.simulation.exprune import ExPrune
 
 __all__ = [
     "Calibrated",

@@ -11,7 +11,9 @@ from exprune.core.accounting.plan import checked, make_plan
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
-from exprune.core.sums.partial import StagedFollower, Terms, check_rows
+from exprune.core.sums.parts import StagedFollower
+from exprune.core.sums.rows import check_rows
+from exprune.core.sums.terms import Terms
 
 _FEWEST = 100  # rows: the standard deviation of a residual is then known to 7 %
 _POSITIONS = 64  # of an input that are enough

@@ -4,8 +4,8 @@
     python benchmarks/pruned_pass.py model=vgg11_bn data=cifar10_jpeg --rounds 3 --csv results/pruned_pass.csv
 
 Takes the overrides of evaluate.py. Prints the median over the rounds of the ratio within each round, and what
-calibration costs as a multiple of a dense pass over its inputs. Weights are random: times do not depend on them. ``--csv``
-adds a row to a table, in place of one of the same command and processor.
+calibration costs as a multiple of a dense pass over its inputs. Weights are random: times do not depend on them.
+``--csv`` adds a row to a table, in place of one of the same command and processor.
 """
 
 import argparse

@@ -11,6 +11,7 @@ from exprune.core.accounting.plan import Plan
 from exprune.core.calls.layers import LinearCall, per_channel
 from exprune.core.discovery.site_follower import SiteFollower
 from exprune.core.discovery.sites import Site
+from exprune.core.sums.buffers import Buffers
 from exprune.core.sums.terms import Terms
 
 # Outputs of a layer in parts that are summed at a time: on a CPU, by each core, few enough that an addition finds its
@@ -32,6 +33,7 @@ class StagedFollower(SiteFollower):
     ) -> None:
         super().__init__(sites, followed)
         self._in_parts = in_parts
+        self._buffers = Buffers()
 
     def compute(
         self, name: str, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]
@@ -45,7 +47,7 @@ class StagedFollower(SiteFollower):
         if not precise:
             return run(), call
         groups = [Terms.of(call, channels) for channels in (*(stage.channels for stage in plan.stages), plan.rest)]
-        return _in_parts(call, bias, groups)
+        return _in_parts(call, bias, groups, self._buffers)
 
 
 def some_rows(out: Tensor, each_core: int) -> Iterator[slice]:
@@ -56,7 +58,9 @@ def some_rows(out: Tensor, each_core: int) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def _in_parts(call: LinearCall, bias: Tensor | None, groups: Sequence[Terms]) -> tuple[Tensor, LinearCall]:
+def _in_parts(
+    call: LinearCall, bias: Tensor | None, groups: Sequence[Terms], buffers: Buffers
+) -> tuple[Tensor, LinearCall]:
     """A layer's output, summed over groups of terms that are all together, and the call with its sums."""
     x = call.input
     if bias is not None:
@@ -66,7 +70,7 @@ def _in_parts(call: LinearCall, bias: Tensor | None, groups: Sequence[Terms]) ->
         return out if bias is None else out + bias, replace(call, sums=tuple(sums))
     one = groups[0].sum(groups[0].inputs(x[:1]))
     out = torch.empty_like(one.expand(len(x), *one.shape[1:]), memory_format=_memory_format(one))
-    sums = [torch.empty_like(out) for _ in groups[1:]]
+    sums = [buffers.empty_like(out) for _ in groups[1:]]
     for rows in some_rows(out, _BLOCK):
         so_far = None
         for group, total in zip(groups, [*sums, out], strict=True):

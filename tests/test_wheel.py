@@ -43,7 +43,7 @@ def test_a_wheel_needs_torch_alone(tmp_path: Path) -> None:
             place = next(iter(files(name))).locate().parents[0]
             origin = next(folder / top for folder in (place, *place.parents) if (folder / top).exists())
             if not (there / top).exists():
-                os.symlink(origin, there / top)
+                (there / top).symlink_to(origin)
     code = """if True:
         import sys
         import torch

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from exprune.core.calibration.moments import blocks, data_rows, undefined
+from exprune.core.calibration.moments import blocks, undefined
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.site_follower import SiteFollower
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
+from exprune.core.sums.rows import data_rows
 
 
 class _PerChannel(SiteFollower):

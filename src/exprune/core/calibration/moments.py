@@ -233,19 +233,6 @@ def undefined(rows: int, of: int, name: str) -> SettingError:
     )
 
 
-def data_rows(values: Tensor, dim: int, rows: Tensor | None) -> Tensor:
-    """(rows, channels) of values with the channels at ``dim``: positions and inputs that are data.
-
-    ``rows`` (bool) says which: over the leading dimensions of a Linear, the batch of a convolution; None: all.
-    """
-    values = values.movedim(dim, -1)
-    values = values if values.dim() > 1 else values[None]
-    if rows is None or rows.all():
-        return values.flatten(0, -2)
-    rows = rows.flatten().to(values.device)
-    return values.flatten(0, -2)[rows] if dim == -1 else values[rows].flatten(0, -2)
-
-
 def blocks(values: Tensor) -> Sequence[Tensor]:
     """(rows, channels) a few rows at a time, so that what is made of them stays in a core's cache; none of no rows."""
     return values.split(max(1, _BLOCK // values.shape[1])) if len(values) else ()

@@ -14,18 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from exprune.core.calls.effects import (
-    ADDS,
-    DIVISIONS,
-    IN_PLACE_ADDS,
-    SCALES,
-    SUBTRACTIONS,
-    VIEWS,
-    changes,
-    describes,
-    operands,
-    tensors,
-)
+from exprune.core.calls import effects
 from exprune.core.calls.layers import LAYER_CALLS, LinearCall, layer_call, named, per_channel
 from exprune.core.calls.relus import RELU_CALLS, is_relu
 from exprune.core.discovery.chain import Chain
@@ -105,15 +94,16 @@ class Carrier(TorchFunctionMode):
         """A call that no chain goes through."""
         tagged = [
             (x, chain, self.version(x))
-            for x in tensors((args, kwargs))
-            if (chain := self.chains.get(x)) is not None and not describes(func)
+            for x in effects.tensors((args, kwargs))
+            if (chain := self.chains.get(x)) is not None and not effects.describes(func)
         ]
         out = self._execute(func, args, kwargs)
         for x, chain, version in tagged:
-            changed = changes(func, kwargs) or self.version(x) != version
+            changed = effects.changes(func, kwargs) or self.version(x) != version
             if changed:
                 self.chains.pop(x, None)
-            if changed or not any(x is result for result in tensors(out)):  # the same object: contiguous, dropout, ...
+            same = any(x is result for result in effects.tensors(out))  # the same object: contiguous, dropout, ...
+            if changed or not same:
                 self.reads(chain, func)
         return out
 
@@ -123,7 +113,7 @@ class Carrier(TorchFunctionMode):
         if name is None:
             return None
         call, bias = parsed
-        read = [chain for x in tensors((args, kwargs)) if (chain := self.chains.get(x)) is not None]
+        read = [chain for x in effects.tensors((args, kwargs)) if (chain := self.chains.get(x)) is not None]
         out, call = self.compute(name, call, bias, lambda: self._execute(func, args, kwargs))
         for chain in read:
             self.reads(chain, func)
@@ -153,7 +143,7 @@ class Carrier(TorchFunctionMode):
         return out
 
     def _add(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        left, right = operands(args, kwargs)
+        left, right = effects.operands(args, kwargs)
         candidates = [x for x in (left, right) if isinstance(x, Tensor) and x in self.chains]
         if not candidates or left is right or kwargs.get("alpha", 1) != 1 or kwargs.get("out") is not None:
             return None
@@ -162,7 +152,7 @@ class Carrier(TorchFunctionMode):
         chain, shape = self.chains[own], own.shape
         if isinstance(other, Tensor) and torch.broadcast_shapes(shape, other.shape) != shape:
             return None
-        if func in IN_PLACE_ADDS and own is not left:
+        if func in effects.IN_PLACE_ADDS and own is not left:
             other = left.clone()  # it is about to become the sum
         beside = self._one_per_channel(chain, own, other)
         out = self._execute(func, args, kwargs)
@@ -170,7 +160,7 @@ class Carrier(TorchFunctionMode):
         return out
 
     def _sub(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        left, right = operands(args, kwargs)
+        left, right = effects.operands(args, kwargs)
         chain = self.chains.get(left) if isinstance(left, Tensor) else None
         if chain is None or kwargs.get("alpha", 1) != 1 or kwargs.get("out") is not None:
             return None
@@ -182,8 +172,8 @@ class Carrier(TorchFunctionMode):
         return out
 
     def _scale(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        left, right = operands(args, kwargs)
-        if func not in DIVISIONS and isinstance(right, Tensor) and right in self.chains:
+        left, right = effects.operands(args, kwargs)
+        if func not in effects.DIVISIONS and isinstance(right, Tensor) and right in self.chains:
             left, right = right, left
         chain = self.chains.get(left) if isinstance(left, Tensor) else None
         if chain is None or {"out", "rounding_mode"} & kwargs.keys():
@@ -192,7 +182,7 @@ class Carrier(TorchFunctionMode):
         if factor is None:
             return None
         factor = torch.as_tensor(factor, dtype=left.dtype, device=left.device)
-        factor = per_channel(1 / factor if func in DIVISIONS else factor, chain.call.spatial_dims)
+        factor = per_channel(1 / factor if func in effects.DIVISIONS else factor, chain.call.spatial_dims)
         out = self._execute(func, args, kwargs)
         self.carry(chain, out, chain.scaled(factor))
         return out
@@ -245,9 +235,9 @@ _STEPS: dict[Callable, Callable] = {
     **dict.fromkeys(LAYER_CALLS, Carrier._layer),
     F.batch_norm: Carrier._batch_norm,
     torch.batch_norm: Carrier._batch_norm,
-    **dict.fromkeys(ADDS, Carrier._add),
-    **dict.fromkeys(SUBTRACTIONS, Carrier._sub),
-    **dict.fromkeys(SCALES, Carrier._scale),
-    **dict.fromkeys(VIEWS, Carrier._view),
+    **dict.fromkeys(effects.ADDS, Carrier._add),
+    **dict.fromkeys(effects.SUBTRACTIONS, Carrier._sub),
+    **dict.fromkeys(effects.SCALES, Carrier._scale),
+    **dict.fromkeys(effects.VIEWS, Carrier._view),
     **dict.fromkeys(RELU_CALLS, Carrier._relu),
 }

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exprune.core.accounting.plan import ascending
-from exprune.core.calibration.moments import Moments, SiteStatistics, data_rows, floored
+from exprune.core.calibration.moments import Moments, SiteStatistics, floored
 from exprune.core.errors import SettingError
 from exprune.core.settings import plain, plain_knob, real
+from exprune.core.sums.rows import data_rows
 
 TEST_FLOPS = 5  # slope * s + upper offset, the lower bound from that, its maximum, the comparison
 

@@ -42,7 +42,7 @@ def chunks(chain: Chain, out: Tensor) -> Iterator[tuple[Chain, slice]]:
         yield replace(chain, call=call, residual=residual), rows
 
 
-def data_rows(mask: Tensor, chain: Chain, out: Tensor, rows: slice) -> Tensor | None:
+def data_mask(mask: Tensor, chain: Chain, out: Tensor, rows: slice) -> Tensor | None:
     """The mask of data rows, to broadcast with ``out``, some rows of the layer's output; None where all are data."""
     dims = -chain.call.channel_dim
     leading = out.shape[: out.dim() - dims]

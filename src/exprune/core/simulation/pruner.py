@@ -13,7 +13,7 @@ from exprune.core.calls.layers import LinearCall, masks_of
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.sites import Site
 from exprune.core.heuristics.heuristic import Heuristic
-from exprune.core.simulation.blocks import as_rows, chunks, data_rows, write_zeros
+from exprune.core.simulation.blocks import as_rows, chunks, data_mask, write_zeros
 from exprune.core.simulation.stops import Stops
 from exprune.core.sums.parts import StagedFollower
 from exprune.core.sums.rows import check_rows
@@ -148,7 +148,7 @@ class Pruner(StagedFollower):
         terms, stops = self._terms(chain), Stops(self._heuristic, of, self._taus[chain.name])
         for part, rows in chunks(chain, out):
             chunk = out[rows]
-            data = None if mask is None else data_rows(mask, chain, chunk, rows)
+            data = None if mask is None else data_mask(mask, chain, chunk, rows)
             self._test(stops, part, terms, data, None if full is None else full[rows])
             outputs = chunk.numel() if data is None else int(data.sum()) * (chunk.numel() // data.numel())
             of.add(outputs, stops.counts(chunk, data))

@@ -19,6 +19,7 @@ from exprune.core.errors import SettingError
 from exprune.core.heuristics.heuristic import Heuristic, Prefix, Tau
 from exprune.core.heuristics.stopping import at_once, looking_ahead
 from exprune.core.settings import real
+from exprune.core.sums.elementwise import below
 
 STAGES = (32, 64, 128, 192, 256)
 
@@ -63,8 +64,8 @@ class CalibratedTest(Heuristic):
             seen.kept[seen.stage] = self._folded(seen)
         slope, bound = seen.kept[seen.stage]
         if slope is not None:
-            return torch.addcmul(seen.r, seen.part, slope) < bound
-        return seen.part < bound
+            return below(torch.addcmul(seen.r, seen.part, slope), bound)
+        return below(seen.part, bound)
 
     def overhead(self, stage: int, site: Site) -> int:
         return 3 if site.residual else 1  # a comparison; with a residual slope * s + r is not known beforehand

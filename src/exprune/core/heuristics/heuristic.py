@@ -15,6 +15,7 @@ from exprune.core.accounting.plan import Plan
 from exprune.core.discovery.sites import Site, matching
 from exprune.core.errors import SettingError
 from exprune.core.settings import plain_knob, real, whole
+from exprune.core.sums.elementwise import below
 
 Tau = float | Sequence[float] | Mapping[str, float]
 
@@ -108,7 +109,7 @@ class Threshold(Heuristic):
 
     def stop(self, seen: Prefix) -> Tensor:
         # s/n + r/N < tau; solved for s, it is one pass over s where r is one value per channel
-        return seen.s < seen.n * (seen.tau - seen.r / seen.terms)
+        return below(seen.s, seen.n * (seen.tau - seen.r / seen.terms))
 
 
 class StatsTest(Heuristic):
@@ -126,7 +127,7 @@ class StatsTest(Heuristic):
         # s/n + r/N < quantile * sqrt(v/n) as s/n + sqrt(quantile^2 v/n) < -r/N: no division by zero, few passes
         factor = NormalDist().inv_cdf(seen.tau) ** 2 / seen.n**2
         margin = (seen.q * factor).addcmul_(seen.s, seen.s, value=-factor / seen.n).clamp_(min=0).sqrt_()
-        return margin.add_(seen.s, alpha=1 / seen.n) < -seen.r / seen.terms
+        return below(margin.add_(seen.s, alpha=1 / seen.n), -seen.r / seen.terms)
 
     def overhead(self, stage: int, site: Site) -> int:
         return 2 * self.stages[stage] + 6

@@ -50,13 +50,3 @@ def data_mask(mask: Tensor, chain: Chain, out: Tensor, rows: slice) -> Tensor | 
     if mask.all():
         return None
     return mask.to(out.device, torch.bool).view(*leading, *(1,) * dims)
-
-
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def write_zeros(out: Tensor, where: Tensor) -> None:
-    """``out.masked_fill_(where, 0)``; 4 times faster: a bit mask is vectorised where a choice is not."""
-    keep = where.view(torch.int8) - 1  # True: no bit; else 0 - 1: all bits, as many as there are
-    bits = _BITS[out.element_size()]
-    out.view(bits).bitwise_and_(keep.to(bits))

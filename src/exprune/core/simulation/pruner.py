@@ -13,8 +13,9 @@ from exprune.core.calls.layers import LinearCall, masks_of
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.sites import Site
 from exprune.core.heuristics.heuristic import Heuristic
-from exprune.core.simulation.blocks import as_rows, chunks, data_mask, write_zeros
+from exprune.core.simulation.blocks import as_rows, chunks, data_mask
 from exprune.core.simulation.stops import Stops
+from exprune.core.sums.elementwise import write_zeros
 from exprune.core.sums.parts import StagedFollower
 from exprune.core.sums.rows import check_rows
 from exprune.core.sums.terms import Terms

@@ -9,6 +9,7 @@ from exprune.core.accounting.flops import SiteFlops
 from exprune.core.calls.layers import per_channel
 from exprune.core.discovery.chain import Chain
 from exprune.core.heuristics.heuristic import Heuristic, Prefix
+from exprune.core.sums.elementwise import Masks
 
 
 class Stops:
@@ -22,7 +23,7 @@ class Stops:
     def __init__(self, heuristic: Heuristic, of: SiteFlops, tau: float | None) -> None:
         self.heuristic, self.site, self.plan, self.tau = heuristic, of.site, of.plan, tau
         self._kept: dict[Any, Any] = {}
-        self._stopped: list[Tensor] = []  # of the block: which outputs have stopped after each stage
+        self._masks: Masks | None = None  # of the block: what has stopped after each stage, the positive, the wrong
 
     def test(
         self,
@@ -40,14 +41,19 @@ class Stops:
             total = self._per_output(total.clamp(min=1), part)
         r, plan = chain.beside, self.plan
         seen = Prefix(self.site, index, stage.n, total, self.tau, part, scale, q, r, plan, data, full, self._kept)
-        now = self.heuristic.stop(seen).expand(part.shape)
+        now = self.heuristic.stop(seen)
         if stage.tested is not None:
             now = now & self._per_output(stage.tested, part)
-        self._stopped = [*self._stopped, self._stopped[-1] | now] if index else [now]
+        if self._masks is None or self._masks.shape != part.shape:
+            self._masks = Masks(len(plan.stages) + 2, part)
+        if index:
+            torch.bitwise_or(self._masks[index - 1], now, out=self._masks[index])
+        else:
+            self._masks[0].copy_(now)
 
     def stopped(self) -> Tensor:
-        """The block's outputs that have stopped at any stage."""
-        return self._stopped[-1]
+        """The block's outputs that have stopped at any stage; the next block overwrites it."""
+        return self._masks[len(self.plan.stages) - 1]
 
     def counts(self, activations: Tensor, data: Tensor | None) -> Tensor:
         """Of the block how many outputs have stopped after each stage, how many are positive, and both: (stages + 2,).
@@ -58,10 +64,12 @@ class Stops:
             activations: what its ReLU makes of it.
             data: rows that do not count are False; broadcasts with the block; None: all count.
         """
-        positive = activations.bool()
-        masks = [*self._stopped, positive, positive & self.stopped()]
-        if data is not None:
-            masks = [mask & data for mask in masks]
+        positive, wrong = self._masks[-2], self._masks[-1]
+        positive.copy_(activations)
+        torch.bitwise_and(positive, self.stopped(), out=wrong)
+        if data is None and not isinstance(self.plan.terms, Tensor):
+            return self._masks.counts()
+        masks = self._masks if data is None else [mask & data for mask in self._masks]
         if not isinstance(self.plan.terms, Tensor):
             return torch.stack([mask.sum() for mask in masks])
         return torch.stack([mask.movedim(self.site.channel_dim, -1).flatten(0, -2).sum(0) for mask in masks])

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exprune.core.calls.layers import LinearCall
+from exprune.core.sums.elementwise import select_channels
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,3 @@ def _pad(x: Tensor, call: LinearCall) -> Tensor:
     else:
         sides = [(padding, padding) for padding in call.padding]
     return F.pad(x, [size for side in reversed(sides) for size in side]) if any(map(any, sides)) else x
-
-
-def select_channels(x: Tensor, channels: Tensor, dim: int) -> Tensor:
-    """``x.index_select(dim, channels)``; 9 times faster where x is channels_last: a matrix with a row a pixel."""
-    last = x.movedim(dim, -1)
-    if not last.is_contiguous():
-        return x.index_select(dim, channels)
-    rows = last.flatten(0, -2) if last.dim() > 1 else last[None]
-    return rows.gather(1, channels.expand(len(rows), -1)).view(*last.shape[:-1], -1).movedim(-1, dim)

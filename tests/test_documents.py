@@ -86,7 +86,7 @@ def test_tables_are_those_of_the_measurements(command: CommandLine) -> None:
 
 def test_a_table_that_differs_is_found(command: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     changed = tmp_path / "changed.md"
-    changed.write_text((ROOT / "docs" / "results.md").read_text().replace("Calibrated", "Callibrated", 3))
+    changed.write_text((ROOT / "docs" / "results.md").read_text().replace("| Calibrated", "| Callibrated", 3))
     monkeypatch.syspath_prepend(str(ROOT / "results"))
     import tables
 

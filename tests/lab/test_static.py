@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from exprune.core.errors import SettingError
-from exprune.lab import static as static_module
+from exprune.lab.training import static as static_module
 from exprune.lab.files import load_tensors, save_tensors
 from exprune.lab.models.masks import attach_masks, masked_layers, refresh_weights, sparsity, weights_left
 from exprune.lab.tasks.graphs import GraphTask

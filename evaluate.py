@@ -5,7 +5,7 @@ from omegaconf import DictConfig
 
 from exprune.lab import entry
 from exprune.lab.experiment import evaluate
-from exprune.lab.search import search
+from exprune.lab.selection.search import search
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")

@@ -1,10 +1,11 @@
 """What a pruned pass costs, as a multiple of a dense pass: a network on a whole test split, both sides in turn.
 
     python benchmarks/pruned_pass.py model=gnn data=ogbg_molhiv
-    python benchmarks/pruned_pass.py model=vgg11_bn data=cifar10_jpeg --rounds 3
+    python benchmarks/pruned_pass.py model=vgg11_bn data=cifar10_jpeg --rounds 3 --csv results/pruned_pass.csv
 
 Takes the overrides of evaluate.py. Prints the median over the rounds of the ratio within each round, and what
 calibration costs as a multiple of a dense pass over its inputs. Weights are random: times do not depend on them.
+``--csv`` adds a row to a table, in place of one of the same command and processor.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 import time
 from pathlib import Path
 
+import pandas as pd
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from tqdm import tqdm
@@ -22,15 +24,16 @@ import exprune.lab  # noqa: F401  repairs torchvision before lightning is import
 import torch  # isort: skip
 
 from exprune.core import Calibrated, ExPrune, Heuristic, StatsTest, Threshold, find_sites
-from exprune.lab.calibration import calibrate
-from exprune.lab.subject import Subject, load_data
-from exprune.lab.training import make_trainer
+from exprune.lab.evaluation.subject import Subject, load_data
+from exprune.lab.selection.calibration import calibrate
+from exprune.lab.training.fit import make_trainer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="of evaluate.py's configuration")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
 
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
@@ -82,6 +85,24 @@ def main() -> None:
             f"(min {min(ratios):.2f}, max {max(ratios):.2f} over {options.rounds} rounds)"
         )
     print(f"calibration on {cfg.exprune.inputs} inputs: {statistics.median(of_calibration):.2f} x dense")
+    if options.csv:
+        ratios = {name: statistics.median(one[name] / one["dense"] for one in rounds) for name in heuristics}
+        row = {
+            "network": cfg.model.name,
+            "processor": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            **{name: round(ratio, 3) for name, ratio in ratios.items() if name != "dense"},
+            "calibration": round(statistics.median(of_calibration), 3),
+            "command": f"python benchmarks/pruned_pass.py {' '.join(options.overrides)} --rounds {options.rounds}",
+        }
+        _add(options.csv, row)
+
+
+def _add(path: Path, row: dict[str, object]) -> None:
+    table = pd.DataFrame([row])
+    if path.exists():
+        table = pd.concat([pd.read_csv(path), table])
+    table.drop_duplicates(["command", "processor", "threads"], keep="last").to_csv(path, index=False)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exprune.core.chain import LinearCall
-from exprune.core.partial import Terms
+from exprune.core.discovery.chain import LinearCall
+from exprune.core.sums.terms import Terms
 
 # Input channels, output channels, output height, stride.
 SHAPES = [

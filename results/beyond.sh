@@ -30,5 +30,5 @@ run calibrated-chosen exprune=calibrated "${stages[@]}" exprune.target_drop=0.1,
 run optimal exprune=optimal "${stages[@]}" exprune.target_drop=0.1,0.5,1
 run optimal-neuron exprune=optimal "${stages[@]}" exprune.order=neuron exprune.target_drop=0.1,1
 name=results/${network}_beyond
-python -m exprune.lab.pareto "$sweep" --csv "$name.csv" --plot "$name.png"
+python -m exprune.lab.fronts.pareto "$sweep" --csv "$name.csv" --plot "$name.png"
 rm -r "$sweep"

@@ -20,4 +20,4 @@ run() { # NAME OVERRIDE...
 run stats exprune=stats_test exprune.tau=0,0.01,0.02,0.05,0.1,0.15,0.2,0.25,0.3,0.4,0.5
 run threshold exprune=threshold exprune.tau="$threshold"
 name=results/${model}_cifar10_jpeg
-python -m exprune.lab.pareto "$sweep" --csv "$name.csv" --plot "$name.png"
+python -m exprune.lab.fronts.pareto "$sweep" --csv "$name.csv" --plot "$name.png"

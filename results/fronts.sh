@@ -8,7 +8,7 @@ plot() { # NETWORK TABLE: that and the others, where they are there
     for table in "$2" "${network}_search" "${network}_beyond"; do
         [ ! -e "$table.csv" ] || tables+=("$table.csv")
     done
-    python -m exprune.lab.pareto "${tables[@]}" --plot "${network}_fronts.png" > /dev/null
+    python -m exprune.lab.fronts.pareto "${tables[@]}" --plot "${network}_fronts.png" > /dev/null
 }
 plot gnn gnn_molhiv
 plot vgg11_bn vgg11_bn_cifar10_jpeg

@@ -16,4 +16,4 @@ run stats-four exprune=stats_test "$stats"
 run threshold-four exprune=threshold "$threshold"
 run stats-five exprune=stats_test "$stats" exprune.sites=null
 run threshold-five exprune=threshold "$threshold" exprune.sites=null
-python -m exprune.lab.pareto "$sweep" --csv results/gnn_molhiv.csv --plot results/gnn_molhiv.png
+python -m exprune.lab.fronts.pareto "$sweep" --csv results/gnn_molhiv.csv --plot results/gnn_molhiv.png

@@ -12,4 +12,4 @@ run() { # NAME OVERRIDE...
 }
 run stats exprune=stats_test exprune.tau=0,0.01,0.02,0.05,0.1,0.15,0.2,0.3,0.4,0.5
 run threshold exprune=threshold exprune.tau=-0.1,-0.05,-0.03,-0.02,-0.015,-0.01,-0.007,-0.005,-0.002,0
-python -m exprune.lab.pareto "$sweep" --csv results/opt_stdlib.csv --plot results/opt_stdlib.png
+python -m exprune.lab.fronts.pareto "$sweep" --csv results/opt_stdlib.csv --plot results/opt_stdlib.png

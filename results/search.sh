@@ -24,5 +24,5 @@ for heuristic in threshold stats_test; do
     done
 done
 name=results/${network}_search
-python -m exprune.lab.pareto "$work"/*/test --csv "$name.csv" --plot "$name.png"
+python -m exprune.lab.fronts.pareto "$work"/*/test --csv "$name.csv" --plot "$name.png"
 rm -r "$work"

@@ -15,4 +15,4 @@ run() { # NAME OVERRIDE...
 run stats exprune=stats_test exprune.tau=0.01,0.02,0.05,0.1,0.15,0.2,0.25,0.3,0.4,0.5
 run threshold exprune=threshold exprune.tau=-0.03,-0.02,-0.015,-0.01,-0.0075,-0.005,-0.0035,-0.002,-0.001,0
 name=results/vgg11_bn_static_cifar10_jpeg
-python -m exprune.lab.pareto "$sweep" --csv "$name.csv" --plot "$name.png"
+python -m exprune.lab.fronts.pareto "$sweep" --csv "$name.csv" --plot "$name.png"

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from exprune.core import ExPrune, Heuristic, Site, StatsTest, Threshold, find_sites
-from exprune.core.heuristics import Prefix
+from exprune.core.heuristics.heuristic import Prefix
 from tests.conformance import networks_pyg, networks_torchvision, networks_transformers
 from tests.conformance.network import Network, scatter
 from tests.conformance.recount import (

@@ -28,7 +28,7 @@ from exprune.core import (
     find_sites,
     term_order,
 )
-from exprune.core.stopping import at_once, half_moment, inverse_half_moment, looking_ahead
+from exprune.core.heuristics.stopping import at_once, half_moment, inverse_half_moment, looking_ahead
 from tests.core.brute_force import conv_terms, linear_terms
 from tests.core.networks import pruned_pass, scramble
 

@@ -127,7 +127,7 @@ def test_many_logits_go_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     of, whole = recorded(model, x), Dominance(model.head, recorded(model, x), 0.1)
     with whole:
         out = model(x)
-    monkeypatch.setattr("exprune.core.dominance._CHUNK", 6 * 7)
+    monkeypatch.setattr("exprune.core.heuristics.dominance._CHUNK", 6 * 7)
     torch.testing.assert_close(recorded(model, x).sd, of.sd)
     parts = Dominance(model.head, of, 0.1)
     with parts:

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exprune.core import ExPrune, Heuristic, Prefix, Site, SiteFlops, StatsTest, Threshold, engine, find_sites, partial
+from exprune.core import ExPrune, Heuristic, Prefix, Site, SiteFlops, StatsTest, Threshold, find_sites
+from exprune.core.simulation import blocks
+from exprune.core.sums import parts
 from tests.core.brute_force import Expected, Gap, brute_force, conv_terms, linear_terms, stats_gap, threshold_gap
 from tests.core.networks import by_name, counts, scramble
 
@@ -370,7 +372,7 @@ def test_stages_match_brute_force(heuristic: Heuristic, gap: Gap, layer: str, te
 @pytest.mark.parametrize("case", LAYERS, ids=lambda case: f"{case.kind}{LAYERS.index(case)}")
 def test_stages_of_any_layer_match_brute_force_in_blocks(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer in parts is computed some rows at a time: here one."""
-    monkeypatch.setattr(partial, "_BLOCK", 1)
+    monkeypatch.setattr(parts, "_BLOCK", 1)
     check(replace(case, terms=7), StagedThreshold(-0.1), threshold_gap(-0.1))
 
 
@@ -379,64 +381,6 @@ def test_a_batch_may_be_empty() -> None:
     _, pruned, run = run_pruned(model, StagedThreshold(-0.1), x[:0], residual[:0])
     assert pruned.shape == residual[:0].shape
     assert run.flops.sites[0].outputs == 0
-
-
-class Ways(nn.Module):
-    """Linear layers whose way to their ReLU is short, long, or not always the same."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Linear(2, 9)
-        self.straight, self.normed, self.joined, self.twice, self.now_and_then, self.in_place = (
-            nn.Linear(9, 9) for _ in range(6)
-        )
-        self.norm = nn.BatchNorm1d(9)
-        self.calls = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        x = self.stem(x)
-        x = x + F.relu(self.straight(x)) + F.relu(self.normed(x))
-        x = x + F.relu(self.norm(self.normed(x)))
-        x = x + F.relu(self.joined(x) + x)
-        one, other = self.twice(x), self.twice(x.flip(0))
-        x = x + F.relu(one) + F.relu(other)
-        z = self.now_and_then(x)
-        x = x + F.relu(z if self.calls % 2 else z + 0.5)
-        return F.relu_(self.in_place(x))
-
-
-@pytest.mark.parametrize("block", [1, 10**6])
-@pytest.mark.parametrize("share_of_data", [None, 0.5, 1.0])
-def test_tests_made_while_a_layer_is_computed_are_those_made_at_its_relu(
-    block: int, share_of_data: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(partial, "_BLOCK", block)
-    torch.manual_seed(0)
-    model, batches = scramble(Ways().double()), [torch.randn(20, 2, dtype=torch.float64) for _ in range(4)]
-    sites = find_sites(model, batches[0])
-    assert sum(site.eligible for site in sites) == 6
-    rows = None if share_of_data is None else torch.rand(20) < share_of_data
-
-    def outcome() -> tuple[list[Tensor], object, int]:
-        model.calls = 0
-        with torch.no_grad(), ExPrune(sites, StagedThreshold(-0.05), rows=rows) as run:
-            out = [model(batch) for batch in batches]
-        return out, counts(run), run.flops.dense
-
-    tested = []
-    with monkeypatch.context() as spied:
-        watch = engine._Pruner.watch
-        spied.setattr(engine._Pruner, "watch", lambda *args: tested.append(watch(*args)) or tested[-1])
-        early, early_counts, early_dense = outcome()
-    assert any(tested) and not all(tested)
-    monkeypatch.setattr(engine._Pruner, "watch", lambda *args: None)
-    late, late_counts, late_dense = outcome()
-    for one, other in zip(early, late, strict=True):
-        torch.testing.assert_close(one, other)
-        assert torch.equal(one == 0, other == 0)
-    assert early_counts == late_counts
-    assert early_dense == late_dense
 
 
 class FromBehind(StagedThreshold):
@@ -452,7 +396,7 @@ class FromBehind(StagedThreshold):
 def test_an_order_is_that_of_a_layer_with_its_channels_in_it(
     leading: tuple[int, ...], layer: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partial, "_BLOCK", block)
+    monkeypatch.setattr(parts, "_BLOCK", block)
     case = Case(layer, terms=7, outputs=5, leading=leading if layer == "linear" else leading[:1])
     model, x, residual = build(case)
     _, pruned, run = run_pruned(model, FromBehind(-0.1), x, residual)
@@ -561,8 +505,8 @@ def test_what_a_heuristic_is_told(heuristic: Heuristic) -> None:
 
 
 def test_what_a_heuristic_keeps_is_of_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_CHUNK", 0)  # a row at a time
-    monkeypatch.setattr(partial, "_BLOCK", 1)
+    monkeypatch.setattr(blocks, "_CHUNK", 0)  # a row at a time
+    monkeypatch.setattr(parts, "_BLOCK", 1)
     seen_before = []
 
     class Counting(StagedThreshold):

@@ -18,7 +18,7 @@ from exprune.core import (
     find_sites,
     select_sites,
 )
-from exprune.core.heuristics import per_site
+from exprune.core.heuristics.heuristic import per_site
 from tests.core.networks import by_name, counts, pruned_pass
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet18, vgg11_bn
 
-from exprune.core import ExPrune, Heuristic, SettingError, StatsTest, Threshold, engine, find_sites
+from exprune.core import ExPrune, Heuristic, SettingError, StatsTest, Threshold, find_sites
+from exprune.core.simulation import blocks
 from tests.core.networks import SmallCNN, Transformer, counts, pruned_pass, scramble
 
 N = 4
@@ -136,7 +137,7 @@ def test_chunks_change_nothing(
     sites = find_sites(cnn, images)
     with torch.no_grad(), (plain := ExPrune(sites, heuristic)):
         expected = cnn(images)
-    monkeypatch.setattr(engine, "_CHUNK", outputs)
+    monkeypatch.setattr(blocks, "_CHUNK", outputs)
     with torch.no_grad(), (chunked := ExPrune(sites, heuristic)):
         out = cnn(images)
     torch.testing.assert_close(out, expected)
@@ -164,7 +165,7 @@ def test_chunks_and_residuals_that_broadcast(residual: tuple[int, ...], monkeypa
     x, r = torch.randn(*shape[:-1], 2, dtype=torch.float64), torch.randn(residual, dtype=torch.float64)
     seen = []
     for value, chunk in ((r.expand(shape).contiguous(), 10**9), (r, 10**9), (r, 1)):
-        monkeypatch.setattr(engine, "_CHUNK", chunk)
+        monkeypatch.setattr(blocks, "_CHUNK", chunk)
         run = ExPrune(find_sites(model, x, value), StatsTest(0.4, n=3))
         with torch.no_grad(), run:
             seen.append((model(x, value).tolist(), counts(run)))
@@ -472,7 +473,7 @@ def test_padded_rows_are_not_counted(
     alone = ExPrune(sites, heuristic)
     with torch.no_grad(), alone:
         outputs = [model(sequence[None])[0] for sequence in sequences]
-    monkeypatch.setattr(engine, "_CHUNK", chunk)
+    monkeypatch.setattr(blocks, "_CHUNK", chunk)
     for rows in (mask, mask.flatten(), mask.flatten().long()):
         run = ExPrune(sites, heuristic, rows=rows)
         with torch.no_grad(), run:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from exprune.core.errors import SettingError
-from exprune.lab import tuning
 from exprune.lab.data.choices import ChoiceData
 from exprune.lab.data.text import TextData
 from exprune.lab.files import load_tensors, save_tensors
+from exprune.lab.selection import tuning
 from exprune.lab.tasks.sampling import draw
 from tests.cli import TINY, CommandLine
 

@@ -11,7 +11,7 @@ import wandb
 from torchmetrics.functional.classification import binary_auroc
 
 from exprune.core import ExPrune
-from exprune.lab import measure, passes, subject
+from exprune.lab.evaluation import measure, passes, subject
 from exprune.lab.files import load_tensors
 from exprune.lab.tasks.graphs import GraphTask
 from tests.cli import TINY, CommandLine

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torchmetrics.functional.classification import binary_auroc
 
 from exprune.core.errors import SettingError
-from exprune.lab.intervals import paired_bootstrap, weighted_roc_auc
+from exprune.lab.tasks.intervals import paired_bootstrap, weighted_roc_auc
 
 
 @settings(max_examples=60, deadline=None)

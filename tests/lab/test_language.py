@@ -18,7 +18,6 @@ from exprune.lab.data.choices import ChoiceData, Question, read_piqa
 from exprune.lab.data.stdlib import part_of, read_stdlib, without_duplicates
 from exprune.lab.data.text import continuations
 from exprune.lab.data.tokens import NO_TARGET, PAD, START, StreamLoader, blocks, collate, encode, find_tokenizer
-from exprune.lab.intervals import paired_bootstrap, weighted_accuracy
 from exprune.lab.models.opt import (
     fc1_flops,
     opt_flops,
@@ -28,6 +27,7 @@ from exprune.lab.models.opt import (
     zeros_of_fc2,
 )
 from exprune.lab.tasks.choices import ChoiceTask
+from exprune.lab.tasks.intervals import paired_bootstrap, weighted_accuracy
 from tests.cli import CommandLine
 
 TINY = ("data.limit=8", "model.epochs=1", "bootstrap=20", "trainer=cpu", "logger=none", "model.network.hidden=64")

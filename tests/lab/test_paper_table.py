@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from exprune.core.errors import SettingError
-from exprune.lab import paper_table, pareto
-from exprune.lab.paper_table import as_text, read
+from exprune.lab.fronts import paper_table, pareto
+from exprune.lab.fronts.paper_table import as_text, read
 from tests.cli import ROOT, TINY, CommandLine
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from exprune.core.errors import SettingError
-from exprune.lab import pareto
-from exprune.lab.chart import front_charts
+from exprune.lab.fronts import pareto
+from exprune.lab.fronts.chart import front_charts
 from tests.cli import TINY, CommandLine
 
 
@@ -116,7 +116,7 @@ def test_tables_go_into_one_plot(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(SettingError, match="different data"):
         pareto.gather([*files, tmp_path / "other.csv"])
     (tmp_path / "trials.csv").write_text("number,values_0\n0,1\n")
-    with pytest.raises(SettingError, match=r"trials\.csv: no table of exprune\.lab\.pareto: it has no data"):
+    with pytest.raises(SettingError, match=r"trials\.csv: no table of exprune\.lab\.fronts\.pareto: it has no data"):
         pareto.gather([tmp_path / "trials.csv"])
     with pytest.raises(SettingError, match=r"gone\.csv: not a table"):
         pareto.gather([tmp_path / "gone.csv"])

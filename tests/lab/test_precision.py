@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 
-from exprune.lab import precision, training
-from exprune.lab.precision import training_precision
+from exprune.lab.training import fit as training
+from exprune.lab.training import precision
+from exprune.lab.training.precision import training_precision
 from tests.cli import CommandLine
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from optuna.trial import TrialState, create_trial
 
 from exprune.core.errors import SettingError
-from exprune.lab.search import _spread
-from exprune.lab.study import finished, front, open_study, spread
+from exprune.lab.selection.search import _spread
+from exprune.lab.selection.study import finished, front, open_study, spread
 from exprune.lab.tasks.graphs import GraphTask
 from tests.cli import TINY, CommandLine
 

@@ -16,8 +16,10 @@ import wandb
 from filelock import FileLock
 from omegaconf import DictConfig
 
-from exprune.lab import entry, sweep, trained
+from exprune.lab import entry
+from exprune.lab.fronts import sweep
 from exprune.lab.tasks.graphs import GraphTask
+from exprune.lab.training import trained
 from tests.cli import TINY, CommandLine
 
 SWEEP = ("evaluate.py", "-m", "model=gnn", "hydra.sweep.dir=s", *TINY)

@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from exprune.core.errors import SettingError
-from exprune.lab.checkpoints import save_weights
 from exprune.lab.data.tokens import StreamLoader, TokenBatch
+from exprune.lab.evaluation.result import FlopsPerInput, Metric, Result, check_defined, read_result
 from exprune.lab.files import load_tensors, save_tensors
-from exprune.lab.intervals import paired_bootstrap, weighted_roc_auc
 from exprune.lab.models.gcn import GCN
 from exprune.lab.models.opt import small_opt
 from exprune.lab.models.vgg import VGG11BN
-from exprune.lab.result import FlopsPerInput, Metric, Result, check_defined, read_result
 from exprune.lab.tasks.graphs import GraphTask
 from exprune.lab.tasks.images import ImageTask
+from exprune.lab.tasks.intervals import paired_bootstrap, weighted_roc_auc
 from exprune.lab.tasks.language import NextTokenTask
+from exprune.lab.training.checkpoints import save_weights
 from tests.cli import CommandLine, Outcome
 
 SETTINGS = ("model=gnn", "logger=none", "model.epochs=1", "trainer=cpu")

@@ -16,15 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from exprune.core import find_sites
 from exprune.core.errors import SettingError
-from exprune.lab.checkpoints import checkpoint_name
 from exprune.lab.data.digits import read_digits
 from exprune.lab.data.images import MEAN, STD, ImageData, augment
-from exprune.lab.masks import attach_masks
+from exprune.lab.models.masks import attach_masks
 from exprune.lab.models.resnet import ResNet18
 from exprune.lab.models.vgg import VGG11BN
 from exprune.lab.tasks.images import ImageTask
 from exprune.lab.tasks.optimisation import one_cycle
 from exprune.lab.tasks.sharpness import sharp
+from exprune.lab.training.checkpoints import checkpoint_name
 from tests.cli import ROOT
 
 

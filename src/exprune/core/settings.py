@@ -41,7 +41,7 @@ def real(value: Any, name: str, wanted: str, right: Callable[[float], bool], of:
 
 
 def plain_knob(value: Any) -> Any:
-    """A knob as :data:`~exprune.core.heuristics.Tau` has it, of Python's own numbers: one, a list, or a mapping."""
+    """A heuristic's knob in Python's own numbers: one, a list, or a mapping."""
     if isinstance(value, Mapping):
         return {name: plain(one) for name, one in value.items()}
     if hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1:  # of numpy or torch

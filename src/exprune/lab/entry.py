@@ -14,8 +14,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from exprune.lab.failures import known, one_line, recorded
+from exprune.lab.fronts.sweep import end_sweep
 from exprune.lab.paths import resolve_paths
-from exprune.lab.sweep import end_sweep
 
 _sweeps: list[DictConfig] = []  # that began here and did not end yet: one at most
 _failed: list[str] = []  # a line for each job that failed, and for what went wrong at the sweep's end

@@ -7,17 +7,17 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from exprune.core.errors import SettingError
+from exprune.lab.evaluation.head import dominance
+from exprune.lab.evaluation.measure import measure
+from exprune.lab.evaluation.report import log_result, print_result
+from exprune.lab.evaluation.result import Result
+from exprune.lab.evaluation.subject import load_data, plain, prepare
 from exprune.lab.files import write_whole
-from exprune.lab.head import dominance
-from exprune.lab.measure import measure
-from exprune.lab.report import print_result
-from exprune.lab.result import Result
-from exprune.lab.static import check_static
-from exprune.lab.subject import load_data, plain, prepare
-from exprune.lab.tracking import check_logger, log_result, tracked
-from exprune.lab.trained import train_weights
-from exprune.lab.training import make_trainer
-from exprune.lab.tuning import heuristic_of, knob_to_find, tuned
+from exprune.lab.selection.tuning import heuristic_of, knob_to_find, tuned
+from exprune.lab.tracking import check_logger, tracked
+from exprune.lab.training.fit import make_trainer
+from exprune.lab.training.static import check_static
+from exprune.lab.training.trained import train_weights
 
 log = logging.getLogger(__name__)
 

@@ -2,14 +2,11 @@
 
 import contextlib
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -17,8 +14,6 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from exprune.core.errors import SettingError
-from exprune.lab.chart import front_charts
-from exprune.lab.result import Result
 
 _MODES = ("offline", "online", "disabled")
 
@@ -91,38 +86,3 @@ def _run(
 def lightning_logger(run: Any | None) -> Logger | None:
     """Lightning's logger onto the run."""
     return None if run is None else WandbLogger(experiment=run)
-
-
-def log_result(run: Any | None, result: Result, folder: Path) -> None:
-    """Metric and FLOPs as scalars, the sites as a table, result.json as a file."""
-    if run is None:
-        return
-    values = asdict(result)
-    run.log(
-        {
-            **{f"metric/{key}": value for key, value in values["metric"].items() if isinstance(value, float)},
-            **{f"flops/{key}": value for key, value in values["flops"].items() if isinstance(value, float)},
-        }
-    )
-    columns = ["name", "kind", "eligible", "reason", "terms", "tau", "outputs", "pruned", "negative", "wrong"]
-    rows = [[row[column] for column in columns] for row in result.sites]
-    run.log({"sites": wandb.Table(columns=columns, data=rows)})
-    shutil.copy(folder / "result.json", run.dir)  # what lies there is uploaded with the run
-
-
-def log_front(run: Any | None, results: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Results (:func:`exprune.lab.pareto.tabulate`) as interactive charts, the table of their front, and more tables.
-
-    The charts are Plotly's: they lie in the run's files as a whole, so ``wandb sync`` uploads them with an offline run.
-    """
-    if run is None:
-        return
-    charts = {f"front/{name}": wandb.Plotly(figure) for name, figure in front_charts(results).items()}
-    tables = {"front/table": results[results["front"]], **tables}
-    run.log(charts | {name: _table(table) for name, table in tables.items()})
-
-
-def _table(table: pd.DataFrame) -> wandb.Table:
-    """W&B knows numbers, strings and truth values alone; times become strings."""
-    plain = table.apply(lambda column: column if column.dtype.kind in "biuf" else column.astype(str))
-    return wandb.Table(dataframe=plain)

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from exprune.core.errors import SettingError
+from exprune.lab.data.hub import without_hub
 from exprune.lab.data.limit import checked_limit
 from exprune.lab.data.tokens import NO_TARGET, PAD, START, padded
-from exprune.lab.hub import without_hub
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from exprune.core.errors import SettingError
+from exprune.lab.data.hub import without_hub
 from exprune.lab.data.tokens import PAD, START
-from exprune.lab.hub import without_hub
 
 
 def small_opt(vocabulary: int, hidden: int, layers: int, heads: int, positions: int, dropout: float) -> OPTForCausalLM:

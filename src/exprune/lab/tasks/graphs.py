@@ -14,8 +14,8 @@ from torchmetrics.classification import BinaryAUROC
 from torchmetrics.functional.classification import binary_auroc
 
 from exprune.core.errors import SettingError
-from exprune.lab.intervals import weighted_roc_auc
 from exprune.lab.tasks.finite import check_finite, not_finite
+from exprune.lab.tasks.intervals import weighted_roc_auc
 from exprune.lab.tasks.optimisation import checked_rate, one_cycle
 
 

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from exprune.core.errors import SettingError
-from exprune.lab.intervals import accuracy, weighted_accuracy
-from exprune.lab.masks import masked_layers
+from exprune.lab.models.masks import masked_layers
 from exprune.lab.tasks.averaging import TailMean
 from exprune.lab.tasks.finite import check_finite, not_finite
+from exprune.lab.tasks.intervals import accuracy, weighted_accuracy
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
 from exprune.lab.tasks.sampling import draw
 from exprune.lab.tasks.sharpness import sharp

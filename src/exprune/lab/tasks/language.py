@@ -13,9 +13,9 @@ from transformers import OPTForCausalLM
 
 from exprune.lab.data.choices import ChoiceBatch
 from exprune.lab.data.tokens import NO_TARGET, TokenBatch
-from exprune.lab.intervals import accuracy, weighted_accuracy
 from exprune.lab.models.opt import check_tokens, fc1_flops, opt_flops, zeros_of_fc2
 from exprune.lab.tasks.finite import check_finite, not_finite
+from exprune.lab.tasks.intervals import accuracy, weighted_accuracy
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
 from exprune.lab.tasks.sampling import draw
 

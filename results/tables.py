@@ -1,0 +1,216 @@
+"""Writes the measured tables into docs/results.md and README.md, from the tables (.csv) beside this file.
+
+python results/tables.py            # anew what stands between <!-- table: NAME --> and <!-- end -->
+python results/tables.py --check    # says where a document is not what the tables give; exit code 1
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from exprune.lab.files import write_whole
+from exprune.lab.fronts.paper_table import PUBLISHED, paper_table, read
+
+HERE = Path(__file__).parent
+DOCUMENTS = (HERE.parent / "docs" / "results.md", HERE.parent / "README.md")
+# How the names of a network's tables begin -> what it is called, the figure (of all FLOPs or of the published scope),
+# and the table of its runs with one tau for all sites.
+NETWORKS = {
+    "gnn": ("GCN, ogbg-molhiv", "saved_percent", "gnn_molhiv"),
+    "vgg11_bn": ("VGG11-BN", "saved_percent", "vgg11_bn_cifar10_jpeg"),
+    "resnet18": ("ResNet18", "saved_percent", "resnet18_cifar10_jpeg"),
+    "vgg11_bn_static": ("VGG11-BN, 2 % of the weights", "saved_percent", "vgg11_bn_static_cifar10_jpeg"),
+    "opt": ("embedded OPT, of `fc1`", "scope_saved_percent", "opt_stdlib"),
+}
+PAPER_TESTS = ("Threshold", "StatsTest")
+COLUMNS = (*PAPER_TESTS, "Calibrated", "Optimal", "Optimal, `order=neuron`", "Oracle")
+_MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def headline() -> str:
+    """A row a network: the paper's range, the better of its tests, and ours; savings at both limits."""
+    lines = [_line("", "the paper saves", "its tests, searched", "`exprune=optimal`", "oracle"), "|---" * 5 + "|"]
+    for name, (network, figure, _) in NETWORKS.items():
+        chosen = _chosen(name)
+        rows = [
+            max((chosen.loc[limit, test] for test in PAPER_TESTS), key=lambda row: row[figure]) for limit in _limits()
+        ]
+        ours = [chosen.loc[limit, "Optimal"] for limit in _limits()]
+        oracle = f"{chosen.loc[1.0, 'Oracle'][figure]:.1f}"
+        cells = ["<br>".join(f"{row[figure]:.1f} {_interval(row)}" for row in two) for two in (rows, ours)]
+        lines.append(_line(network, "<br>".join(_published(name, limit) for limit in _limits()), *cells, oracle))
+    return "\n".join(lines) + "\n"
+
+
+def tests() -> str:
+    """Two rows a network, every test: the FLOPs saved within a drop, and the change on test."""
+    lines = [_line("", "drop up to", "paper", *COLUMNS), "|---" * (3 + len(COLUMNS)) + "|"]
+    for name, (network, figure, _) in NETWORKS.items():
+        chosen = _chosen(name)
+        for limit in _limits():
+            cells = [_cell(chosen.loc[limit, column], figure, column) for column in COLUMNS]
+            lines.append(_line(network, f"{limit:g}", _published(name, limit), *cells))
+    return "\n".join(lines) + "\n"
+
+
+def searches() -> str:
+    """Two rows a search: chosen on the validation split, measured on test."""
+    columns = ("", "", "drop up to", "on validation: saved, drop", "on test: saved", "change, points", "paper")
+    lines = [_line(*columns), "|---" * len(columns) + "|"]
+    for name, (network, figure, _) in NETWORKS.items():
+        for front in _fronts(name):
+            for row in paper_table(read([front])).to_dict("records"):
+                limit = row["drop_limit"]
+                found = ("none", "", "")
+                if not pd.isna(row["saved_percent"]):
+                    on_valid = f"{row['valid_saved_percent']:.1f} %, {row['valid_drop_points']:.2f}"
+                    found = (on_valid, f"{row[figure]:.1f} %", f"{_change(row)} {_interval(row)}")
+                lines.append(_line(network, row["heuristic"], f"{limit:g}", *found, _published(name, limit)))
+    return "\n".join(lines) + "\n"
+
+
+def beyond(name: str) -> str:
+    """Our tests and their ceiling: settings swept, and those found on validation for a target."""
+    table, (_, figure, _) = pd.read_csv(HERE / f"{name}_beyond.csv"), NETWORKS[name]
+    scoped = figure == "scope_saved_percent"
+    columns = ("", "knob", "target", "on validation: saved, drop", "saved", *(["of `fc1`"] if scoped else []), "change")
+    lines = [_line(*columns), "|---" * len(columns) + "|"]
+    for row in table.to_dict("records"):
+        test = row["heuristic"] + (", `order=neuron`" if row["order"] == "neuron" else "")
+        knob = "" if row["heuristic"] == "Oracle" else _knob(row)
+        target = json.loads(row["target"]) if isinstance(row["target"], str) else {}
+        on_valid = f"{100 * target['valid_saved']:.1f} %, {target['valid_drop']:.2f}" if target else ""
+        saved = [f"{row['saved_percent']:.1f} %", *([f"{row[figure]:.1f} %"] if scoped else [])]
+        lines.append(_line(test, knob, target.get("target_drop", ""), on_valid, *saved, _measured(row)))
+    return "\n".join(lines) + "\n" + _made(table, f"{name}_beyond", f"bash results/beyond.sh {name}")
+
+
+def one_tau(name: str) -> str:
+    """The paper's tests with the same tau at every site, where they save anything."""
+    _, figure, file = NETWORKS[name]
+    table = pd.read_csv(HERE / f"{file}.csv")
+    shown = table[(table["saved_percent"] > 0) & (table["heuristic"].isin(PAPER_TESTS))]
+    beside = [key for key in ("sparsity", "site_selection") if table[key].nunique(dropna=False) > 1]
+    scoped = figure == "scope_saved_percent"
+    columns = ["", "tau", *(_BESIDE[key] for key in beside), "saved", *(["of `fc1`"] if scoped else []), "change"]
+    lines = [_line(*columns), "|---" * len(columns) + "|"]
+    for row in shown.sort_values([*beside, "heuristic", "saved_percent"], na_position="first").to_dict("records"):
+        saved = [f"{row['saved_percent']:.1f} %", *([f"{row[figure]:.1f} %"] if scoped else [])]
+        lines.append(_line(row["heuristic"], f"{float(row['tau']):g}", *(_about(row, k) for k in beside), *saved,
+                           _measured(row)))  # fmt: skip
+    script = "cifar10_jpeg.sh " + name if name in ("vgg11_bn", "resnet18") else f"{file}.sh"
+    return "\n".join(lines) + "\n" + _made(table, file, f"bash results/{script}")
+
+
+def passes() -> str:
+    """What a pruned pass costs, as a multiple of a dense one in the same run."""
+    table = pd.read_csv(HERE / "pruned_pass.csv")
+    columns = ("network", "processor, threads", "Threshold", "StatsTest", "Calibrated", "calibration", "command")
+    lines = [_line(*columns), "|---" * len(columns) + "|"]
+    for row in table.to_dict("records"):
+        times = (f"{row[key]:.2f}" for key in ("Threshold", "StatsTest", "Calibrated", "calibration"))
+        lines.append(_line(row["network"], f"{row['processor']}, {row['threads']}", *times, f"`{row['command']}`"))
+    return "\n".join(lines) + "\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "tests": tests,
+    "searches": searches,
+    "passes": passes,
+    **{f"beyond {name}": lambda name=name: beyond(name) for name in NETWORKS},
+    **{f"one tau {name}": lambda name=name: one_tau(name) for name in NETWORKS},
+}
+_BESIDE = {"sparsity": "weights left", "site_selection": "sites"}
+
+
+def renewed(document: str) -> str:
+    """A document with every marked table as the measured tables give it now."""
+    return _MARKED.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[3]}", document)
+
+
+def _limits() -> Sequence[float]:
+    return list(PUBLISHED["dense"])
+
+
+def _chosen(name: str) -> pd.DataFrame:
+    """What saves most within each limit, by limit and test."""
+    results = read([HERE / f"{name}_beyond.csv", *_fronts(name)])
+    by_neuron = results["setting"].map(lambda setting: json.loads(setting).get("order") == "neuron")
+    results.loc[by_neuron, "heuristic"] += ", `order=neuron`"
+    return paper_table(results).set_index(["drop_limit", "heuristic"])
+
+
+def _fronts(name: str) -> list[Path]:
+    return [HERE / f"{name}_search_{heuristic}_front.csv" for heuristic in ("threshold", "stats_test")]
+
+
+def _published(name: str, limit: float) -> str:
+    return PUBLISHED["statically pruned" if name.endswith("_static") else "dense"][limit]
+
+
+def _line(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _cell(row: pd.Series, figure: str, column: str) -> str:
+    if pd.isna(row["saved_percent"]):
+        return "none"
+    return f"{row[figure]:.1f}" + ("" if column == "Oracle" else f" ({_change(row)})")
+
+
+def _change(row: pd.Series | dict) -> str:
+    return _signed(-row["drop_points"])
+
+
+def _interval(row: pd.Series | dict) -> str:
+    return f"[{_signed(-row['drop_high'])}, {_signed(-row['drop_low'])}]"
+
+
+def _measured(row: dict) -> str:
+    return "0" if row["heuristic"] == "Oracle" else f"{_change(row)} {_interval(row)}"
+
+
+def _signed(points: float) -> str:
+    return f"{round(float(points), 2) + 0:+.2f}"  # no -0
+
+
+def _knob(row: dict) -> str:
+    return f"lam {row['lam']:.3g}" if row["heuristic"] == "Optimal" else f"tau {float(row['tau']):.3g}"
+
+
+def _about(row: dict, key: str) -> str:
+    if key == "sparsity":
+        return f"{1 - row[key]:.0%}"
+    return "all" if pd.isna(row[key]) else f"`{row[key]}`"
+
+
+def _made(table: pd.DataFrame, file: str, command: str) -> str:
+    """What the table was measured on, and the command that makes it."""
+    row = table.iloc[0]
+    seeds = ", ".join(map(str, table["seed"].unique()))
+    weights = ", ".join(f"`{name}`" for name in table["checkpoint"].unique())
+    dense = ", ".join(f"{value:.4f}" for value in table["dense"].unique())
+    return (
+        f"\n`{command}` makes [the table]({f'../results/{file}.csv'}): {row['data']}, {row['split']} split, "
+        f"{row['inputs']:,} inputs, seed {seeds}; dense {row['metric']} {dense}; weights {weights}.\n"
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    stale = [path for path in DOCUMENTS if renewed(path.read_text()) != path.read_text()]
+    for path in stale:
+        if "--check" in arguments:
+            print(f"error: {path.name}: not what results/*.csv give; run python results/tables.py", file=sys.stderr)
+        else:
+            write_whole(path, lambda partial, path=path: partial.write_text(renewed(path.read_text())))
+            print(f"{path.name}: written anew")
+    return int("--check" in arguments and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,125 @@
+"""What was spent and what was saved, per site and in all (docs/method.md, section 5)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from exprune.core.accounting.plan import Plan
+from exprune.core.discovery.sites import Site
+
+
+@dataclass
+class SiteFlops:
+    """Counts of one site over all passes of a run; every count is of outputs (neurons of one input).
+
+    Attributes:
+        plan: the terms evaluated before each test.
+        overhead: FLOPs of each test.
+        outputs: all outputs.
+        pruned_at: those stopped at each stage; under a static mask per output channel.
+        negative: those whose true pre-activation is <= 0, all that an oracle would stop.
+        wrong: those stopped although their pre-activation is positive.
+    """
+
+    site: Site
+    plan: Plan
+    overhead: tuple[int, ...]
+    outputs: int = 0
+    pruned_at: list[int | Tensor] = field(default_factory=list)
+    negative: int | Tensor = 0
+    wrong: int | Tensor = 0
+
+    def __post_init__(self) -> None:
+        self.pruned_at = self.pruned_at or [0] * len(self.plan.stages)
+
+    def add(self, outputs: int, counts: Tensor) -> None:
+        """Count some outputs of a call, by ``Stops.counts`` of the simulation. Nothing waits for the device."""
+        so_far, positive, wrong = counts[:-2], counts[-2].sum(), counts[-1].sum()
+        at = so_far.diff(dim=0, prepend=torch.zeros_like(so_far[:1]))
+        self.outputs += outputs
+        self.pruned_at = [count + more for count, more in zip(self.pruned_at, at, strict=True)]
+        self.negative = self.negative + outputs - positive
+        self.wrong = self.wrong + wrong
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        return tuple(stage.n for stage in self.plan.stages)
+
+    @property
+    def stopped(self) -> list[int]:
+        """How many outputs stopped at each stage."""
+        return [_total(count) for count in self.pruned_at]
+
+    @property
+    def pruned(self) -> int:
+        return sum(self.stopped)
+
+    @property
+    def dense_flops(self) -> int:
+        return _total(self._outputs * self.plan.dense_flops)
+
+    @property
+    def pruned_flops(self) -> int:
+        """Terms evaluated plus tests, in FLOPs."""
+        alive, spent = self._outputs, 0
+        for stage, overhead, count in zip(self.plan.stages, self.overhead, self.pruned_at, strict=True):
+            count = count.cpu() if isinstance(count, Tensor) else count
+            tested = alive if stage.tested is None else alive * stage.tested
+            spent = spent + tested * overhead + count * stage.flops
+            alive = alive - count
+        return _total(spent + alive * self.plan.dense_flops)
+
+    @property
+    def _outputs(self) -> int:
+        """All outputs; where costs are per output channel, those of one channel."""
+        costs = self.plan.dense_flops
+        return self.outputs // len(costs) if isinstance(costs, Tensor) else self.outputs
+
+
+def _total(count: int | Tensor) -> int:
+    return int(count.sum()) if isinstance(count, Tensor) else count
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of a model's passes, dense and pruned: integers.
+
+    ``unpruned`` is what :class:`torch.utils.flop_counter.FlopCounterMode` counts, linear algebra without bias,
+    BatchNorm and activations, with what it has no formula for and we have (docs/method.md, section 5); ``zeros`` is the
+    part of it that multiplies weights removed by static pruning; ``sites`` says where ``dense - pruned`` comes from.
+    ``uncounted`` names what is in none of them though it may cost: operators that nobody has a formula for, and how
+    often they were called.
+    """
+
+    unpruned: int
+    sites: tuple[SiteFlops, ...]
+    zeros: int = 0
+    uncounted: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def dense(self) -> int:
+        return self.unpruned - self.zeros
+
+    @property
+    def pruned(self) -> int:
+        return self.dense - sum(site.dense_flops - site.pruned_flops for site in self.sites)
+
+    @property
+    def saved(self) -> float:
+        """The fraction of the dense FLOPs that was saved; negative where the tests cost more."""
+        return 1 - self.pruned / self.dense if self.dense else 0.0
+
+    def __str__(self) -> str:
+        lines = [f"dense {self.dense:,} FLOPs, pruned {self.pruned:,}: {self.saved:.2%} saved"]
+        for count in self.sites:
+            outputs = max(count.outputs, 1)
+            lines.append(
+                f"  {count.site.name}: {count.pruned / outputs:.1%} of {count.outputs:,} neurons pruned, "
+                f"{int(count.negative) / outputs:.1%} negative, {int(count.wrong) / outputs:.2%} wrongly pruned"
+            )
+        if self.uncounted:
+            calls = ", ".join(f"{name} ({count} calls)" for name, count in self.uncounted.items())
+            lines.append(f"  not counted, for want of a formula: {calls}")
+        return "\n".join(lines)

@@ -1,0 +1,43 @@
+"""What the passes of one run cost so far."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from exprune.core.accounting.flops import Flops, SiteFlops
+from exprune.core.accounting.tally import FlopTally
+
+_COUNTED = ("outputs", "pruned_at", "negative", "wrong")
+
+
+@dataclass
+class Ledger:
+    """Counts that grow with every batch.
+
+    Attributes:
+        sites: of each site that is pruned, by name.
+        tally: of the model's own calls.
+        zeros: FLOPs of them that multiply weights removed by static pruning.
+    """
+
+    sites: dict[str, SiteFlops] = field(default_factory=dict)
+    tally: FlopTally = field(default_factory=FlopTally)
+    zeros: int = 0
+
+    @property
+    def flops(self) -> Flops:
+        """What all passes so far cost, densely and pruned."""
+        return Flops(self.tally.flops, tuple(self.sites.values()), self.zeros, dict(self.tally.uncounted))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All counts, to go on with later."""
+        sites = {name: {what: getattr(count, what) for what in _COUNTED} for name, count in self.sites.items()}
+        uncounted = dict(self.tally.uncounted)
+        return {"flops": self.tally.flops, "zeros": self.zeros, "uncounted": uncounted, "sites": sites}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the counts of another run of the same sites and stages."""
+        self.tally.flops, self.zeros = state["flops"], state["zeros"]
+        self.tally.uncounted.update(state.get("uncounted", {}))
+        for name, fields in state["sites"].items():
+            for what, value in fields.items():
+                setattr(self.sites[name], what, value)

@@ -1,0 +1,120 @@
+"""What matters to a network: how much each term of a neuron varies, how much the loss heeds the neuron.
+
+Both are measured on calibration inputs, in passes that keep no activations (docs/method.md, section 8).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from exprune.core.calibration.moments import blocks, undefined
+from exprune.core.discovery.chain import Chain
+from exprune.core.discovery.site_follower import SiteFollower
+from exprune.core.discovery.sites import Site
+from exprune.core.errors import SettingError
+from exprune.core.sums.rows import data_rows
+
+
+class _PerChannel(SiteFollower):
+    """Means over all rows of numbers per channel; one per site that is reached.
+
+    Attributes:
+        rows: as of :class:`~exprune.core.ExPrune`: rows that are no data are not counted.
+    """
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        super().__init__([site for site in sites if site.eligible])
+        self.rows: Tensor | None = None
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._undefined: Counter[str] = Counter()  # rows with NaN or inf
+
+    def _add(self, name: str, values: Tensor, dim: int) -> None:
+        """Add values (..., channels at ``dim``, ...) of the data's rows."""
+        values = data_rows(values, dim, self.rows)
+        for some in blocks(values):
+            some = some.to(torch.promote_types(some.dtype, torch.float32))
+            both = torch.stack([some.sum(0), (some * some).sum(0)]).double()
+            if not both.isfinite().all():
+                self._undefined[name] += int((~some.isfinite()).any(1).sum())
+            self._sums[name] = self._sums.get(name, 0) + both
+        self._counts[name] = self._counts.get(name, 0) + len(values)
+
+    def _means(self) -> dict[str, Tensor]:
+        """(2, channels) float64 by site: of the values and of their squares.
+
+        Raises:
+            SettingError: some were NaN or inf.
+        """
+        for name, rows in self._undefined.items():
+            raise undefined(rows, self._counts[name], name)
+        return {name: sums / self._counts[name] for name, sums in self._sums.items()}
+
+
+class InputVariances(_PerChannel):
+    """The variance of every input channel of the sites, over all that passes through inside the context."""
+
+    def variances(self) -> dict[str, Tensor]:
+        """(terms,) float64 by site.
+
+        Raises:
+            SettingError: inputs of a site were NaN or inf.
+        """
+        return {name: (squares - mean**2).clamp(min=0) for name, (mean, squares) in self._means().items()}
+
+    def at_relu(self, chain: Chain, out: Tensor) -> None:
+        self._add(chain.name, chain.call.input.detach(), chain.call.channel_dim)
+
+
+class SquaredGradients(_PerChannel):
+    """Mean squared gradients at the outputs of the sites' ReLUs, of whatever is back-propagated inside the context.
+
+    Sum losses over the inputs, do not average them: then every gradient is that of its own input's loss. Freeze the
+    parameters (``model.requires_grad_(False)``) to halve the cost: the graph begins at the first site.
+    """
+
+    def mean(self) -> dict[str, Tensor]:
+        """(outputs,) float64 by site.
+
+        Raises:
+            SettingError: gradients at a site were NaN or inf.
+        """
+        return {name: squares for name, (_, squares) in self._means().items()}
+
+    def at_relu(self, chain: Chain, out: Tensor) -> None:
+        if not torch.is_grad_enabled():
+            raise RuntimeError("gradients are disabled; call the model under torch.enable_grad()")
+        if not out.requires_grad:
+            out.requires_grad_()
+        name, dim = chain.name, chain.call.channel_dim
+        out.register_hook(lambda gradient: self._add(name, gradient, dim))
+
+
+ORDERS = ("model", "layer", "neuron")
+
+
+def term_order(site: Site, variances: Tensor, kind: str) -> Tensor | None:
+    """An order of evaluation in which the terms that vary most come first, so that few of them tell most.
+
+    A term's variance is taken to be that of its input channel times the squared norm of its weights.
+
+    Args:
+        variances: (N,) of the input channels.
+        kind: ``layer``, one order for all neurons, by the mean share of a neuron's variance: (N,); ``neuron``, one for
+            each: (outputs, N); ``model``, the model's own: None.
+
+    Raises:
+        SettingError: another kind.
+    """
+    if kind not in ORDERS:
+        raise SettingError(f"order={kind!r}: {', '.join(ORDERS)}")
+    if kind == "model":
+        return None
+    weight = site.weight.detach().double()
+    energy = weight.square().flatten(2).sum(2) if weight.dim() > 2 else weight.square()
+    energy = energy * variances.to(weight.device)
+    if kind == "layer":
+        energy = (energy / energy.sum(1, keepdim=True).clamp(min=torch.finfo(energy.dtype).tiny)).mean(0)
+    return energy.argsort(dim=-1, descending=True, stable=True).cpu()

@@ -1,0 +1,58 @@
+"""A pre-activation on its way from its linear layer to its ReLU (docs/method.md, section 1)."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from exprune.core.calls.layers import LinearCall
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A pre-activation on its way: ``z = scale * (sum of terms) + shift + residual``.
+
+    ``scale`` and ``shift`` hold one value per output channel, shaped to broadcast over ``z``; None is 1 or 0.
+    ``stage`` counts the steps behind it.
+    """
+
+    name: str
+    call: LinearCall
+    scale: Tensor | None = None
+    shift: Tensor | float | None = None
+    residual: Tensor | None = None
+    stage: int = 0
+
+    @property
+    def beside(self) -> Tensor | float:
+        """What is added to the terms in any case; a tensor broadcasts over ``z``."""
+        shift = 0.0 if self.shift is None else self.shift
+        return shift if self.residual is None else shift + self.residual
+
+    def affine(self, scale: Tensor, shift: Tensor) -> "Chain":
+        """The chain after an eval-mode BatchNorm."""
+        return replace(
+            self,
+            scale=scale if self.scale is None else self.scale * scale,
+            shift=shift if self.shift is None else self.shift * scale + shift,
+            residual=None if self.residual is None else self.residual * scale,
+            stage=self.stage + 1,
+        )
+
+    def scaled(self, scale: Tensor) -> "Chain":
+        """The chain after a product with one number, or one per channel."""
+        further = self.affine(scale, scale.new_zeros(()))
+        return further if self.shift is not None else replace(further, shift=None)
+
+    def plus(self, other: Tensor) -> "Chain":
+        """The chain after the addition of a tensor in the shape of ``z``."""
+        residual = other if self.residual is None else self.residual + other
+        return replace(self, residual=residual, stage=self.stage + 1)
+
+    def shifted(self, shift: Tensor | float) -> "Chain":
+        """The chain after the addition of one number, or one per channel."""
+        return replace(self, shift=shift if self.shift is None else self.shift + shift, stage=self.stage + 1)
+
+    def viewed(self, before: tuple[int, ...], after: tuple[int, ...]) -> "Chain":
+        """The chain after a Linear layer's rows were arranged in other leading dimensions."""
+        residual = None if self.residual is None else self.residual.expand(before).reshape(after)
+        return replace(self, residual=residual, stage=self.stage + 1)

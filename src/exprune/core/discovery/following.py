@@ -1,0 +1,86 @@
+"""Following the chains of a model's layers, and the modules that run meanwhile."""
+
+import sys
+import threading
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from exprune.core.discovery.carrying import Carrier
+
+
+class ChainFollower(Carrier):
+    """The context that follows chains through the forward passes of this thread, and knows which module is running.
+
+    No module is replaced; the hooks that tell which one runs go with the context. Compiled models run eagerly inside.
+
+    Args:
+        modules: those of which it is to be known when they run.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.modules = list(modules)
+        self.running: list[nn.Module] = []
+        self.inside_another = False
+        self._thread = 0
+        self._hooks: list[Any] = []
+        self._eager: AbstractContextManager = nullcontext()
+
+    def __enter__(self) -> "ChainFollower":
+        self._thread = threading.get_ident()
+        self.inside_another = _followed_here()
+        for module in self.modules:
+            self._hooks.append(module.register_forward_pre_hook(self._enters, with_kwargs=True))
+            self._hooks.append(module.register_forward_hook(self._leaves, with_kwargs=True, always_call=True))
+        self._eager = eagerly()
+        self._eager.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        self._eager.__exit__(*exception)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self.running.clear()
+        self.chains = WeakTensorKeyDictionary()
+
+    def _enters(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if threading.get_ident() != self._thread:
+            if not _followed_here():  # it may have a context of its own
+                self.in_another_thread(module)
+            return
+        self.running.append(module)
+        self.enters(module)
+
+    def _leaves(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+        if threading.get_ident() == self._thread and self.running:
+            self.leaves(self.running.pop(), (args, kwargs), failed=output is None)
+
+    # What subclasses decide.
+
+    def enters(self, module: nn.Module) -> None:
+        """A module begins to run."""
+
+    def leaves(self, module: nn.Module, given: tuple, failed: bool) -> None:
+        """A module has run, with these arguments; or it has raised an exception."""
+
+    def in_another_thread(self, module: nn.Module) -> None:
+        """A module runs in another thread than the one that entered the context: its calls are not seen."""
+
+
+def _followed_here() -> bool:
+    """Whether calls of this thread are seen by a follower."""
+    return any(isinstance(mode, ChainFollower) for mode in torch.overrides._get_current_function_mode_stack())
+
+
+def eagerly() -> AbstractContextManager:
+    """Inside of it what torch.compile compiled runs as it was written, so that its calls are seen."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and to import it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")

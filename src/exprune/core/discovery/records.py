@@ -1,0 +1,105 @@
+"""What was seen of each layer's calls, and what comes of it: a site, or why it is none."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from exprune.core.calls.layers import LinearCall
+from exprune.core.discovery.sites import Site
+
+
+@dataclass
+class Call:
+    """What happened to one call's pre-activation: its uses at every stage of its chain."""
+
+    call: LinearCall
+    raw: bool = False
+    spatial: int = 1
+    uses: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
+    read: list[tuple[Tensor, int]] = field(default_factory=list)  # what the test reads, and in which version
+    closed: bool = False
+    residual: bool = False
+    why: str | None = None  # why it cannot be pruned, where the uses alone do not say it
+    added_to: "tuple[str, Call] | None" = None
+
+
+@dataclass
+class Layer:
+    """A layer, and all calls of it that were seen."""
+
+    module: nn.Module
+    kind: str
+    terms: int
+    weights_per_term: int
+    outputs: int = 0
+    parameter: str = "weight"
+    transposed: bool = False
+    calls: list[Call] = field(default_factory=list)
+    why: str | None = None  # why none of its calls can be followed
+    hidden: bool = False
+
+
+def kind_and_terms(module: nn.Module) -> tuple[str, int, int]:
+    """Of one of torch's own layers: its kind, terms and weights per term."""
+    weight = module.weight
+    if isinstance(module, nn.Linear):
+        return "linear", weight.shape[1], 1
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    kind = f"conv{'_transpose' if transposed else ''}{weight.dim() - 2}d"
+    return kind, weight.shape[0 if transposed else 1], weight.shape[2:].numel()
+
+
+def site_of(name: str, layer: Layer) -> Site:
+    calls = layer.calls
+    reasons = [_reason(call) for call in calls]
+    failed = [reason for reason in reasons if reason is not None]
+    reason = layer.why or (failed[0] if failed else None)
+    if layer.why is None and failed and len(failed) < len(reasons):
+        reason = f"only some of its {len(reasons)} calls can be pruned: {reason}"
+    return Site(
+        name=name,
+        kind=layer.kind,
+        terms=layer.terms,
+        weights_per_term=layer.weights_per_term,
+        relu=bool(calls) and all(call.closed for call in calls),
+        residual=any(call.residual for call in calls),
+        spatial=calls[0].spatial if calls else 1,
+        reason=reason,
+        module=layer.module,
+        parameter=layer.parameter,
+        transposed=layer.transposed,
+        outputs=layer.outputs,
+        hidden=layer.hidden,
+    )
+
+
+def _closes(call: Call) -> bool:
+    """Whether the call that goes on where this one is added (itself added to another, perhaps) reaches a ReLU."""
+    seen = []
+    while call.added_to is not None and not any(call is other for other in seen):
+        seen.append(call)
+        call = call.added_to[1]
+    return call.closed
+
+
+def _reason(call: Call) -> str | None:
+    if call.added_to is not None:
+        name = call.added_to[0]
+        return f"a shortcut, added to {name}" if _closes(call) else f"is added to {name}, and the sum feeds no ReLU"
+    if not call.closed:
+        last = call.uses[max(call.uses)] if call.uses else [""]
+        if last[0] == "batch_norm":
+            return "its BatchNorm uses the statistics of the batch, or normalises something else than its channels"
+        return call.why or (f"feeds {last[0]}, not a ReLU" if any(last) else "feeds no ReLU")
+    for uses in call.uses.values():
+        if len(uses) > 1:
+            others = sorted({use for use in uses if use}) or ["another operation"]
+            return f"its pre-activation is also read by {', '.join(others)}"
+    if call.call.unsupported is not None:
+        return call.call.unsupported
+    if call.why is not None:
+        return call.why
+    if call.raw:
+        return f"reads the raw input ({call.call.terms} terms)"
+    return None

@@ -1,0 +1,100 @@
+"""Following the layers that can be pruned, in a run of the model that they were found in."""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exprune.core.calls.effects import call_name, draws
+from exprune.core.calls.layers import LinearCall, Owner, owner_in
+from exprune.core.discovery.following import ChainFollower
+from exprune.core.discovery.sites import Site
+from exprune.core.errors import SettingError
+
+
+class SiteFollower(ChainFollower):
+    """The context that follows the chains of sites.
+
+    Args:
+        sites: the layers whose calls are seen.
+        followed: the names of those whose chains are followed; None: of those that are eligible.
+
+    Raises:
+        SettingError: inside of it the model is in training mode, where that makes a difference (a BatchNorm, dropout);
+            or a layer that is followed has a weight of another shape than it was found with, or is given what has no
+            values or no rows of its own (meta, fake, nested or sparse tensors, those of torch.vmap).
+    """
+
+    def __init__(self, sites: Sequence[Site], followed: Collection[str] | None = None) -> None:
+        super().__init__({site.module: None for site in sites})
+        self._followed = {site.name for site in sites if site.eligible} if followed is None else set(followed)
+        self._in_training: str | bool = False  # the first layer that is
+        self._random: str | bool = False  # the first call that draws random numbers
+        self._of_module: dict[nn.Module, list[Site]] = defaultdict(list)
+        for site in sites:
+            self._of_module[site.module].append(site)
+        self._weights = {id(getattr(site.module, site.parameter, None)): site.name for site in sites}
+
+    def enters(self, module: nn.Module) -> None:
+        self._in_training = self._in_training or (module.training and self._of_module[module][0].name)
+        self._check_training()
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if not self._random and draws(func, args, kwargs or {}):
+            self._random = call_name(func)
+            self._check_training()
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _check_training(self) -> None:
+        # Layers in training mode do as always; dropout beside layers in eval mode is somebody's intention.
+        if self._in_training and self._random:
+            raise SettingError(
+                f"{self._in_training} is in training mode, and {self._random} draws at random; "
+                "call model.eval() before pruning"
+            )
+
+    def at_batch_statistics(self, training_mode: bool) -> None:
+        if training_mode:
+            raise SettingError("a BatchNorm is in training mode; call model.eval() before pruning")
+
+    def layer(self, func: Callable, call: LinearCall) -> str | None:
+        site = self._site_of(call)
+        if site is None:
+            if (name := self._weights.get(id(call.given))) in self._followed:
+                self.elsewhere(name)
+            return None
+        if call.input.is_nested or call.input.layout != torch.strided:
+            raise SettingError(f"{site.name}: its input is nested or sparse; give the model padded, dense ones")
+        if site.name in self._followed:
+            if (*call.weight.shape[:2], call.weight.shape[2:].numel()) != _found(site):
+                shape = " x ".join(map(str, call.weight.shape))
+                raise SettingError(f"{site.name}: its weight is {shape}, another than when it was found; find it anew")
+            if why := _without_rows(call.input):
+                raise SettingError(f"{site.name}: {why}")
+        return site.name
+
+    def elsewhere(self, name: str) -> None:
+        """A followed layer's weight is used in a call that is not its module's."""
+
+    def _site_of(self, call: LinearCall) -> Site | None:
+        """The site that a call is one of."""
+        sites = self._of_module[self.running[-1]] if self.running else []
+        sites = [site for site in sites if site.kind == call.kind]
+        if sites and (owner := owner_in(self.running[-1], call)) is not None:
+            return next((site for site in sites if owner == Owner(site.module, site.parameter, site.transposed)), None)
+        return sites[0] if len(sites) == 1 else None
+
+
+def _found(site: Site) -> tuple[int, int, int]:
+    return site.outputs, site.terms, site.weights_per_term
+
+
+def _without_rows(x: Tensor) -> str | None:
+    """Why nothing can be tested of a layer's input; None where it can."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return "inside torch.vmap or another transform of torch.func its rows cannot be told apart; give it the batch"
+    if x.is_meta or type(x).__name__ == "FakeTensor":
+        return "its input has no values (meta or fake tensors), so nothing can be tested; ExPrune(sites, None) counts"
+    return None

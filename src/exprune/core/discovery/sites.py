@@ -1,0 +1,141 @@
+"""The layers of a model, and which of them can be pruned (docs/method.md, section 1)."""
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from exprune.core.calls.layers import masks_of
+from exprune.core.errors import SettingError
+
+_SPATIAL_DIMS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3}
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer of a model, and whether the neurons it computes can be stopped early.
+
+    Attributes:
+        name: its weight's name in the model, without ``.weight``: of most layers the name of the module.
+        kind: ``linear``, ``conv1d``, ``conv2d`` or ``conv3d``; of a layer that cannot be a site, the name of its call.
+        terms: N, the input channels whose contributions a neuron sums.
+        weights_per_term: K, multiply-adds per term: 1, or the kernel's area.
+        relu: whether its output reaches a ReLU through nothing but BatchNorm, factors per channel and additions.
+        residual: whether another tensor is added on the way.
+        spatial: positions per channel where the input is a flattened feature map, else 1.
+        reason: why it cannot be pruned; None where it can.
+        module: the module whose weight it is.
+        parameter: what the module calls that weight.
+        transposed: whether the module keeps it as (terms, outputs).
+        outputs: neurons of one input or position; 0 where that is not known.
+        hidden: whether the module computes products that no torch call shows (scripted functions, C++ code).
+    """
+
+    name: str
+    kind: str
+    terms: int
+    weights_per_term: int
+    relu: bool
+    residual: bool = False
+    spatial: int = 1
+    reason: str | None = None
+    module: nn.Module | None = field(default=None, repr=False, compare=False)
+    parameter: str = "weight"
+    transposed: bool = False
+    outputs: int = 0
+    hidden: bool = False
+
+    @property
+    def eligible(self) -> bool:
+        return self.reason is None
+
+    @property
+    def followed(self) -> bool:
+        """Whether its calls can be followed, be it to the reason why it cannot be pruned."""
+        return self.kind in _SPATIAL_DIMS or self.kind.startswith("conv_transpose")
+
+    @property
+    def spatial_dims(self) -> int:
+        """Dimensions of its kernel: 0 of a Linear."""
+        return _SPATIAL_DIMS[self.kind]
+
+    @property
+    def channel_dim(self) -> int:
+        """Where the channels stand, of the input and of the output."""
+        return -1 - self.spatial_dims
+
+    @property
+    def weight(self) -> Tensor | None:
+        """The weight as it is now, (outputs, terms, *kernel); None of a layer without a single one."""
+        weight = getattr(self.module, self.parameter, None)
+        if not isinstance(weight, Tensor):
+            return None
+        return weight.t() if self.transposed else weight
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The weights that static pruning left, bool in the shape of :attr:`weight`; None where it removed none.
+
+        As ``torch.nn.utils.prune`` keeps it, or a parametrization of ``torch.ao.pruning``;
+        ``prune.custom_from_mask(module, "weight", module.weight != 0)`` makes one of weights that are zero already.
+
+        Raises:
+            SettingError: it is on the meta device, where it has no values.
+        """
+        mask = masks_of(self.module).get(self.parameter)
+        if mask is None:
+            return None
+        if mask.is_meta:
+            raise SettingError(f"{self.name}: its mask is on the meta device, where it has no values to count")
+        if bool(mask.all()):
+            return None
+        return (mask != 0).t() if self.transposed else mask != 0
+
+    @property
+    def dense_flops(self) -> int:
+        """FLOPs of one output, ``2 * N * K``."""
+        return 2 * self.terms * self.weights_per_term
+
+    def order(self) -> Tensor | None:
+        """The order in which terms are evaluated; None: as they stand.
+
+        The inputs of a flattened feature map lie position by position, one channel after the other, so the
+        first ones are neighbours and no sample. They are taken diagonally: the next channel and the next
+        position each time.
+        """
+        if self.spatial == 1:
+            return None
+        channels = self.terms // self.spatial
+        index = torch.arange(self.terms)
+        channel = index % channels
+        return channel * self.spatial + (channel + index // channels) % self.spatial
+
+
+def select_sites(sites: Sequence[Site], patterns: Sequence[str] | str | None) -> list[Site]:
+    """Restrict pruning to the sites that match a name or a wildcard; the others stay, with that as their reason.
+
+    Raises:
+        SettingError: a pattern matches no eligible site.
+    """
+    if patterns is None:
+        return list(sites)
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    eligible = [site.name for site in sites if site.eligible]
+    for pattern in patterns:
+        if not matching(pattern, eligible):
+            given = [f"{s.name} cannot be pruned: {s.reason}" for s in sites if matching(pattern, [s.name])]
+            why = given[0] if given else "no site of that name"
+            raise SettingError(f"sites: {pattern!r}: {why}; eligible are {', '.join(eligible) or 'none'}")
+    return [
+        site
+        if not site.eligible or any(matching(pattern, [site.name]) for pattern in patterns)
+        else replace(site, reason="not selected")
+        for site in sites
+    ]
+
+
+def matching(pattern: str, names: Sequence[str]) -> list[str]:
+    """The names that are the pattern or match it as a wildcard (``*``, ``?``, ``[0-3]``)."""
+    return [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]

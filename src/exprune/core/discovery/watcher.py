@@ -1,0 +1,208 @@
+"""Watching one forward pass of a model: every layer's calls, what their outputs go through, and who reads them."""
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from exprune.core.calls.effects import call_name, tensors
+from exprune.core.calls.formulas import multiplies
+from exprune.core.calls.layers import LinearCall, Owner, called_with_any_weight, owner_in
+from exprune.core.discovery.chain import Chain
+from exprune.core.discovery.following import ChainFollower
+from exprune.core.discovery.origins import CONSTANT, UNKNOWN, origin_of
+from exprune.core.discovery.records import Call, Layer, kind_and_terms, site_of
+from exprune.core.discovery.sites import Site
+from exprune.core.discovery.writes import Writes
+
+# Calls other than those of layers that multiply by weights.
+_OTHER_PRODUCTS = set(
+    """
+    bilinear einsum tensordot inner mv addmv bmm baddbmm addbmm multi_dot chain_matmul multi_head_attention_forward
+    lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell conv_tbc matmul mm addmm
+    """.split()
+)
+
+
+class Watcher(ChainFollower):
+    """Records, for every layer call, what its pre-activation goes through and who else reads it."""
+
+    writes: Writes
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.modules())
+        # torch.compile puts a module of its own around the one that it compiles.
+        self.names = {
+            module: ".".join(part for part in name.split(".") if part != "_orig_mod")
+            for name, module in model.named_modules()
+        }
+        self.layers: dict[str, Layer] = {}
+        self.origins = WeakTensorKeyDictionary()
+        for tensor in (*model.parameters(), *model.buffers()):
+            self.origins[tensor] = CONSTANT
+        self._homes = {
+            (tensor.data_ptr(), tensor.shape): module
+            for module in model.modules()
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None and tensor.dim() > 1 and not tensor.is_meta
+        }
+        self._calls: dict[int, tuple[LinearCall, Call]] = {}  # by id; the call is kept, so that its id stays its own
+
+    # Which layer a call belongs to.
+
+    def layer(self, func: Callable, call: LinearCall) -> str | None:
+        running = self.running[-1] if self.running else None
+        owner = None if running is None else owner_in(running, call)
+        elsewhere = None
+        if owner is None and (home := self._home(call)) is not None:
+            owner, elsewhere = home, f"its weight is used by {self._called(running)}, outside of its own forward"
+        if owner is None and not called_with_any_weight(func):
+            return None
+        if owner is None and running is None:
+            return None
+        if owner is None:
+            owner, elsewhere = Owner(running, "weight"), "its weight is computed anew at each call"
+        name = self._name(owner)
+        layer = self.layers.get(name)
+        if layer is None:
+            kernel = call.weight.shape[2:].numel()
+            given = owner.parameter, owner.transposed
+            layer = Layer(owner.module, call.kind, call.terms, kernel, call.weight.shape[0], *given)
+            self.layers[name] = layer
+        origin = self.origins.get(call.input, UNKNOWN)
+        record = Call(call, not origin.learned, origin.spatial, why=elsewhere)
+        record.read.append((call.input, self.version(call.input)))
+        layer.calls.append(record)
+        self._calls[id(call)] = (call, record)
+        return name
+
+    def _home(self, call: LinearCall) -> Owner | None:
+        """Whose weight it is, of any module of the model."""
+        weight = call.given
+        shapes = (weight.shape, weight.shape[::-1]) if weight.dim() == 2 else (weight.shape,)
+        homes = [] if weight.is_meta else [self._homes.get((weight.data_ptr(), shape)) for shape in shapes]
+        return next((owner_in(home, call) for home in homes if home is not None), None)
+
+    def _name(self, owner: Owner) -> str:
+        name = self.names.get(owner.module, "")
+        if owner.parameter == "weight" and name:
+            return name
+        return f"{name}.{owner.parameter}" if name else owner.parameter
+
+    def _called(self, module: nn.Module | None) -> str:
+        return (self.names.get(module) or type(module).__name__) if module is not None else "the model"
+
+    # What happens to its pre-activation.
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():
+            inputs = list(tensors((args, kwargs)))
+            before = [(tensor, self.version(tensor)) for tensor in inputs]
+            origins = [self.origins.get(tensor, UNKNOWN) for tensor in inputs]
+        seen = len(self._calls)
+        out = super().__torch_function__(func, types, args, kwargs)
+        with torch._C.DisableTorchFunction():
+            if len(self._calls) == seen:
+                self._note_product(func, inputs)
+            for tensor in tensors(out):
+                if not any(tensor is t and self.version(t) == version for t, version in before):
+                    self.origins[tensor] = origin_of(func, inputs, origins, tensor, len(self._calls) > seen)
+        return out
+
+    def _note_product(self, func: Callable, inputs: list[Tensor]) -> None:
+        """List the running module where it multiplies by weights in a call that is not followed."""
+        running = self.running[-1] if self.running else None
+        if running is None:
+            return
+        name = call_name(func)
+        if isinstance(func, torch._ops.OpOverload) and multiplies(func):
+            why = f"computes {name} in scripted or C++ code, whose calls cannot be seen when it is pruned"
+            self._unfollowed(running, name, why, inputs, hidden=True)
+        elif name in _OTHER_PRODUCTS and _weights(running, inputs):
+            self._unfollowed(running, name, f"computes {name}, which is not followed to a ReLU", inputs)
+
+    def _unfollowed(self, module: nn.Module, kind: str, why: str, inputs: list[Tensor], hidden: bool = False) -> None:
+        name = self._called(module)
+        if name not in self.layers:
+            weights = _weights(module, inputs)
+            terms = weights[0].shape[1] if weights else inputs[0].shape[-1] if inputs and inputs[0].dim() else 1
+            self.layers[name] = Layer(module, kind, terms, 1, why=why)
+        self.layers[name].hidden |= hidden
+
+    def version(self, tensor: Tensor) -> int:
+        return self.writes.of(tensor)
+
+    def passes(self, chain: Chain) -> None:
+        self._record(chain).uses[chain.stage].append("")
+
+    def reads(self, chain: Chain, func: Callable) -> None:
+        self._record(chain).uses[chain.stage].append(call_name(func))
+
+    def use(self, structure: Any, what: str) -> None:
+        """Count every pre-activation in ``structure`` as read by ``what``."""
+        for tensor in tensors(structure):
+            if (chain := self.chains.get(tensor)) is not None:
+                self._record(chain).uses[chain.stage].append(what)
+
+    def use_what_is_kept(self) -> None:
+        """Count every pre-activation that is still there as read: whoever keeps it may use it."""
+        for layer in self.layers.values():
+            for record in layer.calls:
+                record.read.clear()  # of ours
+        if any(self._record(chain).closed for chain in list(self.chains.values())):
+            gc.collect()  # what lies in a cycle is not kept
+        for tensor in list(self.chains.keys()):
+            self.use(tensor, "whatever keeps it after the forward pass")
+
+    def at_relu(self, chain: Chain, out: Tensor) -> None:
+        record = self._record(chain)
+        if any(self.version(tensor) != version for tensor, version in record.read):
+            record.why = record.why or "its input or residual is changed in place before the ReLU"
+        record.closed = True
+        record.residual = chain.residual is not None
+        record.read.clear()
+
+    def deeper(self, left: Tensor, right: Tensor) -> Tensor:
+        depths = [self.origins.get(x, UNKNOWN).depth for x in (left, right)]
+        own, other = (right, left) if depths[1] > depths[0] else (left, right)
+        goes_on = self.chains[own]
+        self._record(self.chains[other]).added_to = goes_on.name, self._record(goes_on)
+        return own
+
+    def constant(self, tensor: Tensor) -> bool:
+        return not self.origins.get(tensor, UNKNOWN).data
+
+    def carry(self, chain: Chain, out: Tensor, further: Chain) -> None:
+        super().carry(chain, out, further)
+        if further.residual is not None and further.residual is not chain.residual:
+            self._record(chain).read.append((further.residual, self.version(further.residual)))
+
+    def in_another_thread(self, module: nn.Module) -> None:
+        name = self._called(module)
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and name not in self.layers:
+            why = "runs in another thread, where its calls cannot be seen"
+            self.layers[name] = Layer(module, *kind_and_terms(module), why=why)
+
+    def _record(self, chain: Chain) -> Call:
+        return self._calls[id(chain.call)][1]
+
+    # What comes of it.
+
+    def sites(self) -> list[Site]:
+        """Every layer that was seen, in the order of their first calls; then those that were not."""
+        listed = {layer.module for layer in self.layers.values()}
+        for module, name in self.names.items():
+            if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module not in listed:
+                why = "not seen as a torch call: unused in this pass, fused or scripted"
+                self.layers[name] = Layer(module, *kind_and_terms(module), why=why)
+        return [site_of(name, layer) for name, layer in self.layers.items()]
+
+
+def _weights(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
+    """The weights among the inputs of a call; what torch.nn.utils.prune makes of one is no parameter."""
+    masked = [value for value in module.__dict__.values() if isinstance(value, Tensor)]
+    return [t for t in inputs if t.dim() > 1 and (isinstance(t, nn.Parameter) or any(t is m for m in masked))]

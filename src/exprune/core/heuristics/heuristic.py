@@ -1,0 +1,168 @@
+"""When to stop a neuron: one small decision a class (docs/method.md, section 2)."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import NormalDist
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from exprune.core.accounting.plan import Plan
+from exprune.core.discovery.sites import Site, matching
+from exprune.core.errors import SettingError
+from exprune.core.settings import plain_knob, real, whole
+from exprune.core.sums.elementwise import below
+
+Tau = float | Sequence[float] | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What is known of a site's neurons once ``n`` of their ``terms`` terms are evaluated.
+
+    All in units of the pre-activation, ``z = sum of all terms + r``: ``s``, (rows, outputs) of a Linear or (inputs,
+    outputs, *space) of a convolution, some of a batch at a time, is the sum of the first n terms, ``q``
+    the sum of their squares (None unless the heuristic needs squares), ``r`` what is added to the terms in any
+    case (bias, BatchNorm's shift, residual), a tensor that broadcasts with ``s``, or 0.0 where there is nothing.
+    ``terms`` is a tensor that broadcasts with ``s`` where static pruning removed weights. ``tau`` is this site's knob.
+    ``plan`` holds the stages and what each costs. ``rows`` (bool, broadcasts with ``s``) is False where a row is no
+    data; None: all are. ``full`` is the true z, of which nothing that is to save work can know: for oracles,
+    and None unless the heuristic needs it. ``s`` and ``q`` are overwritten by what comes next: copy what is to be kept.
+
+    ``s`` is ``scale * part``, with one scale per output channel (None: 1), and is not computed unless it is asked for.
+    ``kept`` is for what a heuristic works out once for all rows and stages of a batch: a new dict for every batch.
+    """
+
+    site: Site
+    stage: int
+    n: int
+    terms: int | Tensor
+    tau: float | None
+    part: Tensor
+    scale: Tensor | None
+    q: Tensor | None
+    r: Tensor | float
+    plan: Plan | None = None
+    rows: Tensor | None = None
+    full: Tensor | None = None
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+    @cached_property
+    def s(self) -> Tensor:
+        return self.part if self.scale is None else self.part * self.scale
+
+
+class Heuristic(ABC):
+    """Decides which neurons to stop after each stage.
+
+    A subclass sets :attr:`stages` (how many terms are evaluated before each test, ascending) and implements
+    :meth:`stop`; the engine loops over the stages, counts and writes the zeros.
+
+    Args:
+        tau: the knob: one number, a list (one per eligible site), or a mapping of site names with wildcards.
+        n: the terms evaluated before the only test.
+    """
+
+    needs_squares: ClassVar[bool] = False
+    needs_full: ClassVar[bool] = False
+    tau_range: ClassVar[tuple[float, float] | None] = None  # of every value; None: tau is not checked
+
+    def __init__(self, tau: Tau | None = None, n: int = 32) -> None:
+        n = whole(n, "n", "a whole number of terms, at least 1", lambda n: n >= 1)
+        self.tau = plain_knob(tau)
+        self.stages: tuple[int, ...] = (n,)
+        if self.tau_range is None:
+            return
+        low, high = self.tau_range
+        if isinstance(self.tau, Mapping):
+            values = list(self.tau.values())
+        else:
+            values = self.tau if isinstance(self.tau, list) else [self.tau]
+        for value in values:
+            wanted, of = f"a number in [{low:g}, {high:g}]", type(self).__name__
+            real(value, "tau", wanted, lambda value: low <= value <= high, of)
+
+    @abstractmethod
+    def stop(self, seen: Prefix) -> Tensor:
+        """Which neurons to stop now: a bool tensor in the shape of ``seen.s``. Stopped neurons output 0.
+
+        The next stage may overwrite ``seen.s``: clone what is to be kept.
+        """
+
+    def order(self, site: Site) -> Tensor | None:
+        """The order in which terms are evaluated, (N,) or one per neuron (outputs, N); None: the model's own."""
+        return None
+
+    def overhead(self, stage: int, site: Site) -> int:
+        """FLOPs of the test at ``stage``, per neuron tested."""
+        return 1
+
+
+class Threshold(Heuristic):
+    """Stop where the estimated mean term is below ``tau <= 0``."""
+
+    tau_range = (-math.inf, 0.0)
+
+    def stop(self, seen: Prefix) -> Tensor:
+        # s/n + r/N < tau; solved for s, it is one pass over s where r is one value per channel
+        return below(seen.s, seen.n * (seen.tau - seen.r / seen.terms))
+
+
+class StatsTest(Heuristic):
+    """Stop where a one-sided Wald test at significance level ``tau`` rejects that the mean term is >= 0.
+
+    tau lies in [0, 0.5]; 0 never stops. Terms without variance are judged by their sign.
+    """
+
+    needs_squares = True
+    tau_range = (0.0, 0.5)
+
+    def stop(self, seen: Prefix) -> Tensor:
+        if seen.tau == 0:
+            return torch.zeros_like(seen.s, dtype=torch.bool)
+        # s/n + r/N < quantile * sqrt(v/n) as s/n + sqrt(quantile^2 v/n) < -r/N: no division by zero, few passes
+        factor = NormalDist().inv_cdf(seen.tau) ** 2 / seen.n**2
+        margin = (seen.q * factor).addcmul_(seen.s, seen.s, value=-factor / seen.n).clamp_(min=0).sqrt_()
+        return below(margin.add_(seen.s, alpha=1 / seen.n), -seen.r / seen.terms)
+
+    def overhead(self, stage: int, site: Site) -> int:
+        return 2 * self.stages[stage] + 6
+
+
+def per_site(
+    values: Tau | None, sites: Sequence[Site], what: str = "tau", known: Sequence[Site] | None = None
+) -> dict[str, float | None]:
+    """The knob of every site, by name. In a mapping an exact name goes before a wildcard, then the first match wins.
+
+    ``known`` are all the sites that a mapping may name (default: ``sites``).
+
+    Raises:
+        SettingError: a list of another length, a pattern that matches no site, a site without a value.
+    """
+    names = [site.name for site in sites]
+    if isinstance(values, Mapping):
+        there = names if known is None else [site.name for site in known]
+        for pattern in values:
+            if not matching(pattern, there):
+                raise SettingError(
+                    f"{what} of {pattern!r}: no eligible site of that name; there are {', '.join(there)}"
+                )
+        found = {name: _lookup(values, name) for name in names}
+        if missing := [name for name, value in found.items() if value is None]:
+            raise SettingError(f"{what}: no value for site {missing[0]!r}; add it, or '*' for the rest")
+        return found
+    if isinstance(values, Sequence):
+        if len(values) != len(names):
+            raise SettingError(f"{what}: {len(values)} values for {len(names)} eligible sites ({', '.join(names)})")
+        return dict(zip(names, values, strict=True))
+    return dict.fromkeys(names, values)
+
+
+def _lookup(values: Mapping[str, float], name: str) -> float | None:
+    if name in values:
+        return values[name]
+    return next((value for pattern, value in values.items() if matching(pattern, [name])), None)

@@ -1,0 +1,1 @@
+"""Running a model pruned, without running it faster."""

@@ -1,0 +1,52 @@
+"""A layer's chain and output, some rows at a time."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from exprune.core.discovery.chain import Chain
+from exprune.core.sums.parts import some_rows
+
+# Outputs tested at a time: on a CPU, by each core, few enough that the passes over them stay in its caches.
+_CHUNK = 2**19
+
+
+def as_rows(chain: Chain, out: Tensor) -> tuple[Chain, Tensor]:
+    """The chain and output of a Linear with all its rows in one dimension, so that any number of them make a chunk."""
+    if chain.call.is_conv:
+        return chain, out
+
+    def rows(values: Tensor) -> Tensor:
+        return values.reshape(-1, values.shape[-1])
+
+    residual = chain.residual
+    if residual is not None and residual.dim() > 1:
+        residual = rows(residual.expand_as(out))
+    call = replace(chain.call, input=rows(chain.call.input), sums=tuple(map(rows, chain.call.sums)))
+    return replace(chain, call=call, residual=residual), rows(out)
+
+
+def chunks(chain: Chain, out: Tensor) -> Iterator[tuple[Chain, slice]]:
+    """The chain of some rows (inputs of a batch) at a time."""
+    if out.dim() == -chain.call.channel_dim:  # no batch
+        yield chain, slice(None)
+        return
+    for rows in some_rows(out, _CHUNK):
+        residual = chain.residual
+        if residual is not None and residual.dim() == out.dim() and residual.shape[0] == len(out):
+            residual = residual[rows]
+        sums = tuple(so_far[rows] for so_far in chain.call.sums)
+        call = replace(chain.call, input=chain.call.input[rows], sums=sums)
+        yield replace(chain, call=call, residual=residual), rows
+
+
+def data_mask(mask: Tensor, chain: Chain, out: Tensor, rows: slice) -> Tensor | None:
+    """The mask of data rows, to broadcast with ``out``, some rows of the layer's output; None where all are data."""
+    dims = -chain.call.channel_dim
+    leading = out.shape[: out.dim() - dims]
+    mask = mask.reshape(-1, *leading[1:])[rows]
+    if mask.all():
+        return None
+    return mask.to(out.device, torch.bool).view(*leading, *(1,) * dims)

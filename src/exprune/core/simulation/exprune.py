@@ -1,0 +1,143 @@
+"""The context under which a model runs pruned."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exprune.core.accounting.flops import Flops, SiteFlops
+from exprune.core.accounting.ledger import Ledger
+from exprune.core.accounting.plan import checked, make_plan
+from exprune.core.discovery.sites import Site
+from exprune.core.errors import SettingError
+from exprune.core.heuristics.heuristic import Heuristic, Tau, per_site
+from exprune.core.settings import plain_knob, real
+from exprune.core.simulation.pruner import Pruner
+
+
+class ExPrune:
+    """Run a model with the neurons of ``sites`` stopped early by ``heuristic``, and count what that saves.
+
+        with ExPrune(sites, StatsTest(0.1)) as run:
+            out = model(batch)
+        run.flops
+
+    Inside the context every output that the heuristic stops is exactly 0 after its ReLU; everything else is
+    computed as always. This simulates the method: the dense pre-activation is computed too, so it counts
+    FLOPs and does not run faster. (With several stages a layer's output is made of their partial sums, which
+    differs from the model's own in the last bits.) Under a static mask (:attr:`Site.mask`) only the weights that are
+    left count. For inference only: the model must be in eval mode. Neither the model nor its parameters are changed,
+    and nothing stays behind, also after an exception. Entering the context again
+    adds to the same counts; a new ``ExPrune`` starts from zero. Inside another ``ExPrune`` it is to that one as if it
+    were part of the model.
+
+    A run accounts for itself: where a site was not tested as often as its layer was computed, in the thread that
+    entered the context, the end of the context says which and why.
+
+    Args:
+        sites: from :func:`find_sites`. Those that cannot be pruned run dense; :attr:`sites` keeps the reason.
+        heuristic: when to stop; None stops nothing and only counts.
+        rows: a bool tensor over the flattened leading dimensions of the sites' outputs (all but the channels
+            of a Linear, the batch of a convolution): rows that are no data (padding) are False and not
+            counted. It can be set anew for every batch: ``run.rows = mask``.
+        gain_ratio: of sites under a static mask, see :func:`exprune.core.accounting.plan.make_plan`; like tau one
+            number, a list (one per eligible site) or a mapping of site names with wildcards.
+
+    Raises:
+        SettingError: no site is left to prune, or the heuristic's tau or gain_ratio does not fit the sites; inside the
+            context, the model is in training mode or cannot be followed; at its end, a site was not pruned as planned.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        heuristic: Heuristic | None,
+        rows: Tensor | None = None,
+        gain_ratio: Tau = 0.5,
+    ) -> None:
+        self.sites = list(sites)
+        self.heuristic = heuristic
+        self.rows = rows
+        self.taus: dict[str, float | None] = {}
+        self._ledger = Ledger()
+        self._pruner: Pruner | None = None
+        self._masks = self._masks_now()
+        if heuristic is not None and not isinstance(heuristic, Heuristic):
+            raise SettingError(f"heuristic={heuristic!r}: a Heuristic, such as StatsTest(0.1), or None")
+        if heuristic is not None:
+            self._plan(heuristic, gain_ratio)
+
+    def _plan(self, heuristic: Heuristic, gain_ratio: Tau) -> None:
+        stages = checked(heuristic.stages)
+        known = [site for site in self.sites if site.eligible]
+        ratios = per_site(plain_knob(gain_ratio), known, "gain_ratio")
+        for index, site in enumerate(self.sites):
+            if site.eligible:
+                plan = make_plan(site, stages, _gain_ratio(ratios[site.name]), heuristic.order(site))
+                if plan.stages:
+                    overhead = tuple(heuristic.overhead(stage, site) for stage in range(len(plan.stages)))
+                    self._ledger.sites[site.name] = SiteFlops(site, plan, overhead)
+                else:
+                    self.sites[index] = replace(site, reason=_why_no_stage(site, stages[0], ratios[site.name]))
+        eligible = [site for site in self.sites if site.eligible]
+        if not eligible:
+            reasons = "; ".join(f"{site.name}: {site.reason}" for site in self.sites if site.relu)
+            none = "no layer that can be followed feeds a ReLU"
+            raise SettingError(f"no site to prune with n={stages[0]} ({reasons or none})")
+        self.taus = per_site(heuristic.tau, eligible, known=known)
+
+    def _masks_now(self) -> dict[str, Tensor]:
+        return {site.name: mask for site in self.sites if (mask := site.mask) is not None}
+
+    def _check_masks(self) -> None:
+        now = self._masks_now()
+        for name in now.keys() | self._masks.keys():
+            if name not in now or name not in self._masks or not torch.equal(now[name], self._masks[name]):
+                raise SettingError(f"{name}: its mask is another than when this ExPrune was made; make a new one")
+
+    def __enter__(self) -> "ExPrune":
+        if self._pruner is not None:
+            raise RuntimeError("this ExPrune context is already entered")
+        self._check_masks()
+        self._pruner = Pruner(self.sites, self.heuristic, self.taus, self._masks, self._ledger, lambda: self.rows)
+        self._pruner.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pruner, self._pruner = self._pruner, None
+        pruner.__exit__(*exception)
+        if exception[0] is not None:
+            return
+        self._check_masks()
+        tally, counts = self._ledger.tally, self._ledger.sites.values()
+        for name in pruner.unseen_masks if tally.flops else ():
+            tally.uncounted[f"masked weights of {name}"] += 1
+        if line := pruner.account.line():
+            raise SettingError(line)
+        if tally.flops and counts and not any(count.outputs for count in counts):
+            raise SettingError("none of the sites was reached: they belong to another model object")
+
+    @property
+    def flops(self) -> Flops:
+        """What all passes so far cost, densely and pruned."""
+        return self._ledger.flops
+
+    def state_dict(self) -> dict[str, Any]:
+        """All counts, to go on with later: see :meth:`load_state_dict`."""
+        return self._ledger.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the counts of another run of the same sites and stages."""
+        self._ledger.load_state_dict(state)
+
+
+def _gain_ratio(value: Any) -> float:
+    return real(value, "gain_ratio", "a number above 0", lambda value: value > 0)
+
+
+def _why_no_stage(site: Site, n: int, gain_ratio: float) -> str:
+    if site.mask is None or site.terms <= n:
+        return f"{site.terms} terms, fewer than n + 1 = {n + 1}"
+    return f"too few weights left for a test after n={n} terms with gain_ratio={gain_ratio:g}"

@@ -1,0 +1,79 @@
+"""Which of a layer's outputs stop, and how many after each stage."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exprune.core.accounting.flops import SiteFlops
+from exprune.core.calls.layers import per_channel
+from exprune.core.discovery.chain import Chain
+from exprune.core.heuristics.heuristic import Heuristic, Prefix
+from exprune.core.sums.elementwise import Masks
+
+
+class Stops:
+    """The tests of one call of a layer, of one block of its rows after the other: each block stage by stage.
+
+    Args:
+        of: the site and its plan.
+        tau: the site's knob.
+    """
+
+    def __init__(self, heuristic: Heuristic, of: SiteFlops, tau: float | None) -> None:
+        self.heuristic, self.site, self.plan, self.tau = heuristic, of.site, of.plan, tau
+        self._kept: dict[Any, Any] = {}
+        self._masks: Masks | None = None  # of the block: what has stopped after each stage, the positive, the wrong
+
+    def test(
+        self,
+        index: int,
+        chain: Chain,
+        part: Tensor,
+        scale: Tensor | None,
+        q: Tensor | None = None,
+        data: Tensor | None = None,
+        full: Tensor | None = None,
+    ) -> None:
+        """Test a block after a stage. What is known of it is as of :class:`Prefix`; ``chain`` is of its rows."""
+        stage, total = self.plan.stages[index], self.plan.terms
+        if isinstance(total, Tensor):
+            total = self._per_output(total.clamp(min=1), part)
+        r, plan = chain.beside, self.plan
+        seen = Prefix(self.site, index, stage.n, total, self.tau, part, scale, q, r, plan, data, full, self._kept)
+        now = self.heuristic.stop(seen)
+        if stage.tested is not None:
+            now = now & self._per_output(stage.tested, part)
+        if self._masks is None or self._masks.shape != part.shape:
+            self._masks = Masks(len(plan.stages) + 2, part)
+        if index:
+            torch.bitwise_or(self._masks[index - 1], now, out=self._masks[index])
+        else:
+            self._masks[0].copy_(now)
+
+    def stopped(self) -> Tensor:
+        """The block's outputs that have stopped at any stage; the next block overwrites it."""
+        return self._masks[len(self.plan.stages) - 1]
+
+    def counts(self, activations: Tensor, data: Tensor | None) -> Tensor:
+        """Of the block how many outputs have stopped after each stage, how many are positive, and both: (stages + 2,).
+
+        Where costs differ by output channel, of each: (stages + 2, outputs).
+
+        Args:
+            activations: what its ReLU makes of it.
+            data: rows that do not count are False; broadcasts with the block; None: all count.
+        """
+        positive, wrong = self._masks[-2], self._masks[-1]
+        positive.copy_(activations)
+        torch.bitwise_and(positive, self.stopped(), out=wrong)
+        if data is None and not isinstance(self.plan.terms, Tensor):
+            return self._masks.counts()
+        masks = self._masks if data is None else [mask & data for mask in self._masks]
+        if not isinstance(self.plan.terms, Tensor):
+            return torch.stack([mask.sum() for mask in masks])
+        return torch.stack([mask.movedim(self.site.channel_dim, -1).flatten(0, -2).sum(0) for mask in masks])
+
+    def _per_output(self, values: Tensor, like: Tensor) -> Tensor:
+        """One value per output channel, shaped to broadcast over the block."""
+        return per_channel(values.to(like.device), self.site.spatial_dims)

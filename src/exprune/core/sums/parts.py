@@ -1,0 +1,87 @@
+"""Layers that are evaluated in parts: their outputs are made of the sums that the tests look at."""
+
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from exprune.core.accounting.plan import Plan
+from exprune.core.calls.layers import LinearCall, per_channel
+from exprune.core.discovery.site_follower import SiteFollower
+from exprune.core.discovery.sites import Site
+from exprune.core.sums.buffers import Buffers
+from exprune.core.sums.terms import Terms
+
+# Outputs of a layer in parts that are summed at a time: on a CPU, by each core, few enough that an addition finds its
+# summands in the cache.
+_BLOCK = 2**19
+_ELSEWHERE = 2**26
+
+
+class StagedFollower(SiteFollower):
+    """Follows layers, some of which are evaluated in parts: an output made of its partial sums costs less than both.
+
+    Args:
+        sites, followed: as of :class:`SiteFollower`.
+        in_parts: the stages of those in parts, by name.
+    """
+
+    def __init__(
+        self, sites: Sequence[Site], in_parts: Mapping[str, Plan], followed: Collection[str] | None = None
+    ) -> None:
+        super().__init__(sites, followed)
+        self._in_parts = in_parts
+        self._buffers = Buffers()
+
+    def compute(
+        self, name: str, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]
+    ) -> tuple[Tensor, LinearCall]:
+        plan = self._in_parts.get(name)
+        # What a context around this one counts is the model's own call.
+        if plan is None or plan.rest is None or self.inside_another:
+            return run(), call
+        precise = call.input.dtype == call.weight.dtype and call.weight.dtype in (torch.float32, torch.float64)
+        precise = precise and not torch.is_autocast_enabled(call.input.device.type)
+        if not precise:
+            return run(), call
+        groups = [Terms.of(call, channels) for channels in (*(stage.channels for stage in plan.stages), plan.rest)]
+        return _in_parts(call, bias, groups, self._buffers)
+
+
+def some_rows(out: Tensor, each_core: int) -> Iterator[slice]:
+    """All rows (inputs of a batch) of a layer's output, some at a time: on a CPU so many outputs for each core."""
+    outputs = each_core * torch.get_num_threads() if out.device.type == "cpu" else _ELSEWHERE
+    step = max(1, outputs * len(out) // max(out.numel(), 1))
+    for start in range(0, len(out), step):
+        yield slice(start, start + step)
+
+
+def _in_parts(
+    call: LinearCall, bias: Tensor | None, groups: Sequence[Terms], buffers: Buffers
+) -> tuple[Tensor, LinearCall]:
+    """A layer's output, summed over groups of terms that are all together, and the call with its sums."""
+    x = call.input
+    if bias is not None:
+        bias = per_channel(bias, call.spatial_dims)
+    if torch.is_grad_enabled() or x.dim() == -call.channel_dim:  # no batch
+        *sums, out = itertools.accumulate((group.sum(group.inputs(x)) for group in groups), torch.add)
+        return out if bias is None else out + bias, replace(call, sums=tuple(sums))
+    one = groups[0].sum(groups[0].inputs(x[:1]))
+    out = torch.empty_like(one.expand(len(x), *one.shape[1:]), memory_format=_memory_format(one))
+    sums = [buffers.empty_like(out) for _ in groups[1:]]
+    for rows in some_rows(out, _BLOCK):
+        so_far = None
+        for group, total in zip(groups, [*sums, out], strict=True):
+            so_far = group.sum(group.inputs(x[rows]), so_far, total[rows])
+        if bias is not None:
+            so_far += bias
+    return out, replace(call, sums=tuple(sums))
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    for last, dims in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        if x.dim() == dims and x.is_contiguous(memory_format=last):
+            return last
+    return torch.contiguous_format

@@ -1,0 +1,132 @@
+"""Partial sums of a neuron's terms, and of their squares, over a range of terms.
+
+A term ``t_c`` is what input channel ``c`` contributes to an output: one product in a Linear layer, the dot
+product of one kernel slice with one patch in a convolution (docs/method.md, section 1).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from exprune.core.calls.layers import LinearCall
+from exprune.core.sums.elementwise import select_channels
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Terms ``channels`` of every neuron of a call, with weights (out, terms, *kernel) ready for any input rows."""
+
+    call: LinearCall
+    channels: slice | Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(
+        cls, call: LinearCall, channels: slice | Tensor, keep: Tensor | None = None, scale: Tensor | None = None
+    ) -> "Terms":
+        """The terms of some input channels, times ``scale`` (one factor per output channel).
+
+        ``keep`` (outputs, channels) says which of them an output channel has; None: all.
+        """
+        if isinstance(channels, Tensor):
+            channels = channels.to(call.weight.device)
+            weight = select_channels(call.weight, channels, 1).to(_dtype(call))
+        else:
+            weight = call.weight[:, channels].to(_dtype(call))
+        beside = (1,) * (weight.dim() - 2)
+        if keep is not None:
+            weight = weight * keep.to(weight.device).view(*keep.shape, *beside)
+        if scale is not None:
+            weight = weight * scale.reshape(-1, 1, *beside)
+        return cls(call, channels, weight)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """What the terms are made of, from rows of the call's input: their channels, in the type of the weights."""
+        dim = self.call.channel_dim
+        if isinstance(self.channels, slice):
+            x = x.narrow(dim, self.channels.start, self.channels.stop - self.channels.start)
+        else:
+            x = select_channels(x, self.channels, dim)
+        return x.to(self.weight.dtype)
+
+    def sum(self, x: Tensor, before: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """The sum of the terms made of ``x``, see :meth:`inputs`, in the shape of the rows' output.
+
+        ``before``, if given, is added; the sum is written to ``out``, if given, which may be ``before``.
+        """
+        if not self.call.is_conv:
+            if x.dim() == 2 and before is not None:
+                return torch.addmm(before, x, self.weight.T, out=out)
+            if x.dim() == 2 and out is not None:
+                return torch.mm(x, self.weight.T, out=out)
+            part = F.linear(x, self.weight)
+        else:
+            part = _convolve(x, self.weight, self.call)
+        if before is not None:
+            return torch.add(before, part, out=out)
+        return part if out is None else out.copy_(part)
+
+    def squares(self, x: Tensor) -> Tensor:
+        """The sum of the terms' squares, likewise.
+
+        Where a term is one product, ``(w x)^2 = w^2 x^2``: one matrix product. Else one channel's terms at a time,
+        squared into the sum while they are in the cache (benchmarks/squares.py has the alternatives).
+        """
+        if not self.call.is_conv:
+            return F.linear(x * x, self._squared)
+        if self.weight[0, 0].numel() == 1:
+            return _convolve(x * x, self._squared, self.call)
+        patches, shape = self._patches(x)
+        weights = self.weight.flatten(2).permute(1, 2, 0).contiguous()
+        total = (patches[0].T @ weights[0]).square_()
+        term = torch.empty_like(total)
+        for patch, weight in zip(patches[1:], weights[1:], strict=True):
+            torch.mm(patch.T, weight, out=term)
+            total.addcmul_(term, term)
+        return total.view(*shape, -1).movedim(-1, self.call.channel_dim)
+
+    @cached_property
+    def _squared(self) -> Tensor:
+        return self.weight * self.weight
+
+    def _patches(self, x: Tensor) -> tuple[Tensor, torch.Size]:
+        """What each output of each channel sees, (channels, kernel, outputs), and the shape of one channel's outputs.
+
+        ``x`` is (..., channels, *space).
+        """
+        dims = self.call.spatial_dims
+        x = _pad(x.movedim(self.call.channel_dim, 0).contiguous(), self.call)
+        for dim, (size, stride, apart) in enumerate(
+            zip(self.weight.shape[2:], self.call.stride, self.call.dilation, strict=True)
+        ):
+            x = x.unfold(dim - dims if not dim else x.dim() - dims, apart * (size - 1) + 1, stride)[..., ::apart]
+        kernel = range(-dims, 0)
+        shape = x.shape[1:-dims]
+        return x.movedim(tuple(kernel), tuple(range(1, dims + 1))).reshape(len(x), self.weight[0, 0].numel(), -1), shape
+
+
+def _convolve(x: Tensor, weight: Tensor, call: LinearCall) -> Tensor:
+    return _CONVOLUTIONS[call.spatial_dims](x, weight, None, call.stride, call.padding, call.dilation)
+
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def _dtype(call: LinearCall) -> torch.dtype:
+    """Sums of squares need more than half precision holds."""
+    dtype = torch.promote_types(call.input.dtype, call.weight.dtype)
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _pad(x: Tensor, call: LinearCall) -> Tensor:
+    if call.padding == "valid":
+        return x
+    if call.padding == "same":  # torch puts the odd one at the end
+        spans = [d * (k - 1) for k, d in zip(call.weight.shape[2:], call.dilation, strict=True)]
+        sides = [(span // 2, span - span // 2) for span in spans]
+    else:
+        sides = [(padding, padding) for padding in call.padding]
+    return F.pad(x, [size for side in reversed(sides) for size in side]) if any(map(any, sides)) else x

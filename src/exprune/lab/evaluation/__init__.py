@@ -1,0 +1,1 @@
+"""One measurement: a trained network densely and pruned, with intervals, as a result that is printed and logged."""

@@ -1,0 +1,52 @@
+"""Dominance prediction of a network's head, calibrated on inputs of the training split (docs/method.md, section 8)."""
+
+from typing import Any
+
+import lightning
+import torch
+from omegaconf import DictConfig
+
+from exprune.core import Dominance, HeadRecorder
+from exprune.core.errors import SettingError
+from exprune.lab.evaluation.passes import run_pass
+
+
+def check_head(cfg: DictConfig, task: lightning.LightningModule) -> None:
+    """Raises SettingError where ``head`` asks for what this task's head cannot do, before anything long begins."""
+    if cfg.head.tau is None:
+        return
+    if not hasattr(task, "head"):
+        raise SettingError(
+            f"head.tau={cfg.head.tau}: model={cfg.model.name} on data={cfg.data.name} is not judged by its largest "
+            "logit; head=none"
+        )
+    Dominance.check_tau(cfg.head.tau)
+    HeadRecorder(task.head, cfg.head.stages)
+
+
+def dominance(
+    cfg: DictConfig, trainer: lightning.Trainer, task: lightning.LightningModule, data: lightning.LightningDataModule
+) -> Dominance | None:
+    """What prunes the trained task's head; None with ``head=none``.
+
+    Raises:
+        SettingError: there are too few calibration inputs, or the data has no training split.
+    """
+    if cfg.head.tau is None:
+        return None
+    recorder = HeadRecorder(task.head, cfg.head.stages)
+    generator = torch.Generator().manual_seed(cfg.seed)
+    run_pass(trainer, task, data.calibration_dataloader(cfg.head.inputs, generator), None, head=recorder)
+    return Dominance(task.head, recorder.statistics(), cfg.head.tau)
+
+
+def head_row(run: Dominance, inputs: int) -> dict[str, Any]:
+    """What happened at the head in a pass over so many inputs; FLOPs per input, of the head alone."""
+    return {
+        "tau": run.tau,
+        "outputs": run.head.out_features,
+        "rows": run.decided,
+        "changed": run.changed,
+        "stages": [{"n": n, "dropped": k} for n, k in zip(run.stages, run.dropped, strict=True)],
+        "flops": {"dense": run.dense_flops / inputs, "pruned": run.pruned_flops / inputs, "saved": run.saved},
+    }

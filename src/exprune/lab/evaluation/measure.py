@@ -1,0 +1,153 @@
+"""One measurement: a network densely and under ExPrune on a split."""
+
+import math
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+import lightning
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from exprune.core import Dominance, ExPrune, Heuristic
+from exprune.lab.evaluation.head import head_row
+from exprune.lab.evaluation.passes import Pass, run_pass
+from exprune.lab.evaluation.result import Metric, Result, check_defined, flops_per_input, site_rows
+from exprune.lab.evaluation.subject import Subject, plain
+from exprune.lab.models.masks import sparsity
+from exprune.lab.tasks.intervals import paired_bootstrap
+
+
+def measure(
+    subject: Subject,
+    heuristic: Heuristic | None,
+    gain_ratio: Any,
+    split: str,
+    command: str,
+    target: dict[str, float] | None = None,
+    head: Dominance | None = None,
+) -> tuple[Result, pd.DataFrame]:
+    """The result of ``heuristic`` and ``head`` on a split, and every input's target and both predictions.
+
+    ``target`` is what its knob was chosen for, if it was, and what that reached on the validation split.
+
+    Raises:
+        SettingError: a figure of the result is undefined.
+    """
+    cfg, task = subject.cfg, subject.task
+    run = ExPrune(subject.sites, heuristic, gain_ratio=gain_ratio)
+    dense = None if heuristic is None and head is None else subject.dense(split)
+    file = subject.pass_file(split, about(run, gain_ratio))
+    pruned = run_pass(subject.trainer, task, subject.loader(split), run, file, head=head)
+    dense = dense or pruned
+    result = Result(
+        model=cfg.model.name,
+        data=cfg.data.name,
+        split=split,
+        inputs=len(dense.targets),
+        static=cfg.static.name,
+        sparsity=sparsity(task.network),
+        seed=cfg.seed,
+        checkpoint=subject.checkpoint,
+        heuristic="none" if heuristic is None else type(heuristic).__name__,
+        tau=None if heuristic is None else heuristic.tau,
+        n=None if heuristic is None or len(heuristic.stages) > 1 else heuristic.stages[0],
+        stages=None if heuristic is None else list(heuristic.stages),
+        lam=getattr(heuristic, "lam", None),
+        order=cfg.exprune.get("order"),
+        target=target,
+        gain_ratio=gain_ratio,
+        site_selection=plain(cfg.exprune.sites),
+        metric=_compare(task, dense, pruned, cfg.bootstrap, cfg.seed),
+        flops=flops_per_input(task.unit, run.flops, dense, pruned),
+        sites=site_rows(run),
+        seconds={"dense": dense.seconds, "pruned": None if dense is pruned else pruned.seconds},
+        versions=_versions(),
+        command=command,
+        head=None if head is None else head_row(head, len(dense.targets)),
+        metrics={} if head is not None else _secondary(task, dense, pruned),  # they ask for all logits
+    )
+    check_defined(result)
+    examples = pd.DataFrame({"target": dense.targets, "dense": dense.predictions, "pruned": pruned.predictions})
+    if "group" in dense.columns:
+        examples["group"] = dense.columns["group"]
+    for kept in (file, subject.pass_file(split, None)):
+        kept.unlink(missing_ok=True)
+    return result, examples
+
+
+def drop_points(task: lightning.LightningModule, dense: Pass, predictions: NDArray) -> float:
+    """What the metric loses, in points, over the inputs that are predicted: the first of the dense pass, or all."""
+    targets, before = dense.targets[: len(predictions)], dense.predictions[: len(predictions)]
+    return 100 * (task.score(before, targets) - task.score(predictions, targets))
+
+
+class TooFar(Exception):
+    """A pass was ended early: its drop was bound to exceed the limit."""
+
+
+def drop_and_saved(
+    subject: Subject, run: ExPrune, batches: Iterable, dense: Pass, limit: float = math.inf
+) -> tuple[float, float]:
+    """What one setting does on some batches: drop in points, share of the FLOPs saved.
+
+    Raises:
+        TooFar: after a part of the inputs, which falls further short of ``dense`` than ``limit`` allows it to.
+    """
+    inputs = len(dense.targets)
+
+    def watch(so_far: list[dict[str, Any]]) -> None:
+        # A part of the inputs may fall further short than all of them, but not by more than its share allows.
+        predictions = torch.cat([batch["prediction"] for batch in so_far]).numpy()
+        done = len(predictions)
+        if done < inputs and drop_points(subject.task, dense, predictions) > limit * inputs / done:
+            raise TooFar
+
+    pruned = run_pass(subject.trainer, subject.task, batches, run, watch=None if limit == math.inf else watch)
+    saved = flops_per_input(subject.task.unit, run.flops, dense, pruned).saved
+    return drop_points(subject.task, dense, pruned.predictions), saved
+
+
+def about(run: ExPrune, gain_ratio: Any) -> list[Any]:
+    """What tells this pruned pass from others of the network."""
+    heuristic = run.heuristic
+    if heuristic is None:
+        return ["counted"]
+    # The statistics of a calibrated test are known by the lines they draw.
+    lines = {
+        name: float((of.slope * of.offset).sum()) for name, of in (getattr(heuristic, "statistics", None) or {}).items()
+    }
+    own = [getattr(heuristic, name, None) for name in ("lam", "ahead")]
+    knobs = [run.taus, *own, heuristic.stages, gain_ratio, lines]
+    return ["pruned", type(heuristic).__qualname__, knobs, [site.name for site in run.sites if site.eligible]]
+
+
+def _compare(task: lightning.LightningModule, dense: Pass, pruned: Pass, resamples: int, seed: int) -> Metric:
+    of_dense, of_pruned = (task.score(one.predictions, one.targets) for one in (dense, pruned))
+    groups = dense.columns.get("group")
+    both = dense.predictions, pruned.predictions
+    intervals = paired_bootstrap(task.weighted_metric, *both, dense.targets, resamples, seed, groups)
+    low, high = intervals.drop
+    return Metric(
+        name=task.metric_name,
+        dense=of_dense,
+        pruned=of_pruned,
+        drop=100 * (of_dense - of_pruned),
+        interval=(100 * low, 100 * high),
+        dense_interval=intervals.dense,
+        pruned_interval=intervals.pruned,
+    )
+
+
+def _secondary(task: lightning.LightningModule, dense: Pass, pruned: Pass) -> dict[str, dict[str, float]]:
+    if not hasattr(task, "secondary"):
+        return {}
+    of_dense, of_pruned = task.secondary(dense.columns), task.secondary(pruned.columns)
+    return {name: {"dense": of_dense[name], "pruned": of_pruned[name]} for name in of_dense}
+
+
+def _versions() -> dict[str, str]:
+    packages = ("exprune", "torch", "lightning", "torchmetrics", "transformers", "torch_geometric", "rdkit")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -1,0 +1,121 @@
+"""What an evaluation prints, and what it logs to W&B."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import wandb
+from rich.console import Console
+from rich.table import Table
+
+from exprune.lab.evaluation.result import Result
+
+
+def print_result(result: Result, console: Console | None = None) -> None:
+    """The result as two tables: the network, and its sites."""
+    console = console or Console(width=None if Console().is_terminal else 120)
+    console.print(_summary(result))
+    if result.heuristic != "none":
+        console.print(_sites(result))
+        for row in result.sites:
+            if row["relu"] and not row["eligible"]:
+                console.print(f"{row['name']} ran dense: {row['reason']}", highlight=False)
+        if others := [row["name"] for row in result.sites if not row["relu"]]:
+            console.print(f"{len(others)} more layers feed no ReLU: {_some(others)}", highlight=False)
+    if result.flops.uncounted:
+        calls = ", ".join(f"{name} ({count} calls)" for name, count in result.flops.uncounted.items())
+        console.print(f"not counted, for want of a formula: {calls}", highlight=False)
+    console.print("FLOPs are counted; this simulation does not run faster.", highlight=False)
+
+
+def _summary(result: Result) -> Table:
+    metric, flops = result.metric, result.flops
+    table = Table(
+        title=f"{result.model} on {result.data} ({result.split} split, {result.inputs:,} inputs), {_setting(result)}",
+        title_justify="left",
+    )
+    for column in ("", "dense", "pruned", "difference", "95 % interval"):
+        table.add_column(column, justify="left" if not column else "right")
+    if result.sparsity:
+        table.caption = f"{result.sparsity:.2%} of the weights removed statically; {flops.unpruned:,.0f} FLOPs before"
+        table.caption_justify = "left"
+    low, high = metric.interval
+    table.add_row(
+        metric.name,
+        f"{metric.dense:.4f}",
+        f"{metric.pruned:.4f}",
+        f"drop {metric.drop:+.2f} points",
+        f"[{low:+.2f}, {high:+.2f}]",
+    )
+    for name, both in result.metrics.items():
+        table.add_row(name, f"{both['dense']:.4f}", f"{both['pruned']:.4f}", "", "")
+    scopes = {f"FLOPs per {flops.unit}": asdict(flops)}
+    if flops.paper_scope["dense"] != flops.dense:
+        scopes["in the published scope"] = flops.paper_scope
+    for name, scope in scopes.items():
+        table.add_row(name, f"{scope['dense']:,.0f}", f"{scope['pruned']:,.0f}", f"{scope['saved']:.2%} saved", "")
+    if flops.zero_skipping:
+        both = (f"{flops.zero_skipping[side]:,.0f}" for side in ("dense", "pruned"))
+        table.add_row("zeros in fc2, skippable", *both, "", "")
+    if result.head:
+        of_head = result.head["flops"]
+        saved = f"{of_head['saved']:.2%} saved, {result.head['changed'] / result.head['rows']:.3%} changed"
+        table.add_row(f"head per {flops.unit}", f"{of_head['dense']:,.0f}", f"{of_head['pruned']:,.0f}", saved, "")
+    return table
+
+
+def _setting(result: Result) -> str:
+    """The heuristic and its knobs; of one that was found for a target, also what it reached on validation."""
+    knobs = {name: getattr(result, name) for name in ("tau", "lam", "n")}
+    named = [f"{name} {_short(knob)}" for name, knob in knobs.items() if knob is not None]
+    if result.target:
+        (target, value), drop = next(iter(result.target.items())), result.target["valid_drop"]
+        named.append(f"found for {target} {value} (on validation: drop {drop:+.2f} points)")
+    return ", ".join([result.heuristic, *named])
+
+
+def _short(knob: Any) -> str:
+    return f"{knob:.4g}" if isinstance(knob, float) else str(knob)
+
+
+def _sites(result: Result) -> Table:
+    table = Table(title="share of each site's neurons", title_justify="left")
+    for column in ("site", "terms", "weights left", "tau", "pruned", "negative (oracle)", "wrongly pruned"):
+        if (column != "weights left" or result.sparsity) and (column != "tau" or result.tau is not None):
+            table.add_column(column, justify="left" if column == "site" else "right")
+    for row in result.sites:
+        if row["outputs"]:
+            pruned, negative, wrong = (row[key] / row["outputs"] for key in ("pruned", "negative", "wrong"))
+            cells = {
+                "site": row["name"],
+                "terms": str(row["terms"]),
+                "weights left": f"{row['weights_left'] / row['weights']:.1%}",
+                "tau": _short(row["tau"]),
+                "pruned": f"{pruned:.1%}",
+                "negative (oracle)": f"{negative:.1%}",
+                "wrongly pruned": f"{wrong:.2%}",
+            }
+            table.add_row(*(cells[column.header] for column in table.columns))
+    return table
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def log_result(run: Any | None, result: Result, folder: Path) -> None:
+    """Metric and FLOPs as scalars, the sites as a table, result.json as a file."""
+    if run is None:
+        return
+    values = asdict(result)
+    run.log(
+        {
+            **{f"metric/{key}": value for key, value in values["metric"].items() if isinstance(value, float)},
+            **{f"flops/{key}": value for key, value in values["flops"].items() if isinstance(value, float)},
+        }
+    )
+    columns = ["name", "kind", "eligible", "reason", "terms", "tau", "outputs", "pruned", "negative", "wrong"]
+    rows = [[row[column] for column in columns] for row in result.sites]
+    run.log({"sites": wandb.Table(columns=columns, data=rows)})
+    shutil.copy(folder / "result.json", run.dir)  # what lies there is uploaded with the run

@@ -1,0 +1,109 @@
+"""What evaluations and searches measure: a trained network with its data and its sites."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from exprune.core import ExPrune, Heuristic, Site, find_sites, select_sites
+from exprune.lab.data.splits import batches_of, check_measurable
+from exprune.lab.evaluation.head import check_head
+from exprune.lab.evaluation.passes import Pass, run_pass
+from exprune.lab.models.masks import attach_masks
+from exprune.lab.tracking import check_logger
+from exprune.lab.training.checkpoints import load_weights
+from exprune.lab.training.fit import make_trainer
+from exprune.lab.training.static import check_static
+from exprune.lab.training.trained import weights_for
+
+log = logging.getLogger(__name__)
+
+_DENSE = ("model", "data", "static", "trainer")  # what a dense pass depends on, beside the weights and the split
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network with its data; ``weights`` is None where it came with its own."""
+
+    cfg: DictConfig
+    trainer: lightning.Trainer
+    task: lightning.LightningModule
+    data: lightning.LightningDataModule
+    sites: list[Site]
+    weights: Path | None
+
+    @property
+    def checkpoint(self) -> str:
+        """What the network's weights are called."""
+        return self.cfg.model.pretrained if self.weights is None else self.weights.name
+
+    def loader(self, split: str) -> Any:
+        """The batches of ``test`` or ``valid``."""
+        return batches_of(self.data, split)
+
+    def dense(self, split: str) -> Pass:
+        """The dense pass over a split. The jobs of a sweep over tau share it."""
+        file = self.pass_file(split, None)
+        if file not in _last_dense:
+            _last_dense.clear()
+            _last_dense[file] = run_pass(self.trainer, self.task, self.loader(split), None, file)
+        return _last_dense[file]
+
+    def pass_file(self, split: str, about: Any) -> Path:
+        """Where an interrupted pass over a split is kept; ``about`` says what kind of pass it is."""
+        cfg = OmegaConf.to_container(self.cfg, resolve=True)
+        weights = None if self.weights is None else (str(self.weights), self.weights.stat().st_mtime_ns)
+        text = json.dumps([weights, split, about, *(cfg[axis] for axis in _DENSE)])
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return Path(self.cfg.paths.cache_dir).expanduser() / "passes" / f"{digest}.pt"
+
+
+_last_dense: dict[Path, Pass] = {}
+
+
+def prepare(cfg: DictConfig, heuristic: Heuristic | None, measured: Sequence[str] = ()) -> Subject:
+    """Load data and network, find the sites, and get trained weights, trained now where there are none.
+
+    Whatever is wrong with the settings is said before anything is trained. ``measured`` names splits that will be
+    measured beside ``cfg.split``.
+    """
+    check_logger(cfg)
+    check_static(cfg)
+    trainer = make_trainer(cfg, devices=1, logger=False)
+    data = load_data(cfg)
+    loaders = {split: batches_of(data, split) for split in (cfg.split, *measured)}
+    task = instantiate(cfg.data.get("task") or cfg.model.task, network=instantiate(cfg.model.network))
+    check_head(cfg, task)
+    for split, loader in loaders.items():
+        check_measurable(task, loader, f"split={split}")
+    sites = find_sites(task.network, *task.network_inputs(next(iter(loaders[cfg.split]))))
+    if heuristic is not None:
+        sites = select_sites(sites, cfg.exprune.sites)
+    ExPrune(sites, heuristic, gain_ratio=plain(cfg.exprune.gain_ratio))  # what does not fit is said now
+
+    weights = weights_for(cfg, data)
+    log.info("weights: %s", weights or cfg.model.pretrained)
+    if cfg.static.name != "none":
+        attach_masks(task.network, cfg.static.dense_layers)
+    if weights is not None:
+        load_weights(weights, task.network, cfg.model.name)
+    return Subject(cfg, trainer, task, data, sites, weights)
+
+
+def load_data(cfg: DictConfig) -> lightning.LightningDataModule:
+    """The configured data, read and split."""
+    data = instantiate(cfg.data.module)
+    data.setup()
+    return data
+
+
+def plain(setting: Any) -> Any:
+    """A setting as Python's own numbers, lists and dictionaries."""
+    return OmegaConf.to_container(setting, resolve=True) if OmegaConf.is_config(setting) else setting

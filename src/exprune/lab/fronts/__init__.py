@@ -1,0 +1,1 @@
+"""Many results: gathered, as fronts, as plots and charts, as the paper's table."""

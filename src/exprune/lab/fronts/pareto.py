@@ -1,0 +1,213 @@
+"""From many ``result.json`` files to one table, its fronts and their plot: metric against FLOPs saved.
+
+python -m exprune.lab.fronts.pareto FOLDER_OR_CSV... --csv table.csv --plot front.png
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from exprune.core.errors import SettingError
+from exprune.lab.evaluation.result import read_result
+from exprune.lab.files import write_whole
+
+PANEL = ["data", "split", "metric"]  # what can stand in one plot
+NETWORK = ["model", "static", "sparsity", "seed", "checkpoint"]  # what has one dense baseline
+CURVE = [*NETWORK, "site_selection", "heuristic", "order"]  # what has one front
+_MANY_TAUS = ("{", "[")  # how a table's tau begins where sites have their own
+
+
+def find_results(folder: Path) -> list[Path]:
+    """Every ``result.json`` below a folder, without the copies that W&B keeps."""
+    paths = sorted(folder.rglob("result.json"))
+    return [path for path in paths if "wandb" not in path.relative_to(folder).parts]
+
+
+def gather(sources: Sequence[Path]) -> pd.DataFrame:
+    """The table of every ``result.json`` below the folders, and of such tables (CSV), which must fit into one plot.
+
+    Raises:
+        SettingError: there is none, a file is no such table, or they are of different data, splits or metrics.
+    """
+    folders = [source for source in sources if source.suffix != ".csv"]
+    paths = [path for folder in folders for path in find_results(folder)]
+    if folders and not paths:
+        raise SettingError(f"no result.json below {', '.join(map(str, folders))}; run evaluate.py first")
+    tables = [_read_table(source) for source in sources if source.suffix == ".csv"]
+    table = pd.concat([*tables, tabulate(map(read_result, paths))] if paths else tables, ignore_index=True)
+    for column in PANEL:
+        if table[column].nunique() > 1:
+            raise SettingError(f"results of different {column} in one table: {', '.join(table[column].unique())}")
+    return table
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:  # pandas' own are ValueErrors
+        raise SettingError(f"{path}: not a table ({str(error).strip().partition(chr(10))[0]})") from error
+    if missing := [column for column in (*PANEL, *CURVE, "saved_percent", "front") if column not in table]:
+        raise SettingError(f"{path}: no table of exprune.lab.fronts.pareto: it has no {missing[0]}")
+    return table.assign(**{column: table[column].astype(object).fillna("") for column in ("site_selection", "order")})
+
+
+def tabulate(results: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """One row per result, sorted by panel, curve and FLOPs saved.
+
+    ``front`` is true of a row that no other of its curve beats: drops no more and saves no less, and not both equal.
+    """
+    table = pd.DataFrame([row(result) for result in results])
+    order = [*PANEL, *CURVE, "saved_percent"]
+    table = table.sort_values(order).reset_index(drop=True)
+    table["front"] = False
+    for _, curve in table[table["heuristic"] != "none"].groupby([*PANEL, *CURVE], dropna=False):
+        drop, saved = (curve[column].to_numpy() for column in ("drop_points", "saved_percent"))
+        as_good = (drop <= drop[:, None]) & (saved >= saved[:, None])  # [k, j]: j as good as k in both
+        better = (drop < drop[:, None]) | (saved > saved[:, None])
+        table.loc[curve.index, "front"] = ~np.any(as_good & better, axis=1)
+    return table
+
+
+def row(result: dict[str, Any]) -> dict[str, Any]:
+    """What a table says of a ``result.json``: percent of FLOPs, points of the metric."""
+    metric, flops = result["metric"], result["flops"]
+    counts = [site for site in result["sites"] if site["outputs"]]
+    outputs = sum(site["outputs"] for site in counts) or 1
+    return {
+        "model": result["model"],
+        "data": result["data"],
+        "split": result["split"],
+        "inputs": result["inputs"],
+        "static": result["static"],
+        "sparsity": round(result.get("sparsity", 0.0), 5),
+        "seed": result["seed"],
+        "sites": len(counts),
+        "site_selection": json.dumps(selection) if (selection := result.get("site_selection")) else "",
+        "heuristic": result["heuristic"],
+        "tau": str(result["tau"]),
+        "lam": result.get("lam"),
+        "n": result["n"],
+        "stages": json.dumps(stages) if (stages := result.get("stages")) else None,
+        "gain_ratio": str(result.get("gain_ratio")),
+        "order": result.get("order") or "",
+        "target": json.dumps(target) if (target := result.get("target")) else None,
+        "metric": metric["name"],
+        "dense": round(metric["dense"], 5),
+        "dense_low": round(metric["dense_interval"][0], 5),
+        "dense_high": round(metric["dense_interval"][1], 5),
+        "pruned": round(metric["pruned"], 5),
+        "pruned_low": round(metric["pruned_interval"][0], 5),
+        "pruned_high": round(metric["pruned_interval"][1], 5),
+        "drop_points": round(metric["drop"], 3),
+        "drop_low": round(metric["interval"][0], 3),
+        "drop_high": round(metric["interval"][1], 3),
+        "dense_flops": round(flops["dense"], 3),
+        "pruned_flops": round(flops["pruned"], 3),
+        "saved_percent": round(100 * flops["saved"], 3),
+        "scope_saved_percent": round(100 * flops["paper_scope"]["saved"], 3),
+        "pruned_share": round(sum(site["pruned"] for site in counts) / outputs, 5),
+        "negative_share": round(sum(site["negative"] for site in counts) / outputs, 5),
+        "wrong_share": round(sum(site["wrong"] for site in counts) / outputs, 5),
+        **_skippable(flops),
+        **_head(result.get("head")),
+        "checkpoint": result["checkpoint"],
+        "command": result["command"],
+    }
+
+
+def _skippable(flops: dict[str, Any]) -> dict[str, float | None]:
+    """What leaving out products with zeros would save beside that, without and with ExPrune, % of the dense FLOPs."""
+    skipping = flops.get("zero_skipping") or dict.fromkeys(("dense", "pruned"))
+    return {
+        f"skippable_{side}_percent": None if saved is None else round(100 * saved / flops["dense"], 3)
+        for side, saved in skipping.items()
+    }
+
+
+def _head(head: dict[str, Any] | None) -> dict[str, float | None]:
+    if head is None:
+        return dict.fromkeys(("head_tau", "head_saved_percent", "head_changed_share"))
+    saved, changed = round(100 * head["flops"]["saved"], 3), round(head["changed"] / head["rows"], 6)
+    return {"head_tau": head["tau"], "head_saved_percent": saved, "head_changed_share": changed}
+
+
+def network_label(row: pd.Series) -> str:
+    """What a network is called in a legend."""
+    sparse = f", {row['sparsity']:.0%} sparse" if row["sparsity"] else ""
+    return f"{row['model']}{sparse}" + (f", seed {row['seed']}" if row["seed"] else "")
+
+
+def curve_label(curve: pd.DataFrame) -> str:
+    """What a curve is called in a legend. Under static pruning a setting may leave some of its sites without a test."""
+    row, sites = curve.iloc[0], curve["sites"].max()
+    order = f", order {row['order']}" if row["order"] else ""
+    by_site = ", tau by site" if str(row["tau"]).startswith(_MANY_TAUS) else ""
+    return f"{network_label(row)}, {row['heuristic']}, {sites} sites{order}{by_site}"
+
+
+def plot(table: pd.DataFrame, path: Path) -> None:
+    """Change of the metric (points, with the interval of the paired difference) against FLOPs saved, panel by panel."""
+    panels = list(table.groupby(PANEL))
+    figure = Figure(figsize=(7 * len(panels), 5.5), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    for (names, rows), one in zip(panels, axes.flat, strict=True):
+        _plot_panel(rows, one, *names)
+    write_whole(path, lambda partial: figure.savefig(partial, dpi=120, format=path.suffix.lstrip(".") or "png"))
+
+
+def _plot_panel(rows: pd.DataFrame, axes: Axes, data: str, split: str, metric: str) -> None:
+    pruned = rows[rows["heuristic"] != "none"]
+    by_site = pruned["tau"].astype(str).str.startswith(_MANY_TAUS)  # a search's points are no part of a sweep's curve
+    for _, curve in pruned.groupby([*CURVE, by_site], dropna=False):
+        drop, low, high = (curve[column] for column in ("drop_points", "drop_low", "drop_high"))
+        errors = ((high - drop).clip(lower=0), (drop - low).clip(lower=0))
+        style = {"marker": "o", "markersize": 4, "capsize": 2, "label": curve_label(curve)}
+        line = axes.errorbar(curve["saved_percent"], -drop, yerr=errors, **style)[0]
+        beaten = curve[~curve["front"]]  # hollow
+        axes.plot(beaten["saved_percent"], -beaten["drop_points"], "o", ms=2.5, color="white", zorder=line.zorder + 1)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.axhline(-1, color="grey", linewidth=0.8, linestyle="--")
+    axes.set_xlabel("FLOPs saved, % of the dense network's")
+    axes.set_ylabel(f"change of {metric}, points (95 % interval)")
+    axes.set_title(f"{data}, {split} split (filled: on the front)")
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)  # hides no point
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m exprune.lab.fronts.pareto", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "sources", nargs="+", type=Path, help="run or sweep folders of evaluate.py, or tables made of them"
+    )
+    parser.add_argument("--csv", type=Path, help="write the table here")
+    parser.add_argument("--plot", type=Path, help="write the plot here (png, pdf, svg)")
+    options = parser.parse_args(arguments)
+    try:
+        table = gather(options.sources)
+        if options.csv:
+            write_whole(options.csv, lambda partial: table.to_csv(partial, index=False))
+        if options.plot:
+            plot(table, options.plot)
+    except SettingError as error:
+        sys.exit(f"error: {error}")
+    columns = ["model", "sites", "heuristic", "knob", "saved_percent", "dense", "pruned", "drop_points"]
+    print(table.assign(knob=table.apply(_knob, axis=1))[[*columns, "drop_low", "drop_high"]].to_string(index=False))
+
+
+def _knob(row: pd.Series) -> str:
+    if pd.notna(row.get("lam")):  # an older table has none
+        return f"lam {row['lam']:.3g}"
+    return "" if pd.isna(row["tau"]) or row["tau"] == "None" else f"tau {row['tau']}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""From the jobs of a sweep to one table of their results, its fronts, their plot and a W&B run.
+
+python -m exprune.lab.fronts.sweep FOLDER   (what a sweep does at its end, for one that was interrupted)
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig
+
+from exprune.core.errors import SettingError
+from exprune.lab.evaluation.result import read_result
+from exprune.lab.failures import failed_jobs, one_line
+from exprune.lab.files import write_whole
+from exprune.lab.fronts.chart import log_front
+from exprune.lab.fronts.pareto import find_results, plot, tabulate
+from exprune.lab.tracking import tracked_sweep
+
+log = logging.getLogger(__name__)
+
+
+def end_sweep(cfg: DictConfig) -> list[str]:
+    """Gather the sweep of a composed configuration (with its ``hydra`` part) and log it to W&B; never raises.
+
+    Returns:
+        One line for each job that failed, and for what could not be gathered.
+    """
+    folder = Path(cfg.hydra.sweep.dir).absolute()
+    failed: list[str] = []
+    try:
+        table, failed = gather_sweep(folder)
+        if table is not None:
+            about = {"overrides": list(cfg.hydra.overrides.task), "results": len(table), "failed": failed}
+            with tracked_sweep(cfg, folder, about) as tracker:
+                log_front(tracker, table, {"results": table})
+    except Exception as error:  # from here Hydra would make a warning of it
+        log.debug("gathering %s", folder, exc_info=error)
+        failed.append(f"{folder}: {one_line(error)}")
+    return failed
+
+
+def gather_sweep(folder: Path) -> tuple[pd.DataFrame | None, list[str]]:
+    """Write ``pareto.csv`` and ``pareto.png`` of the results of a sweep, which may be of many networks and data sets.
+
+    The results of a job that failed are left out: they may be of an earlier sweep in the same folder.
+
+    Returns:
+        The table (None without any result: nothing is written then), and one line for each job that failed.
+
+    Raises:
+        SettingError: the folder cannot be written to.
+    """
+    jobs = failed_jobs(folder)
+    failed = list(jobs.values())
+    results: list[dict[str, Any]] = []
+    for path in find_results(folder):
+        if jobs.keys().isdisjoint(path.parents):
+            try:
+                results.append(read_result(path))
+            except SettingError as error:
+                failed.append(str(error))
+    if not results:
+        return None, failed
+    table = tabulate(results)
+    write_whole(folder / "pareto.csv", lambda partial: table.to_csv(partial, index=False))
+    plot(table, folder / "pareto.png")
+    log.info("table and fronts of %d results: %s", len(table), folder / "pareto.csv")
+    return table, failed
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m exprune.lab.fronts.sweep", description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="hydra.sweep.dir of evaluate.py -m")
+    folder = parser.parse_args(arguments).folder
+    try:
+        table, failed = gather_sweep(folder)
+        if table is None and not failed:
+            failed = [f"{folder}: no job of a sweep below it; name the folder of evaluate.py -m"]
+        if table is not None:
+            print(f"{len(table)} results: {folder / 'pareto.csv'}, {folder / 'pareto.png'}")
+    except SettingError as error:
+        failed = [str(error)]
+    if failed:
+        sys.exit("\n".join(f"error: {line}" for line in failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Statistics for the calibrated tests, from inputs of the training split, and kept (docs/method.md, section 8)."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from exprune.core import InputVariances, Recorder, Site, SiteStatistics, SquaredGradients, term_order
+from exprune.core.errors import SettingError
+from exprune.lab.evaluation.subject import Subject
+from exprune.lab.files import load_tensors, save_tensors
+
+log = logging.getLogger(__name__)
+
+_MEASURED = ("slope", "offset", "sd", "order", "gradient")
+
+
+def statistics_of(subject: Subject) -> dict[str, SiteStatistics]:
+    """The statistics that ``exprune.stages``, ``order`` and ``inputs`` ask for: read where there are, else measured.
+
+    Raises:
+        SettingError: ``exprune.calibration`` names a file of another checkpoint, site list or setting; there are too
+            few inputs; or the data has no training split.
+    """
+    cfg = subject.cfg
+    about = _about(subject)
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+    name = Path(subject.checkpoint).name.removesuffix(".safetensors")
+    kept = Path(cfg.paths.cache_dir).expanduser() / "calibrations" / f"{name}-{digest}.safetensors"
+    if cfg.exprune.calibration is not None:
+        return _read(Path(cfg.exprune.calibration).expanduser(), about)
+    if not kept.exists():
+        _write(kept, calibrate(subject), about)
+        log.info("calibration: %s", kept)
+    return _read(kept, about, cached=True)
+
+
+def calibrate(subject: Subject) -> dict[str, SiteStatistics]:
+    """Measure: input variances and gradients in one pass forward and back, then the partial sums in their order.
+
+    A quarter of the inputs is enough for the first pass, which costs the most for each.
+    """
+    settings, task, sites = subject.cfg.exprune, subject.task, subject.sites
+    if isinstance(settings.inputs, bool) or not isinstance(settings.inputs, int) or settings.inputs < 1:
+        raise SettingError(f"exprune.inputs={settings.inputs}: a whole number of inputs, at least 1")
+    generator = torch.Generator().manual_seed(subject.cfg.seed)
+    some = subject.data.calibration_dataloader(_of_gradients(settings.inputs), generator)
+    variances, gradients = _importance(subject.trainer, task, sites, some, generator)
+    orders = {site.name: term_order(site, variances[site.name], settings.order) for site in sites if site.eligible}
+    batches = subject.data.calibration_dataloader(settings.inputs, generator)
+    with torch.no_grad(), Recorder(sites, settings.stages, orders) as recorder:
+        for batch in _prepared(batches, subject.trainer, task, recorder):
+            with subject.trainer.precision_plugin.forward_context():
+                task.network(*task.network_inputs(batch))
+    measured = recorder.statistics()
+    return {name: replace(of, gradient=gradients[name]) for name, of in measured.items()}
+
+
+def _of_gradients(inputs: int) -> int:
+    return math.ceil(inputs / 4)
+
+
+def _importance(
+    trainer: lightning.Trainer,
+    task: lightning.LightningModule,
+    sites: list[Site],
+    batches: Iterable,
+    generator: torch.Generator,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Variances of the sites' inputs and mean squared gradients at their outputs.
+
+    The loss is that of labels drawn from the network's own predictions, so no true label is used.
+    """
+    with _frozen(task.network), SquaredGradients(sites) as gradients, InputVariances(sites) as variances:
+        for batch in _prepared(batches, trainer, task, gradients, variances):
+            with torch.enable_grad(), trainer.precision_plugin.forward_context():
+                loss = task.sampled_loss(batch, generator)
+            loss.backward()
+    return variances.variances(), gradients.mean()
+
+
+def _prepared(
+    batches: Iterable, trainer: lightning.Trainer, task: lightning.LightningModule, *contexts: Any
+) -> Iterator[Any]:
+    """The batches on the trainer's device; each of the contexts knows which of their rows are data."""
+    device = trainer.strategy.root_device
+    task.to(device).eval()
+    for batch in tqdm(batches, desc="calibration", disable=None, leave=False):
+        batch = task.transfer_batch_to_device(batch, device, 0)
+        if hasattr(task, "data_rows"):
+            rows = task.data_rows(batch)
+            for context in contexts:
+                context.rows = rows
+        yield batch
+
+
+@contextlib.contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """The network's parameters get no gradients inside the context."""
+    learned = [p for p in network.parameters() if p.requires_grad]
+    try:
+        network.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
+
+
+def _about(subject: Subject) -> dict[str, Any]:
+    """What statistics belong to: a file that says anything else is not theirs."""
+    settings, data = subject.cfg.exprune, subject.cfg.data
+    return {
+        "weights": _digest(subject.task.network),
+        "data": data.get("trained_as", data).name,
+        "sites": [site.name for site in subject.sites if site.eligible],
+        "stages": list(settings.stages),
+        "order": settings.order,
+        "inputs": [settings.inputs, _of_gradients(settings.inputs)],
+        "limit": data.limit,
+        "seed": subject.cfg.seed,
+    }
+
+
+def _digest(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _write(path: Path, statistics: dict[str, SiteStatistics], about: dict[str, Any]) -> None:
+    tensors = {
+        f"{name}/{what}": value
+        for name, of in statistics.items()
+        for what in _MEASURED
+        if (value := getattr(of, what)) is not None
+    }
+    stages = {name: of.stages for name, of in statistics.items()}
+    save_tensors(path, tensors, {"about": json.dumps(about), "stages": json.dumps(stages)})
+
+
+def _read(path: Path, about: dict[str, Any], cached: bool = False) -> dict[str, SiteStatistics]:
+    tensors, metadata = load_tensors(path, cached)
+    if "about" not in metadata or "stages" not in metadata:
+        raise SettingError(f"exprune.calibration={path}: no calibration file; its metadata says nothing of sites")
+    of_file = json.loads(metadata["about"])
+    for what, value in about.items():
+        if of_file.get(what) != value:
+            raise SettingError(
+                f"exprune.calibration={path}: made for {what}={of_file.get(what)}, not {value}; "
+                "null makes one for this network"
+            )
+    return {
+        name: SiteStatistics(tuple(stages), **{what: tensors.get(f"{name}/{what}") for what in _MEASURED})
+        for name, stages in json.loads(metadata["stages"]).items()
+    }

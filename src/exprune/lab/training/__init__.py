@@ -1,0 +1,1 @@
+"""Weights found or made: training, static pruning, checkpoints."""

@@ -1,0 +1,176 @@
+"""Trained weights: which configuration they belong to, where they lie, and loading them safely."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from exprune.core.errors import SettingError
+from exprune.lab.files import load_tensors, save_tensors
+from exprune.lab.models.masks import masked_layers, refresh_weights
+
+# Settings of a data set that its training split does not depend on, or that stand elsewhere (model.epochs, cutout).
+_NOT_LEARNED = ("module", "task", "epochs", "cutouts", "eval_batch_size", "num_workers")
+
+
+def training_config(cfg: DictConfig) -> dict[str, Any]:
+    """The part of the configuration that decides what is learned, without the names of our classes.
+
+    Settings that are null do not count, so that one more of them leaves the names of trained weights as they are.
+
+    Data without a training split names the data that its networks are trained on (``data.trained_as``).
+    """
+    model = OmegaConf.to_container(cfg.model, resolve=True)
+    data = OmegaConf.to_container(cfg.data.get("trained_as", cfg.data), resolve=True)
+    data = {key: value for key, value in data.items() if key not in _NOT_LEARNED}
+    static = OmegaConf.to_container(cfg.static, resolve=True)
+    static.pop("sparsities", None)  # `sparsity` is the one that holds
+    return _settings({"model": model, "data": data, "static": static, "seed": cfg.seed})
+
+
+def _settings(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _settings(value) for key, value in node.items() if key != "_target_" and value is not None}
+    return node
+
+
+def checkpoint_name(cfg: DictConfig) -> str:
+    """``<model>-<data>-<static>-seed<N>-<digest of the training configuration>``."""
+    config = training_config(cfg)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{cfg.model.name}-{config['data']['name']}-{cfg.static.name}-seed{cfg.seed}-{digest}"
+
+
+def cached_path(cfg: DictConfig) -> Path:
+    """Where training keeps the weights of this configuration unless told otherwise."""
+    return Path(cfg.paths.cache_dir).expanduser() / "checkpoints" / f"{checkpoint_name(cfg)}.safetensors"
+
+
+def find_checkpoint(cfg: DictConfig) -> Path | None:
+    """The weights named by ``checkpoint``, else this configuration's in the cache, else the released ones."""
+    if cfg.checkpoint is not None:
+        return Path(cfg.checkpoint).expanduser()
+    cached = cached_path(cfg)
+    released = Path(cfg.paths.released) / cached.name
+    return next((path for path in (cached, released) if path.exists()), None)
+
+
+def save_weights(path: Path, network: nn.Module, cfg: DictConfig, dtype: str, history: dict[str, str]) -> None:
+    """Write the network's floating-point tensors as ``dtype``, with its training configuration.
+
+    Of a layer with a mask only the weights that are left are written, and the mask as bits.
+    """
+    if dtype not in ("float32", "float16"):
+        raise SettingError(f"checkpoint_dtype={dtype}: float32 or float16")
+    target = getattr(torch, dtype)
+    weights = _weights_of(network)
+    for name in masked_layers(network):
+        mask = weights[f"{name}.weight_mask"].bool().cpu()
+        weights[f"{name}.weight_orig"] = weights[f"{name}.weight_orig"].cpu()[mask]
+        weights[f"{name}.weight_mask"] = torch.from_numpy(np.packbits(mask.numpy()))
+    weights = {k: v.to(target) if v.is_floating_point() else v for k, v in weights.items()}
+    if (wrong := _not_finite(weights)) is not None:
+        raise SettingError(f"{path}: {wrong} as {dtype}; nothing was written")
+    save_tensors(path, weights, {"config": json.dumps(training_config(cfg), sort_keys=True), **history})
+
+
+def _weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """The network's state, each tensor once: a language head that is tied to the embedding goes without saying."""
+    seen: set[int] = set()
+    state = network.state_dict(keep_vars=True)
+    return {name: v.detach() for name, v in state.items() if not (id(v) in seen or seen.add(id(v)))}
+
+
+def _not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """Which of the tensors first holds values that are NaN or infinite, and how many; None where none does."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and (wrong := int((~tensor.isfinite()).sum())):
+            return f"{name!r} has {wrong} of {tensor.numel()} values that are NaN or infinite"
+    return None
+
+
+def load_weights(path: Path, network: nn.Module, model_name: str) -> dict[str, str]:
+    """Load weights in place, as float32; returns what was saved beside them.
+
+    Files of torch.save (``.ckpt`` of Lightning, ``.pt``, ``.pth``) are read where that executes no code.
+
+    Raises:
+        SettingError: the file is missing or truncated, its weights are another model's, or masked where the network
+            is not, or the reverse, or not all of them are numbers.
+    """
+    ours = path.suffix not in _TORCH_FILES
+    weights, metadata = load_tensors(path) if ours else (_torch_weights(path, network), {})
+    trained_as = json.loads(metadata.pop("config", "{}")).get("model", {}).get("name")
+    if trained_as not in (None, model_name):
+        raise SettingError(f"checkpoint={path}: weights of model={trained_as}, not of model={model_name}")
+    own = _weights_of(network)
+    masked = any(name.endswith(".weight_mask") for name in weights)
+    if masked != bool(masked_layers(network)):
+        is_, given = ("statically pruned", "static=none") if masked else ("dense", "static pruning")
+        raise SettingError(f"checkpoint={path}: {is_} weights, but the network is configured with {given}")
+    if weights.keys() != own.keys():
+        name = min(weights.keys() ^ own.keys())
+        where = "not in the network" if name in weights else "not in the checkpoint"
+        raise SettingError(f"checkpoint={path}: not the weights of model={model_name}: {name!r} is {where}")
+    if (wrong := _not_finite(weights)) is not None:
+        raise SettingError(f"checkpoint={path}: {wrong}; train it anew, or name another")
+    for name in masked_layers(network) if ours else ():
+        _unpack(weights, name, own[f"{name}.weight_mask"].shape, path)
+    for name, tensor in weights.items():
+        if tensor.shape != own[name].shape:
+            raise SettingError(
+                f"checkpoint={path}: {name!r} has shape {tuple(tensor.shape)}, "
+                f"model={model_name} as configured needs {tuple(own[name].shape)}"
+            )
+    network.load_state_dict(weights, strict=False)  # the names are checked; tied ones are left out
+    refresh_weights(network)
+    return metadata
+
+
+_TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+def _torch_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
+    """The network's tensors in a file of torch.save: of a checkpoint of Lightning those below ``network.``.
+
+    Raises:
+        SettingError: there is no such file, or it holds anything else than tensors by name.
+    """
+    expected = "expected a file of train.py, a checkpoint of Lightning or a saved state_dict"
+    if not path.is_file():
+        raise SettingError(f"{path}: no such file")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler's many errors: truncated, another format, objects that are no tensors
+        raise SettingError(f"{path}: cannot be read without executing it ({_first_line(error)}); {expected}") from error
+    if isinstance(saved, dict):
+        saved = saved.get("state_dict", saved)
+    if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):
+        raise SettingError(f"{path}: holds no tensors by name; {expected}")
+    if any(name.startswith("network.") for name in saved):
+        saved = {name.removeprefix("network."): v for name, v in saved.items() if name.startswith("network.")}
+    tied = network.state_dict().keys() - _weights_of(network).keys()
+    return {name: tensor for name, tensor in saved.items() if name not in tied}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _unpack(weights: dict[str, Tensor], name: str, shape: torch.Size, path: Path) -> None:
+    """Replace a layer's mask bits and the weights that are left by tensors of the weight's shape."""
+    bits, left = weights[f"{name}.weight_mask"], weights[f"{name}.weight_orig"]
+    mask = np.unpackbits(bits.numpy()).astype(bool)
+    size = shape.numel()
+    if not size <= len(mask) < size + 8 or mask[:size].sum() != len(left):
+        raise SettingError(f"checkpoint={path}: the mask of {name!r} is not one of {tuple(shape)} weights")
+    mask = torch.from_numpy(mask[:size]).view(shape)
+    weight = torch.zeros(shape, dtype=left.dtype)
+    weight[mask] = left
+    weights[f"{name}.weight_mask"], weights[f"{name}.weight_orig"] = mask, weight

@@ -1,0 +1,103 @@
+"""Training a task with Lightning: best validation epoch kept, interrupted runs resumed."""
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from exprune.core.errors import SettingError
+from exprune.lab.data.splits import check_trainable
+from exprune.lab.training.precision import training_precision
+
+log = logging.getLogger(__name__)
+
+
+def make_trainer(cfg: DictConfig, **options: object) -> lightning.Trainer:
+    """A Lightning trainer on the configured device, with a progress bar where someone watches.
+
+    Raises:
+        SettingError: the accelerator is unknown or not there, or has no such precision.
+    """
+    accelerator = cfg.trainer.accelerator
+    if accelerator not in ("cpu", "gpu", "auto"):
+        raise SettingError(f"trainer.accelerator={accelerator}: cpu, gpu or auto")
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise SettingError("trainer.accelerator=gpu: PyTorch sees no GPU here; use trainer=cpu or trainer=auto")
+    options = {"precision": cfg.trainer.precision, **options}
+    try:
+        return lightning.Trainer(
+            **options,
+            accelerator=accelerator,
+            enable_progress_bar=sys.stderr.isatty(),
+            enable_model_summary=False,
+        )
+    except ValueError as error:
+        if "precision" not in str(error).lower():
+            raise
+        raise SettingError(f"precision={options['precision']}: {' '.join(str(error).split())}") from error
+
+
+def fit(
+    task: lightning.LightningModule,
+    data: lightning.LightningDataModule,
+    cfg: DictConfig,
+    logger: Logger | None,
+    name: str,
+    epochs: int,
+    pruning: Callback | None = None,
+) -> dict[str, str]:
+    """Train ``task`` and leave it with the weights of its best validation epoch; with ``pruning`` of its last.
+
+    What is needed to resume lies in the cache under ``name`` until training ends.
+
+    Returns:
+        What is worth keeping beside the weights: that epoch and its validation metric.
+    """
+    if epochs < 1:
+        raise SettingError(f"model.epochs={epochs}: at least 1")
+    check_trainable(task, data)
+    folder = Path(cfg.paths.cache_dir).expanduser() / "training" / name
+    best = ModelCheckpoint(folder, filename="best", monitor=task.monitor, mode="max", enable_version_counter=False)
+    latest = ModelCheckpoint(folder, filename="last", enable_version_counter=False)  # of every epoch, to resume from
+    wanted = cfg.model.get("precision") or cfg.trainer.precision
+    precision = training_precision(wanted, make_trainer(cfg, precision=wanted).strategy.root_device)
+    trainer = make_trainer(
+        cfg,
+        devices=cfg.trainer.devices,
+        precision=precision,
+        max_epochs=epochs,
+        callbacks=[
+            latest,
+            best if pruning is None else pruning,
+            *([] if sys.stderr.isatty() else [_EpochLog()]),
+        ],
+        logger=logger or False,
+        num_sanity_val_steps=0,
+    )
+    last = folder / "last.ckpt"
+    if last.exists():
+        log.info("resuming the interrupted training in %s", folder)
+    trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    history = {"epoch": str(trainer.current_epoch - 1), task.monitor: f"{trainer.callback_metrics[task.monitor]:.6f}"}
+    if pruning is None:
+        state = torch.load(best.best_model_path, weights_only=True)
+        task.load_state_dict(state["state_dict"])
+        history = {"epoch": str(state["epoch"]), task.monitor: f"{best.best_model_score.item():.6f}"}
+    shutil.rmtree(folder, ignore_errors=True)
+    return history
+
+
+class _EpochLog(Callback):
+    """One line an epoch, where nobody watches a progress bar."""
+
+    def on_validation_end(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        value = trainer.callback_metrics[task.monitor].item()
+        log.info("epoch %d of %d: %s %.4f", trainer.current_epoch + 1, trainer.max_epochs, task.monitor, value)

@@ -1,0 +1,162 @@
+"""Static magnitude pruning of a trained network, by rounds or gradually (docs/method.md, section 3)."""
+
+import copy
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+from lightning.pytorch.callbacks import ModelPruning
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, open_dict
+
+from exprune.core.errors import SettingError
+from exprune.lab.models.masks import attach_masks, masked_layers, refresh_weights, sparsity, weights_left
+from exprune.lab.training.checkpoints import checkpoint_name, load_weights, save_weights
+from exprune.lab.training.fit import fit
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training: ``sparsity_at(epoch)`` is the share of the weights that is gone when that epoch starts."""
+
+    name: str
+    epochs: int
+    sparsity_at: Callable[[int], float]
+
+
+def phases(static: DictConfig, dense_epochs: int | None) -> list[Phase]:
+    """The trainings of a schedule, in turn, after a dense one of ``dense_epochs``; None: there was none.
+
+    ``gradual``: one training, over whose first part (``ramp``) the sparsity grows to ``sparsity``, fast first and
+    slowly at the end (a cubic). ``rounds``: in each of them ``keep_rate`` of the weights left are kept, then trained;
+    as many rounds as ``rounds`` says, or as it takes to reach ``sparsity``.
+
+    Raises:
+        SettingError: a number is out of its range, or the schedule unknown.
+    """
+    sparsity = _checked(static, "sparsity", lambda value: 0 <= value < 1, "at least 0, below 1")
+    if static.epochs is None and dense_epochs is not None:
+        share = _checked(static, "epochs_share", lambda value: value > 0, "above 0")
+        epochs = math.ceil(share * dense_epochs)
+    else:
+        epochs = _checked(static, "epochs", lambda value: value >= 1, "at least 1")
+    if static.schedule == "gradual":
+        ramp = _checked(static, "ramp", lambda value: 0 <= value <= 1, "from 0 to 1")
+        steps = max(1, round(ramp * epochs))
+        return [Phase("gradual", epochs, lambda epoch: sparsity * (1 - max(0.0, 1 - (epoch + 1) / steps) ** 3))]
+    if static.schedule != "rounds":
+        raise SettingError(f"static.schedule={static.schedule}: gradual or rounds")
+    keep_rate = _checked(static, "keep_rate", lambda value: 0 < value <= 1, "above 0, at most 1")
+    if static.rounds is None:
+        _checked(static, "keep_rate", lambda value: value < 1, f"below 1, to reach a sparsity of {sparsity}")
+        rounds = max(1, math.ceil(math.log(1 - sparsity) / math.log(keep_rate) - 1e-9))
+    else:
+        rounds = _checked(static, "rounds", lambda value: value >= 1, "at least 1")
+    gone = [1 - keep_rate**number for number in range(1, rounds + 1)]
+    return [
+        Phase(f"round-{number:03d}", epochs, lambda epoch, share=share: share) for number, share in enumerate(gone, 1)
+    ]
+
+
+def _checked(static: DictConfig, key: str, fits: Callable[[float], bool], what: str) -> float:
+    value = static[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
+        raise SettingError(f"static.{key}={value!r}: {what}")
+    return value
+
+
+def check_static(cfg: DictConfig) -> None:
+    """Raises SettingError where the static pruning is not as it can be, before anything long begins."""
+    if cfg.static.name not in ("none", "magnitude"):
+        raise SettingError(f"static.name={cfg.static.name}: none or magnitude")
+    if cfg.static.name != "none":
+        phases(cfg.static, cfg.model.get("epochs"))
+
+
+def dense_config(cfg: DictConfig) -> DictConfig:
+    """The configuration of the network that static pruning starts from."""
+    dense = copy.deepcopy(cfg)
+    with open_dict(dense):
+        dense.static = {"name": "none"}
+        dense.checkpoint = None
+    return dense
+
+
+def prune_and_train(
+    task: lightning.LightningModule, data: lightning.LightningDataModule, cfg: DictConfig, logger: Logger | None
+) -> dict[str, str]:
+    """Prune the trained network of ``task`` by the configured schedule; its layers end up masked.
+
+    The weights after each round stay in the cache, so that an interrupted run goes on from the last one, and runs
+    of more rounds from those of fewer.
+
+    Returns:
+        What is worth keeping beside the weights.
+    """
+    network = task.network
+    attach_masks(network, cfg.static.dense_layers)
+    rounds = Path(cfg.paths.cache_dir).expanduser() / "rounds" / _name_of_all_rounds(cfg)
+    history: dict[str, str] = {}
+    todo = phases(cfg.static, cfg.model.get("epochs"))
+    files = {phase.name: rounds / f"{phase.name}.safetensors" for phase in todo if cfg.static.schedule == "rounds"}
+    done = max((k for k, phase in enumerate(todo) if phase.name in files and files[phase.name].exists()), default=-1)
+    if done >= 0:
+        log.info("going on after %s", todo[done].name)
+        history = load_weights(files[todo[done].name], network, cfg.model.name)
+    for phase in todo[done + 1 :]:
+        pruning = MagnitudePruning(network, phase.sparsity_at)
+        history = fit(task, data, cfg, logger, f"{checkpoint_name(cfg)}-{phase.name}", phase.epochs, pruning)
+        log.info("%s: sparsity %.4f, %s %s", phase.name, sparsity(network), task.monitor, history[task.monitor])
+        if phase.name in files:
+            save_weights(files[phase.name], network, cfg, "float32", history)
+    for name, (left, total) in weights_left(network).items():
+        log.info("%s: %d of %d weights left (%.2f %%)", name, left, total, 100 * left / total)
+    return history
+
+
+def _name_of_all_rounds(cfg: DictConfig) -> str:
+    shared = copy.deepcopy(cfg)
+    with open_dict(shared):
+        shared.static.rounds = shared.static.sparsity = None
+    return checkpoint_name(shared)
+
+
+class MagnitudePruning(ModelPruning):
+    """Lightning's global L1 pruning at the start of every epoch, to an absolute sparsity.
+
+    What is to go is counted from the masks as they are, so a resumed training ends up where an uninterrupted one does.
+    """
+
+    def __init__(self, network: lightning.LightningModule, sparsity_at: Callable[[int], float]) -> None:
+        self.network, self.sparsity_at = network, sparsity_at
+        super().__init__(
+            "l1_unstructured",
+            parameters_to_prune=[(module, "weight") for module in masked_layers(network).values()],
+            amount=self._weights_to_remove,
+            use_global_unstructured=True,
+            make_pruning_permanent=False,  # the masks belong into the checkpoint
+            use_lottery_ticket_hypothesis=False,
+        )
+
+    def _weights_to_remove(self, epoch: int) -> int:
+        counts = weights_left(self.network).values()
+        left, total = (sum(column) for column in zip(*counts, strict=True))
+        return max(0, left - round(total * (1 - self.sparsity_at(epoch))))
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        refresh_weights(self.network)  # the magnitudes of now, not of the last forward pass
+        self._run_pruning(trainer.current_epoch)
+        for name, (left, _) in weights_left(self.network).items():
+            if left == 0:
+                raise SettingError(
+                    f"static pruning to sparsity {self.sparsity_at(trainer.current_epoch):.4f} leaves no weight in "
+                    f"{name}; prune less, or add it to static.dense_layers"
+                )
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+        """Everything happens at the start of an epoch."""

@@ -1,0 +1,97 @@
+"""Every command, Python block, link and table of the documents is as they say."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli import ROOT, TINY, CommandLine
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+README, USAGE = (ROOT / "README.md").read_text(), (ROOT / "docs" / "usage.md").read_text()
+
+
+def _blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def _commands() -> list[list[str]]:
+    blocks = _blocks(README + USAGE, "bash")
+    parts = [part.strip() for block in blocks for line in block.splitlines() for part in line.split("&&")]
+    return [shlex.split(part) for part in dict.fromkeys(parts) if part.startswith("python ")]
+
+
+@pytest.mark.parametrize("words", [c for c in _commands() if "experiment" not in " ".join(c)], ids=" ".join)
+def test_commands(command: CommandLine, words: list[str]) -> None:
+    tiny = TINY if words[1] == "evaluate.py" else [s for s in TINY if not s.startswith("bootstrap")]
+    outcome = command(words[1], *words[2:], *tiny)
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize("code", _blocks(README, "python"), ids=range(len(_blocks(README, "python"))))
+def test_python(code: str, tmp_path: Path) -> None:
+    """In a process of its own, as a reader runs it: nothing that these tests import helps it."""
+    (tmp_path / "snippet.py").write_text(code)
+    outcome = subprocess.run([sys.executable, "snippet.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "saved" in outcome.stdout
+
+
+def _anchors(text: str) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("http"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), link
+        assert not anchor or anchor in _anchors(target.read_text()), link
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_files_and_modules_that_are_named_exist(path: Path) -> None:
+    text = path.read_text()
+    for name in re.findall(r"(?:python|bash) ((?:results|benchmarks)/[\w/]+\.(?:py|sh))", text):
+        assert (ROOT / name).exists(), name
+    for module in re.findall(r"`?(exprune\.(?:core|lab)(?:\.[a-z_]+)+)", text):
+        place = ROOT / "src" / module.replace(".", "/")
+        parent = place.parent
+        assert any(p.exists() for p in (place, place.with_suffix(".py"), parent.with_suffix(".py"))), module
+
+
+def test_readme_is_read_in_one_sitting() -> None:
+    assert len(README.splitlines()) <= 180
+
+
+@pytest.mark.parametrize("name", ["usage.md", "results.md", "tried.md", "method.md"])
+def test_a_page_opens_with_what_it_answers(name: str) -> None:
+    title, _, first, *_ = (ROOT / "docs" / name).read_text().splitlines()
+    assert title.startswith("# ") and first.startswith("*") and "?" in first
+
+
+def test_tables_are_those_of_the_measurements(command: CommandLine) -> None:
+    outcome = command("results/tables.py", "--check")
+    assert outcome.code == 0, outcome.err
+
+
+def test_a_table_that_differs_is_found(command: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    changed = tmp_path / "changed.md"
+    changed.write_text((ROOT / "docs" / "results.md").read_text().replace("| Calibrated", "| Callibrated", 3))
+    monkeypatch.syspath_prepend(str(ROOT / "results"))
+    import tables
+
+    monkeypatch.setattr(tables, "DOCUMENTS", (changed,))
+    assert tables.main(["--check"]) == 1
+    assert tables.main([]) == 0
+    assert tables.main(["--check"]) == 0
+    assert changed.read_text() == (ROOT / "docs" / "results.md").read_text()

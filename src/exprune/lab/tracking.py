@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import wandb
 from hydra.core.hydra_config import HydraConfig
@@ -39,7 +39,7 @@ def tracked(cfg: DictConfig, job_type: str) -> AbstractContextManager[Any | None
     Raises:
         SettingError: online without an account or a network.
     """
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     return _run(cfg.logger, Path(cfg.paths.output_dir), _sweep(), job_type, config)
 
 
@@ -67,7 +67,7 @@ def _run(
             project=logger.project,
             group=logger.group or sweep,
             job_type=job_type,
-            mode=mode,
+            mode=cast(Any, mode),
             dir=folder,
             config=config,
             settings=wandb.Settings(silent=True),

@@ -63,7 +63,8 @@ class SiteFlops:
     @property
     def pruned_flops(self) -> int:
         """Terms evaluated plus tests, in FLOPs."""
-        alive, spent = self._outputs, 0
+        alive: int | Tensor = self._outputs
+        spent: int | Tensor = 0
         for stage, overhead, count in zip(self.plan.stages, self.overhead, self.pruned_at, strict=True):
             count = count.cpu() if isinstance(count, Tensor) else count
             tested = alive if stage.tested is None else alive * stage.tested

@@ -30,6 +30,10 @@ class Stage:
     tested: Tensor | None
     flops: int | Tensor
 
+    @property
+    def tests_any(self) -> bool:
+        return self.tested is None or bool(self.tested.any())
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -115,7 +119,8 @@ def _masked(site: Site, mask: Tensor, stages: Sequence[int], gain_ratio: float, 
     # Position of each term in its neuron's order: those with no weights last; fewest weights first, else as given.
     sizes = torch.where(weights > 0, weights if order is None else 0, weights.max() + 1)
     if order is None:
-        order = torch.arange(site.terms) if site.order() is None else site.order()
+        own = site.order()
+        order = torch.arange(site.terms) if own is None else own
     order = order.expand(len(weights), -1)
     position = order.gather(1, sizes.gather(1, order).argsort(dim=1, stable=True)).argsort(dim=1)
 
@@ -125,6 +130,5 @@ def _masked(site: Site, mask: Tensor, stages: Sequence[int], gain_ratio: float, 
         tested = (terms >= n) & ((total - evaluated) * gain_ratio >= n)
         planned.append(Stage(n, *_between(position, start, n, weights > 0), tested, 2 * evaluated))
         start = n
-    while planned and not planned[-1].tested.any():
-        planned.pop()
-    return Plan(tuple(planned), terms, 2 * total)
+    last = max((index for index, stage in enumerate(planned, 1) if stage.tests_any), default=0)
+    return Plan(tuple(planned[:last]), terms, 2 * total)

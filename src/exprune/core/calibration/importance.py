@@ -31,7 +31,7 @@ class _PerChannel(SiteFollower):
         self._counts: dict[str, int] = {}
         self._undefined: Counter[str] = Counter()  # rows with NaN or inf
 
-    def _add(self, name: str, values: Tensor, dim: int) -> None:
+    def _note(self, name: str, values: Tensor, dim: int) -> None:
         """Add values (..., channels at ``dim``, ...) of the data's rows."""
         values = data_rows(values, dim, self.rows)
         for some in blocks(values):
@@ -65,7 +65,7 @@ class InputVariances(_PerChannel):
         return {name: (squares - mean**2).clamp(min=0) for name, (mean, squares) in self._means().items()}
 
     def at_relu(self, chain: Chain, out: Tensor) -> None:
-        self._add(chain.name, chain.call.input.detach(), chain.call.channel_dim)
+        self._note(chain.name, chain.call.input.detach(), chain.call.channel_dim)
 
 
 class SquaredGradients(_PerChannel):
@@ -89,7 +89,7 @@ class SquaredGradients(_PerChannel):
         if not out.requires_grad:
             out.requires_grad_()
         name, dim = chain.name, chain.call.channel_dim
-        out.register_hook(lambda gradient: self._add(name, gradient, dim))
+        out.register_hook(lambda gradient: self._note(name, gradient, dim))
 
 
 ORDERS = ("model", "layer", "neuron")
@@ -112,6 +112,7 @@ def term_order(site: Site, variances: Tensor, kind: str) -> Tensor | None:
         raise SettingError(f"order={kind!r}: {', '.join(ORDERS)}")
     if kind == "model":
         return None
+    assert site.weight is not None  # nothing else is measured
     weight = site.weight.detach().double()
     energy = weight.square().flatten(2).sum(2) if weight.dim() > 2 else weight.square()
     energy = energy * variances.to(weight.device)

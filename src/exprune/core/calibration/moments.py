@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -177,6 +177,10 @@ def floored(values: Tensor) -> Tensor:
     return values.maximum(floor)
 
 
+def _zero() -> Tensor:
+    return torch.zeros((), dtype=torch.float64)
+
+
 @dataclass
 class Moments:
     """Count, means and centred second moments per output of z and of s after each stage, of blocks of rows.
@@ -185,9 +189,9 @@ class Moments:
     """
 
     count: int = 0
-    means: Tensor | float = 0.0  # (stages + 1, outputs): of s after each stage, of z
-    squares: Tensor | float = 0.0  # likewise, their second moments
-    products: Tensor | float = 0.0  # (stages, outputs): s z
+    means: Tensor = field(default_factory=_zero)  # (stages + 1, outputs): of s after each stage, of z
+    squares: Tensor = field(default_factory=_zero)  # likewise, their second moments
+    products: Tensor = field(default_factory=_zero)  # (stages, outputs): s z
     undefined: int = 0  # rows left out, for NaN or inf in them
 
     def add(self, sums: Iterable[Tensor], z: Tensor) -> None:
@@ -202,15 +206,15 @@ class Moments:
             z = z[keep]
             mean_of_z = z.mean(0)
         z = z - mean_of_z
-        means, squares, products = [], [], []
+        of_sums: tuple[list[Tensor], list[Tensor], list[Tensor]] = [], [], []
         for s in sums:
             s = s if keep is None else s[keep]
-            means.append(s.mean(0))
-            s = s - means[-1]
-            squares.append((s * s).sum(0))
-            products.append((s * z).sum(0))
-        means = torch.stack([*means, mean_of_z]).double()
-        squares, products = torch.stack([*squares, (z * z).sum(0)]).double(), torch.stack(products).double()
+            mean = s.mean(0)
+            s = s - mean
+            for values, one in zip(of_sums, (mean, (s * s).sum(0), (s * z).sum(0)), strict=True):
+                values.append(one)
+        means = torch.stack([*of_sums[0], mean_of_z]).double()
+        squares, products = torch.stack([*of_sums[1], (z * z).sum(0)]).double(), torch.stack(of_sums[2]).double()
         apart, more = means - self.means, len(z)
         weight = self.count * more / (self.count + more)
         self.squares = self.squares + squares + weight * apart**2

@@ -49,9 +49,10 @@ def draws(func: Callable, args: tuple, kwargs: dict) -> bool:
     if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):  # (..., has_biases, layers, dropout, training, ...)
         return len(args) > 6 and args[5] > 0 and bool(args[6])
     if name == "multi_head_attention_forward":
-        return bool(kwargs.get("training", True)) and (args[11] if len(args) > 11 else kwargs.get("dropout_p", 0)) > 0
+        share = args[11] if len(args) > 11 else kwargs.get("dropout_p", 0)
+        return bool(kwargs.get("training", True) and share > 0)
     if name == "scaled_dot_product_attention":
-        return (args[4] if len(args) > 4 else kwargs.get("dropout_p", 0)) > 0
+        return bool((args[4] if len(args) > 4 else kwargs.get("dropout_p", 0)) > 0)
     if name in _DROPOUTS:
         given = named(("input", "p", "training"), args, kwargs)
         return bool(given.get("training", True)) and given.get("p", 0.5) > 0

@@ -5,11 +5,10 @@ is named, never taken to be nothing.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 
@@ -43,36 +42,38 @@ _NO_PRODUCTS = re.compile(
 # Operators of torchvision that take no products.
 _FREE_ELSEWHERE = {"nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"}
 
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+_Shape = Sequence[int]
 
 
-def _matrix_vector(matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
+def _attention(query: _Shape, key: _Shape, value: _Shape, *args: Any, **kwargs: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _matrix_vector(matrix: _Shape, vector: _Shape, *args: Any, **kwargs: Any) -> int:
     return 2 * matrix[0] * matrix[1]
 
 
-def _added_matrix_vector(added: Any, matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
+def _added_matrix_vector(added: _Shape, matrix: _Shape, vector: _Shape, *args: Any, **kwargs: Any) -> int:
     return 2 * matrix[0] * matrix[1]
 
 
-def _inner(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
+def _inner(left: _Shape, right: _Shape, *args: Any, **kwargs: Any) -> int:
     return 2 * left[0]
 
 
-def _product(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
+def _product(left: _Shape, right: _Shape, *args: Any, **kwargs: Any) -> int:
     return 2 * left[0] * left[1] * right[1]
 
 
-def _added_product(added: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
+def _added_product(added: _Shape, left: _Shape, right: _Shape, *args: Any, **kwargs: Any) -> int:
     return 2 * left[0] * left[1] * right[1]
 
 
-def _added_batch_product(added: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
+def _added_batch_product(added: _Shape, left: _Shape, right: _Shape, *args: Any, **kwargs: Any) -> int:
     return 2 * left[0] * left[1] * left[2] * right[2]
 
 
-def _grouped_product(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
+def _grouped_product(left: _Shape, right: _Shape, *args: Any, **kwargs: Any) -> int:
     """Of rows in groups, each group with a matrix of its own: every row meets one of them."""
     if len(left) == 3 and len(right) == 3:
         return 2 * left[0] * left[1] * left[2] * right[2]
@@ -83,7 +84,7 @@ def _grouped_product(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * left[0] * left[1] * right[1]
 
 
-def _mkldnn_rnn(x: Any, of_input: Any, of_hidden: Any, *args: Any, **kwargs: Any) -> int:
+def _mkldnn_rnn(x: _Shape, of_input: _Shape, of_hidden: _Shape, *args: Any, **kwargs: Any) -> int:
     """One layer in one direction: every step of every sequence meets both matrices."""
     steps = x[0] * x[1]
     return 2 * steps * (of_input[0] * of_input[1] + of_hidden[0] * of_hidden[1])

@@ -176,7 +176,7 @@ def _matrix(weight: Tensor) -> Tensor:
 
 def _convolution(func: Callable, args: tuple, kwargs: dict) -> tuple[LinearCall, Tensor | None]:
     transposed = func in _TRANSPOSED
-    names = ("input", "weight", "bias", "stride", "padding")
+    names: tuple[str, ...] = ("input", "weight", "bias", "stride", "padding")
     names += ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
     given = named(names, args, kwargs)
     weight, padding, groups = given["weight"], given.get("padding", 0), given.get("groups", 1)
@@ -206,8 +206,8 @@ def _each(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
 
 
 _TRANSPOSED = {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
-_CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d, *_TRANSPOSED}
-_PRODUCTS = {torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__}
+_CONVOLUTIONS: set[Callable] = {torch.conv1d, torch.conv2d, torch.conv3d, *_TRANSPOSED}
+_PRODUCTS: set[Callable] = {torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__}
 _PARSERS: dict[Callable, Callable] = {
     F.linear: _linear,
     **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),

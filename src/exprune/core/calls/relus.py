@@ -39,7 +39,7 @@ def _is_zero(value: Any) -> bool:
 def _is_above_zero(value: Any) -> bool:
     if isinstance(value, Tensor):
         return not value.is_meta and bool((value > 0).all())
-    return value is None or (isinstance(value, Real) and 0 < value <= math.inf)
+    return value is None or (isinstance(value, Real) and 0 < float(value) <= math.inf)
 
 
 def _all(*names: str) -> set[Callable]:

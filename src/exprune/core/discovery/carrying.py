@@ -109,10 +109,12 @@ class Carrier(TorchFunctionMode):
 
     def _layer(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         parsed = layer_call(func, args, kwargs)
-        name = None if parsed is None else self.layer(func, parsed[0])
-        if name is None:
+        if parsed is None:
             return None
         call, bias = parsed
+        name = self.layer(func, call)
+        if name is None:
+            return None
         read = [chain for x in effects.tensors((args, kwargs)) if (chain := self.chains.get(x)) is not None]
         out, call = self.compute(name, call, bias, lambda: self._execute(func, args, kwargs))
         for chain in read:
@@ -189,8 +191,7 @@ class Carrier(TorchFunctionMode):
 
     def _view(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         z = args[0] if args else kwargs.get("input", kwargs.get("self"))
-        chain = self.chains.get(z) if isinstance(z, Tensor) else None
-        if chain is None or chain.call.is_conv or not z.dim():
+        if not isinstance(z, Tensor) or (chain := self.chains.get(z)) is None or chain.call.is_conv or not z.dim():
             return None
         out = self._execute(func, args, kwargs)
         if out is z:
@@ -202,11 +203,10 @@ class Carrier(TorchFunctionMode):
         return out
 
     def _relu(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        tensor = args[0] if args else kwargs.get("input", kwargs.get("self"))
-        chain = self.chains.get(tensor) if isinstance(tensor, Tensor) else None
-        if chain is None or not is_relu(func, args, kwargs):
+        z = args[0] if args else kwargs.get("input", kwargs.get("self"))
+        if not isinstance(z, Tensor) or (chain := self.chains.get(z)) is None or not is_relu(func, args, kwargs):
             return None
-        self.before_relu(chain, tensor)
+        self.before_relu(chain, z)
         out = self._execute(func, args, kwargs)
         self.passes(chain)
         self.chains.pop(out, None)  # an in-place ReLU returns the pre-activation's own object

@@ -4,7 +4,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ class ChainFollower(Carrier):
         self._hooks: list[Any] = []
         self._eager: AbstractContextManager = nullcontext()
 
-    def __enter__(self) -> "ChainFollower":
+    def __enter__(self) -> Self:
         self._thread = threading.get_ident()
         self.inside_another = _followed_here()
         for module in self.modules:
@@ -39,9 +39,10 @@ class ChainFollower(Carrier):
             self._hooks.append(module.register_forward_hook(self._leaves, with_kwargs=True, always_call=True))
         self._eager = eagerly()
         self._eager.__enter__()
-        return super().__enter__()
+        super().__enter__()
+        return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
         self._eager.__exit__(*exception)
         for hook in self._hooks:
@@ -83,4 +84,5 @@ def eagerly() -> AbstractContextManager:
     """Inside of it what torch.compile compiled runs as it was written, so that its calls are seen."""
     if "torch._dynamo" not in sys.modules:  # nothing was compiled, and to import it takes seconds
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: AbstractContextManager = torch.compiler.set_stance("force_eager")
+    return stance

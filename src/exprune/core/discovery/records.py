@@ -4,6 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from exprune.core.calls.layers import LinearCall
 from exprune.core.discovery.sites import Site
@@ -40,12 +41,12 @@ class Layer:
     hidden: bool = False
 
 
-def kind_and_terms(module: nn.Module) -> tuple[str, int, int]:
+def kind_and_terms(module: nn.Linear | _ConvNd) -> tuple[str, int, int]:
     """Of one of torch's own layers: its kind, terms and weights per term."""
     weight = module.weight
     if isinstance(module, nn.Linear):
         return "linear", weight.shape[1], 1
-    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    transposed = isinstance(module, _ConvTransposeNd)
     kind = f"conv{'_transpose' if transposed else ''}{weight.dim() - 2}d"
     return kind, weight.shape[0 if transposed else 1], weight.shape[2:].numel()
 
@@ -76,7 +77,7 @@ def site_of(name: str, layer: Layer) -> Site:
 
 def _closes(call: Call) -> bool:
     """Whether the call that goes on where this one is added (itself added to another, perhaps) reaches a ReLU."""
-    seen = []
+    seen: list[Call] = []
     while call.added_to is not None and not any(call is other for other in seen):
         seen.append(call)
         call = call.added_to[1]

@@ -41,7 +41,7 @@ class Site:
     residual: bool = False
     spatial: int = 1
     reason: str | None = None
-    module: nn.Module | None = field(default=None, repr=False, compare=False)
+    module: nn.Module = field(kw_only=True, repr=False, compare=False)
     parameter: str = "weight"
     transposed: bool = False
     outputs: int = 0

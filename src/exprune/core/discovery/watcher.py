@@ -59,11 +59,9 @@ class Watcher(ChainFollower):
         elsewhere = None
         if owner is None and (home := self._home(call)) is not None:
             owner, elsewhere = home, f"its weight is used by {self._called(running)}, outside of its own forward"
-        if owner is None and not called_with_any_weight(func):
-            return None
-        if owner is None and running is None:
-            return None
         if owner is None:
+            if running is None or not called_with_any_weight(func):
+                return None
             owner, elsewhere = Owner(running, "weight"), "its weight is computed anew at each call"
         name = self._name(owner)
         layer = self.layers.get(name)

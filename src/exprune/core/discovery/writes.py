@@ -36,6 +36,6 @@ class Writes(TorchDispatchMode):
     @staticmethod
     def _memory(tensor: Tensor) -> int:
         try:
-            return tensor.untyped_storage()._cdata
+            return int(tensor.untyped_storage()._cdata)
         except (NotImplementedError, RuntimeError):  # sparse, nested, ...
             return id(tensor)

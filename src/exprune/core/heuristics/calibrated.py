@@ -64,7 +64,8 @@ class CalibratedTest(Heuristic):
             seen.kept[seen.stage] = self._folded(seen)
         slope, bound = seen.kept[seen.stage]
         if slope is not None:
-            return below(torch.addcmul(seen.r, seen.part, slope), bound)
+            r = torch.as_tensor(seen.r, dtype=seen.part.dtype, device=seen.part.device)
+            return below(torch.addcmul(r, seen.part, slope), bound)
         return below(seen.part, bound)
 
     def overhead(self, stage: int, site: Site) -> int:
@@ -143,8 +144,8 @@ class Optimal(CalibratedTest):
     def margin(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor:
         if gradient is None:
             raise SettingError(f"Optimal: the statistics of {seen.site.name} lack gradients; calibrate with them")
-        left = [torch.as_tensor(seen.plan.dense_flops - stage.flops) for stage in seen.plan.stages]
-        left = torch.stack([flops.to(sd).expand(sd.shape[1]) for flops in left])
+        each = (torch.as_tensor(seen.plan.dense_flops - stage.flops) for stage in seen.plan.stages)
+        left = torch.stack([flops.to(sd).expand(sd.shape[1]) for flops in each])
         if self.ahead:
             return -looking_ahead(gradient, sd, left, self.lam, self.overhead(0, seen.site))
         return -at_once(gradient, sd, left, self.lam)
@@ -156,4 +157,5 @@ class Oracle(Heuristic):
     needs_full = True
 
     def stop(self, seen: Prefix) -> Tensor:
+        assert seen.full is not None  # needs_full
         return seen.full <= 0

@@ -41,12 +41,12 @@ class Prefix:
     stage: int
     n: int
     terms: int | Tensor
-    tau: float | None
+    tau: Any
     part: Tensor
     scale: Tensor | None
     q: Tensor | None
     r: Tensor | float
-    plan: Plan | None = None
+    plan: Plan
     rows: Tensor | None = None
     full: Tensor | None = None
     kept: dict[Any, Any] = field(default_factory=dict)
@@ -122,6 +122,7 @@ class StatsTest(Heuristic):
     tau_range = (0.0, 0.5)
 
     def stop(self, seen: Prefix) -> Tensor:
+        assert seen.q is not None  # needs_squares
         if seen.tau == 0:
             return torch.zeros_like(seen.s, dtype=torch.bool)
         # s/n + r/N < quantile * sqrt(v/n) as s/n + sqrt(quantile^2 v/n) < -r/N: no division by zero, few passes

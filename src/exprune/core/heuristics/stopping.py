@@ -13,7 +13,7 @@ _BLOCK = 256  # neurons at a time, to bound memory
 def half_moment(u: Tensor) -> Tensor:
     """E[relu(u + Normal(0, 1))^2] = (u^2 + 1) Phi(u) + u phi(u), increasing in u."""
     # Phi by erfcx, which keeps its relative precision far below 0, where the two summands all but cancel.
-    tail = torch.special.erfcx(-u / math.sqrt(2)) / 2
+    tail: Tensor = torch.special.erfcx(-u / math.sqrt(2)) / 2
     return torch.exp(-u * u / 2) * ((u * u + 1) * tail + u / math.sqrt(2 * math.pi))
 
 

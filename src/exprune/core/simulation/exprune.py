@@ -75,12 +75,13 @@ class ExPrune:
         ratios = per_site(plain_knob(gain_ratio), known, "gain_ratio")
         for index, site in enumerate(self.sites):
             if site.eligible:
-                plan = make_plan(site, stages, _gain_ratio(ratios[site.name]), heuristic.order(site))
+                gain = _gain_ratio(ratios[site.name])
+                plan = make_plan(site, stages, gain, heuristic.order(site))
                 if plan.stages:
                     overhead = tuple(heuristic.overhead(stage, site) for stage in range(len(plan.stages)))
                     self._ledger.sites[site.name] = SiteFlops(site, plan, overhead)
                 else:
-                    self.sites[index] = replace(site, reason=_why_no_stage(site, stages[0], ratios[site.name]))
+                    self.sites[index] = replace(site, reason=_why_no_stage(site, stages[0], gain))
         eligible = [site for site in self.sites if site.eligible]
         if not eligible:
             reasons = "; ".join(f"{site.name}: {site.reason}" for site in self.sites if site.relu)
@@ -105,8 +106,9 @@ class ExPrune:
         self._pruner.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         pruner, self._pruner = self._pruner, None
+        assert pruner is not None
         pruner.__exit__(*exception)
         if exception[0] is not None:
             return

@@ -50,6 +50,8 @@ class Pruner(StagedFollower):
         in_parts = {name: of.plan for name, of in ledger.sites.items()} if several else {}
         super().__init__(sites, in_parts, ledger.sites.keys())
         self._heuristic, self._taus, self._ledger, self._rows = heuristic, taus, ledger, rows
+        self._needs_full = heuristic is not None and heuristic.needs_full
+        self._needs_squares = heuristic is not None and heuristic.needs_squares
         self.account = Account()
         self._full: Tensor | None = None  # the pre-activation, where the heuristic needs it
         self._zeros = {name: mask.numel() - int(mask.count_nonzero()) for name, mask in masks.items()}
@@ -128,7 +130,7 @@ class Pruner(StagedFollower):
         return out, call
 
     def before_relu(self, chain: Chain, z: Tensor) -> None:
-        if self._heuristic.needs_full:
+        if self._needs_full:
             self._full = z.detach().clone()  # the ReLU may be in place
 
     def at_relu(self, chain: Chain, out: Tensor) -> None:
@@ -140,6 +142,7 @@ class Pruner(StagedFollower):
 
     def _prune(self, chain: Chain, out: Tensor) -> None:
         """Test all neurons of a call, some rows at a time; count them, and write the zeros of those that stop."""
+        assert self._heuristic is not None  # without one there are no sites to prune
         mask, of = self._rows(), self._ledger.sites[chain.name]
         if mask is not None:
             check_rows(mask, chain, out)
@@ -159,7 +162,7 @@ class Pruner(StagedFollower):
 
     def _terms(self, chain: Chain) -> list[Terms] | None:
         """The terms of each stage; None where their sums are known and no squares are needed."""
-        if chain.call.sums and not self._heuristic.needs_squares:
+        if chain.call.sums and not self._needs_squares:
             return None
         stages = self._ledger.sites[chain.name].plan.stages
         return [Terms.of(chain.call, stage.channels, stage.keep, chain.scale) for stage in stages]
@@ -168,14 +171,18 @@ class Pruner(StagedFollower):
         self, stops: Stops, chain: Chain, terms: Sequence[Terms] | None, data: Tensor | None, full: Tensor | None
     ) -> None:
         """Test some rows of a layer at every stage."""
-        x, part, q = chain.call.input, None, None
-        for index in range(len(stops.plan.stages)):
-            inputs = None if terms is None else terms[index].inputs(x)
-            if chain.call.sums:
-                part, scale = chain.call.sums[index], chain.scale
-            else:  # of terms with the scale in them
-                part, scale = terms[index].sum(inputs, part, part), None
-            if self._heuristic.needs_squares:
-                squares = terms[index].squares(inputs)
+        if terms is None:
+            for index, part in enumerate(chain.call.sums):
+                stops.test(index, chain, part, chain.scale, None, data, full)
+            return
+        so_far = q = None
+        for index, group in enumerate(terms):
+            inputs = group.inputs(chain.call.input)
+            if self._needs_squares:
+                squares = group.squares(inputs)
                 q = squares if q is None else squares.add_(q)
-            stops.test(index, chain, part, scale, q, data, full)
+            if chain.call.sums:
+                stops.test(index, chain, chain.call.sums[index], chain.scale, q, data, full)
+            else:  # of terms with the scale in them
+                so_far = group.sum(inputs, so_far, so_far)
+                stops.test(index, chain, so_far, None, q, data, full)

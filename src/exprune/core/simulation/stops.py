@@ -23,7 +23,9 @@ class Stops:
     def __init__(self, heuristic: Heuristic, of: SiteFlops, tau: float | None) -> None:
         self.heuristic, self.site, self.plan, self.tau = heuristic, of.site, of.plan, tau
         self._kept: dict[Any, Any] = {}
-        self._masks: Masks | None = None  # of the block: what has stopped after each stage, the positive, the wrong
+        self._masks = Masks(
+            0, torch.empty(0)
+        )  # of the block: what has stopped after each stage, the positive, the wrong
 
     def test(
         self,
@@ -44,7 +46,7 @@ class Stops:
         now = self.heuristic.stop(seen)
         if stage.tested is not None:
             now = now & self._per_output(stage.tested, part)
-        if self._masks is None or self._masks.shape != part.shape:
+        if self._masks.shape != part.shape:
             self._masks = Masks(len(plan.stages) + 2, part)
         if index:
             torch.bitwise_or(self._masks[index - 1], now, out=self._masks[index])
@@ -69,7 +71,7 @@ class Stops:
         torch.bitwise_and(positive, self.stopped(), out=wrong)
         if data is None and not isinstance(self.plan.terms, Tensor):
             return self._masks.counts()
-        masks = self._masks if data is None else [mask & data for mask in self._masks]
+        masks = list(self._masks) if data is None else [mask & data for mask in self._masks]
         if not isinstance(self.plan.terms, Tensor):
             return torch.stack([mask.sum() for mask in masks])
         return torch.stack([mask.movedim(self.site.channel_dim, -1).flatten(0, -2).sum(0) for mask in masks])

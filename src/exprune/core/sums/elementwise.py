@@ -41,7 +41,7 @@ class Masks:
         padded = max(1, -(-size // (8 * _GROUPS))) * 8 * _GROUPS
         self._all = torch.zeros(count, padded, dtype=torch.bool, device=like.device)
         strides = torch.empty_like(like, device="meta").stride()  # dense
-        self._masks = [mask.as_strided(like.shape, strides) for mask in self._all]
+        self._masks: list[Tensor] = [mask.as_strided(like.shape, strides) for mask in self._all]
 
     def __getitem__(self, index: int) -> Tensor:
         return self._masks[index]

@@ -76,7 +76,7 @@ def _in_parts(
         for group, total in zip(groups, [*sums, out], strict=True):
             so_far = group.sum(group.inputs(x[rows]), so_far, total[rows])
         if bias is not None:
-            so_far += bias
+            out[rows] += bias
     return out, replace(call, sums=tuple(sums))
 
 

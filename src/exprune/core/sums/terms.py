@@ -124,7 +124,7 @@ def _dtype(call: LinearCall) -> torch.dtype:
 def _pad(x: Tensor, call: LinearCall) -> Tensor:
     if call.padding == "valid":
         return x
-    if call.padding == "same":  # torch puts the odd one at the end
+    if isinstance(call.padding, str):  # "same": torch puts the odd one at the end
         spans = [d * (k - 1) for k, d in zip(call.weight.shape[2:], call.dilation, strict=True)]
         sides = [(span // 2, span - span // 2) for span in spans]
     else:

@@ -4,9 +4,8 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
-import lightning
 import pandas as pd
 import torch
 from huggingface_hub import hf_hub_download
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from exprune.core.errors import SettingError
 from exprune.lab.data.hub import without_hub
 from exprune.lab.data.limit import checked_limit
+from exprune.lab.data.splits import SplitData
 from exprune.lab.data.tokens import NO_TARGET, PAD, START, padded
 
 
@@ -42,7 +42,7 @@ class ChoiceBatch(NamedTuple):
     attention_mask: Tensor
     targets: Tensor
     answers: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a field, where tuples have a method
 
 
 def read_piqa(data_dir: Path, cache_dir: Path) -> list[Question]:
@@ -102,7 +102,7 @@ def collate(chosen: Sequence[tuple[int, list[Tensor], int]]) -> ChoiceBatch:
     )
 
 
-class ChoiceData(lightning.LightningDataModule):
+class ChoiceData(SplitData):
     """Questions to be answered without training, the longest first; one split, ``test`` and ``valid`` alike.
 
     Args:
@@ -154,4 +154,4 @@ class ChoiceData(lightning.LightningDataModule):
         return self.test_dataloader()
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.rows, self.eval_batch_size, collate_fn=collate)
+        return DataLoader(cast(Any, self.rows), self.eval_batch_size, collate_fn=collate)

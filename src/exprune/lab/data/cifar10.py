@@ -7,6 +7,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ def _decode(archive: Path) -> dict[str, Tensor]:
 
 def _pixels(files: tarfile.TarFile, member: tarfile.TarInfo) -> np.ndarray:
     try:
-        image = Image.open(io.BytesIO(files.extractfile(member).read())).convert("RGB")
+        image = Image.open(io.BytesIO(cast(IO[bytes], files.extractfile(member)).read())).convert("RGB")
     except OSError as error:
         raise SettingError(f"{member.name}: not a JPEG image that decodes ({error})") from error
     pixels = np.asarray(image)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning
 import rdkit
 import torch
 from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
@@ -19,6 +18,7 @@ from exprune.lab.data.limit import checked_limit
 from exprune.lab.data.molecules import featurise, parse
 from exprune.lab.data.scaffold import scaffold_split
 from exprune.lab.data.smiles import Molecules
+from exprune.lab.data.splits import SplitData
 from exprune.lab.files import load_tensors, save_tensors
 
 _FORMAT = 2  # raise it when the processing changes, so that no old cache is read
@@ -81,7 +81,7 @@ def cached(molecules: Molecules, name: str, cache_dir: Path) -> Graphs:
     return graphs
 
 
-class MoleculeData(lightning.LightningDataModule):
+class MoleculeData(SplitData):
     """Molecular graphs with one binary label, in the scaffold split.
 
     Args:
@@ -101,7 +101,7 @@ class MoleculeData(lightning.LightningDataModule):
         limit: int | None = None,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.file_name = name
         self.read = read
         self.data_dir = Path(data_dir).expanduser()
         self.cache_dir = Path(cache_dir).expanduser()
@@ -114,7 +114,7 @@ class MoleculeData(lightning.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if self.graphs is None:
-            self.graphs = cached(self.read(self.data_dir, self.cache_dir), self.name, self.cache_dir)
+            self.graphs = cached(self.read(self.data_dir, self.cache_dir), self.file_name, self.cache_dir)
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", self.batch_size, shuffle=True)
@@ -133,6 +133,7 @@ class MoleculeData(lightning.LightningDataModule):
 
     def _part(self, part: str) -> list[Data]:
         if part not in self.parts:
+            assert self.graphs is not None  # setup() has read them
             self.parts[part] = self.graphs.part(part, self.limit)
         return self.parts[part]
 

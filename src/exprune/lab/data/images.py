@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from torch import Tensor
 
 from exprune.core.errors import SettingError
 from exprune.lab.data.limit import checked_limit
+from exprune.lab.data.splits import SplitData
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10, as in the paper
 
@@ -83,8 +83,10 @@ class ImageLoader:
         return full or min(rest, 1) if self.train else full + min(rest, 1)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()))) if self.train else None
-        order = torch.randperm(len(self.images), generator=generator) if self.train else torch.arange(len(self.images))
+        order = torch.arange(len(self.images))
+        if self.train:
+            generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+            order = torch.randperm(len(self.images), generator=generator)
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
         size = self.size() if self.train else 0
         for chosen in order.split(self.batch_size)[: len(self)]:
@@ -95,7 +97,7 @@ class ImageLoader:
             yield images.contiguous(memory_format=torch.channels_last), self.labels[chosen]
 
 
-class ImageData(lightning.LightningDataModule):
+class ImageData(SplitData):
     """Images in memory; the training division is split once more, by a fixed seed, into train and valid.
 
     Args:
@@ -158,7 +160,9 @@ class ImageData(lightning.LightningDataModule):
 
     def _size(self) -> int:
         """Of this epoch's training images; 0: as they are."""
-        if self.reduced is None or self.trainer.current_epoch >= self.reduced["share"] * self.trainer.max_epochs:
+        if self.reduced is None or self.trainer is None or self.trainer.max_epochs is None:
+            return 0
+        if self.trainer.current_epoch >= self.reduced["share"] * self.trainer.max_epochs:
             return 0
         return self.reduced["size"]
 

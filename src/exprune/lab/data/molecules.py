@@ -60,7 +60,9 @@ def parse(smiles: str, where: str) -> tuple[Chem.Mol, bool]:
 def featurise(molecule: Chem.Mol) -> tuple[Tensor, Tensor, Tensor]:
     """Atom features (nodes, 9), edges (2, edges) and bond features (edges, 3); each bond in both directions."""
     atoms = [_atom_features(atom) for atom in molecule.GetAtoms()]
-    sources, targets, bonds = [], [], []
+    sources: list[int] = []
+    targets: list[int] = []
+    bonds: list[list[int]] = []
     for bond in molecule.GetBonds():
         i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
         features = _bond_features(bond)

@@ -1,11 +1,19 @@
 """The splits of a data set: their batches, and whether a task can be trained and measured on them."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import lightning
+import torch
 
 from exprune.core.errors import SettingError
+
+
+class SplitData(lightning.LightningDataModule):
+    """A data set: Lightning's three loaders, and one more."""
+
+    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> Any:
+        """Some batches of the training split, of so many inputs (blocks, graphs) drawn at random."""
+        raise NotImplementedError
 
 
 def batches_of(data: lightning.LightningDataModule, split: str) -> Any:
@@ -16,7 +24,7 @@ def batches_of(data: lightning.LightningDataModule, split: str) -> Any:
     return loaders[split]()
 
 
-def check_measurable(task: lightning.LightningModule, batches: Iterable, name: str) -> None:
+def check_measurable(task: Any, batches: Any, name: str) -> None:
     """Whether the task's metric is defined on these batches (a loader or a list), which an error calls ``name``.
 
     Raises:
@@ -28,7 +36,7 @@ def check_measurable(task: lightning.LightningModule, batches: Iterable, name: s
         task.check_labels(batches, name)
 
 
-def check_trainable(task: lightning.LightningModule, data: lightning.LightningDataModule) -> None:
+def check_trainable(task: Any, data: lightning.LightningDataModule) -> None:
     """Whether there is something to train on, and the metric by which epochs are compared is defined.
 
     Raises:

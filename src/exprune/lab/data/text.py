@@ -3,8 +3,8 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
-import lightning
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader
 from exprune.core.errors import SettingError
 from exprune.lab.data.choices import Question
 from exprune.lab.data.limit import checked_limit
+from exprune.lab.data.splits import SplitData
 from exprune.lab.data.stdlib import Corpus
 from exprune.lab.data.tokens import Block, StreamLoader, blocks, collate, encode, find_tokenizer
 
 
-class TextData(lightning.LightningDataModule):
+class TextData(SplitData):
     """Texts cut into blocks of tokens; held-out texts are cut so that every token is predicted once.
 
     Args:
@@ -68,12 +69,11 @@ class TextData(lightning.LightningDataModule):
         """Some blocks of the training texts, drawn at random."""
         cut = blocks(self.tokens["train"], self.context)
         chosen = torch.randperm(len(cut), generator=generator)[:inputs]
-        return DataLoader([cut[k] for k in chosen], self.eval_batch_size, collate_fn=collate)
+        return DataLoader(cast(Any, [cut[k] for k in chosen]), self.eval_batch_size, collate_fn=collate)
 
     def _held_out(self, part: str) -> DataLoader[Block]:
-        return DataLoader(
-            blocks(self.tokens[part], self.context)[: self.limit], self.eval_batch_size, collate_fn=collate
-        )
+        cut = blocks(self.tokens[part], self.context)[: self.limit]
+        return DataLoader(cast(Any, cut), self.eval_batch_size, collate_fn=collate)
 
 
 def encoding_of(

@@ -8,10 +8,12 @@ from omegaconf import DictConfig
 
 from exprune.core import Dominance, HeadRecorder
 from exprune.core.errors import SettingError
+from exprune.lab.data.splits import SplitData
 from exprune.lab.evaluation.passes import run_pass
+from exprune.lab.tasks.task import Task
 
 
-def check_head(cfg: DictConfig, task: lightning.LightningModule) -> None:
+def check_head(cfg: DictConfig, task: Task) -> None:
     """Raises SettingError where ``head`` asks for what this task's head cannot do, before anything long begins."""
     if cfg.head.tau is None:
         return
@@ -24,9 +26,7 @@ def check_head(cfg: DictConfig, task: lightning.LightningModule) -> None:
     HeadRecorder(task.head, cfg.head.stages)
 
 
-def dominance(
-    cfg: DictConfig, trainer: lightning.Trainer, task: lightning.LightningModule, data: lightning.LightningDataModule
-) -> Dominance | None:
+def dominance(cfg: DictConfig, trainer: lightning.Trainer, task: Task, data: SplitData) -> Dominance | None:
     """What prunes the trained task's head; None with ``head=none``.
 
     Raises:

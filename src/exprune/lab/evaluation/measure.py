@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
-import lightning
 import pandas as pd
 import torch
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from exprune.lab.evaluation.result import Metric, Result, check_defined, flops_p
 from exprune.lab.evaluation.subject import Subject, plain
 from exprune.lab.models.masks import sparsity
 from exprune.lab.tasks.intervals import paired_bootstrap
+from exprune.lab.tasks.task import Task
 
 
 def measure(
@@ -78,7 +78,7 @@ def measure(
     return result, examples
 
 
-def drop_points(task: lightning.LightningModule, dense: Pass, predictions: NDArray) -> float:
+def drop_points(task: Task, dense: Pass, predictions: NDArray) -> float:
     """What the metric loses, in points, over the inputs that are predicted: the first of the dense pass, or all."""
     targets, before = dense.targets[: len(predictions)], dense.predictions[: len(predictions)]
     return 100 * (task.score(before, targets) - task.score(predictions, targets))
@@ -124,7 +124,7 @@ def about(run: ExPrune, gain_ratio: Any) -> list[Any]:
     return ["pruned", type(heuristic).__qualname__, knobs, [site.name for site in run.sites if site.eligible]]
 
 
-def _compare(task: lightning.LightningModule, dense: Pass, pruned: Pass, resamples: int, seed: int) -> Metric:
+def _compare(task: Task, dense: Pass, pruned: Pass, resamples: int, seed: int) -> Metric:
     of_dense, of_pruned = (task.score(one.predictions, one.targets) for one in (dense, pruned))
     groups = dense.columns.get("group")
     both = dense.predictions, pruned.predictions
@@ -141,7 +141,7 @@ def _compare(task: lightning.LightningModule, dense: Pass, pruned: Pass, resampl
     )
 
 
-def _secondary(task: lightning.LightningModule, dense: Pass, pruned: Pass) -> dict[str, dict[str, float]]:
+def _secondary(task: Task, dense: Pass, pruned: Pass) -> dict[str, dict[str, float]]:
     if not hasattr(task, "secondary"):
         return {}
     of_dense, of_pruned = task.secondary(dense.columns), task.secondary(pruned.columns)

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from exprune.core import Dominance, ExPrune, HeadRecorder
 from exprune.core.errors import SettingError
 from exprune.lab.files import write_whole
 from exprune.lab.tasks.finite import not_finite_line
+from exprune.lab.tasks.task import Task
 
 SAVE_EVERY = 60.0  # seconds
 
@@ -48,8 +48,8 @@ class Pass:
 
 def run_pass(
     trainer: lightning.Trainer,
-    task: lightning.LightningModule,
-    loader: DataLoader,
+    task: Task,
+    loader: Any,
     run: ExPrune | None,
     file: Path | None = None,
     watch: Callable[[list[dict[str, Any]]], None] | None = None,
@@ -64,12 +64,12 @@ def run_pass(
         SettingError: the network's output for some input is NaN or infinite.
     """
     progress = _Progress(run, None if head is not None else file, watch, head)
-    trainer.callbacks.append(progress)
+    trainer.callbacks.append(progress)  # type: ignore[attr-defined]
     try:
         with run or contextlib.nullcontext(), head or contextlib.nullcontext():
             trainer.predict(task, _Rest(loader, len(progress.batches)), return_predictions=False)
     finally:
-        trainer.callbacks.remove(progress)
+        trainer.callbacks.remove(progress)  # type: ignore[attr-defined]
     parts: dict[str, list[Tensor]] = defaultdict(list)
     totals: dict[str, int] = defaultdict(int)
     for batch in progress.batches:
@@ -91,7 +91,7 @@ def run_pass(
 class _Rest:
     """The batches of a loader but for the first so many."""
 
-    def __init__(self, loader: Iterable, done: int) -> None:
+    def __init__(self, loader: Any, done: int) -> None:
         self.loader, self.done = loader, done
 
     def __len__(self) -> int:
@@ -127,7 +127,7 @@ class _Progress(Callback):
         return self.before + time.perf_counter() - self.start
 
     def on_predict_batch_start(
-        self, trainer: lightning.Trainer, task: lightning.LightningModule, batch: Any, index: int, dataloader: int = 0
+        self, trainer: lightning.Trainer, task: Any, batch: Any, index: int, dataloader: int = 0
     ) -> None:
         watching = [one for one in (self.run, self.head) if one is not None]
         if watching and hasattr(task, "data_rows"):
@@ -138,7 +138,7 @@ class _Progress(Callback):
     def on_predict_batch_end(
         self,
         trainer: lightning.Trainer,
-        task: lightning.LightningModule,
+        task: Any,
         outputs: dict[str, Any],
         batch: Any,
         index: int,

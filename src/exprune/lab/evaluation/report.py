@@ -56,8 +56,8 @@ def _summary(result: Result) -> Table:
     for name, scope in scopes.items():
         table.add_row(name, f"{scope['dense']:,.0f}", f"{scope['pruned']:,.0f}", f"{scope['saved']:.2%} saved", "")
     if flops.zero_skipping:
-        both = (f"{flops.zero_skipping[side]:,.0f}" for side in ("dense", "pruned"))
-        table.add_row("zeros in fc2, skippable", *both, "", "")
+        skippable = (f"{flops.zero_skipping[side]:,.0f}" for side in ("dense", "pruned"))
+        table.add_row("zeros in fc2, skippable", *skippable, "", "")
     if result.head:
         of_head = result.head["flops"]
         saved = f"{of_head['saved']:.2%} saved, {result.head['changed'] / result.head['rows']:.3%} changed"
@@ -96,7 +96,7 @@ def _sites(result: Result) -> Table:
                 "negative (oracle)": f"{negative:.1%}",
                 "wrongly pruned": f"{wrong:.2%}",
             }
-            table.add_row(*(cells[column.header] for column in table.columns))
+            table.add_row(*(cells[str(column.header)] for column in table.columns))
     return table
 
 
@@ -117,5 +117,5 @@ def log_result(run: Any | None, result: Result, folder: Path) -> None:
     )
     columns = ["name", "kind", "eligible", "reason", "terms", "tau", "outputs", "pruned", "negative", "wrong"]
     rows = [[row[column] for column in columns] for row in result.sites]
-    run.log({"sites": wandb.Table(columns=columns, data=rows)})
+    run.log({"sites": wandb.Table(columns=list[str | int](columns), data=rows)})
     shutil.copy(folder / "result.json", run.dir)  # what lies there is uploaded with the run

@@ -13,10 +13,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from exprune.core import ExPrune, Heuristic, Site, find_sites, select_sites
-from exprune.lab.data.splits import batches_of, check_measurable
+from exprune.lab.data.splits import SplitData, batches_of, check_measurable
 from exprune.lab.evaluation.head import check_head
 from exprune.lab.evaluation.passes import Pass, run_pass
 from exprune.lab.models.masks import attach_masks
+from exprune.lab.tasks.task import Task
 from exprune.lab.tracking import check_logger
 from exprune.lab.training.checkpoints import load_weights
 from exprune.lab.training.fit import make_trainer
@@ -34,8 +35,8 @@ class Subject:
 
     cfg: DictConfig
     trainer: lightning.Trainer
-    task: lightning.LightningModule
-    data: lightning.LightningDataModule
+    task: Task
+    data: SplitData
     sites: list[Site]
     weights: Path | None
 
@@ -58,7 +59,7 @@ class Subject:
 
     def pass_file(self, split: str, about: Any) -> Path:
         """Where an interrupted pass over a split is kept; ``about`` says what kind of pass it is."""
-        cfg = OmegaConf.to_container(self.cfg, resolve=True)
+        cfg: Any = OmegaConf.to_container(self.cfg, resolve=True)
         weights = None if self.weights is None else (str(self.weights), self.weights.stat().st_mtime_ns)
         text = json.dumps([weights, split, about, *(cfg[axis] for axis in _DENSE)])
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -97,7 +98,7 @@ def prepare(cfg: DictConfig, heuristic: Heuristic | None, measured: Sequence[str
     return Subject(cfg, trainer, task, data, sites, weights)
 
 
-def load_data(cfg: DictConfig) -> lightning.LightningDataModule:
+def load_data(cfg: DictConfig) -> SplitData:
     """The configured data, read and split."""
     data = instantiate(cfg.data.module)
     data.setup()

@@ -104,7 +104,7 @@ def _on_valid(target: dict[str, float] | str | None) -> list[float] | None:
 
 
 def _rows(
-    fields: dict[str, Any], split: str, figures: Sequence[float | None], valid: list[float] | None
+    fields: dict[str, Any], split: str, figures: Sequence[Any], valid: Sequence[Any] | None
 ) -> Iterator[dict[str, Any]]:
     """A result's row, with ``figures`` as in _FIGURES, and one for its drop and saving on validation, where known."""
     knobs = {key: value for key, value in fields.items() if key not in _NO_KNOB and value is not None}
@@ -139,7 +139,8 @@ def paper_table(results: pd.DataFrame) -> pd.DataFrame:
             within = tested[tested[drop] < limit + 5e-4]  # the tables have three digits of a point
             best = within.sort_values([saved, drop], ascending=[False, True]).drop(columns=_ABOUT).head(1)
             row = dict(zip(_ABOUT, about, strict=True)) | {"drop_limit": limit, "chosen_on": chosen_on}
-            row |= {"published_percent": _published(*about[:3], limit)}
+            model, data, static = about[:3]
+            row |= {"published_percent": _published(model, data, static, limit)}
             row |= {"setting": "none" if len(tested) else "none measured on test"}
             rows.append(row | (best.iloc[0].to_dict() if len(best) else {}))
     columns = ["drop_limit", "saved_percent", "scope_saved_percent", "published_percent", *_FIGURES[:3]]

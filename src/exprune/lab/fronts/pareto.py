@@ -169,7 +169,7 @@ def _plot_panel(rows: pd.DataFrame, axes: Axes, data: str, split: str, metric: s
     for _, curve in pruned.groupby([*CURVE, by_site], dropna=False):
         drop, low, high = (curve[column] for column in ("drop_points", "drop_low", "drop_high"))
         errors = ((high - drop).clip(lower=0), (drop - low).clip(lower=0))
-        style = {"marker": "o", "markersize": 4, "capsize": 2, "label": curve_label(curve)}
+        style: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, "label": curve_label(curve)}
         line = axes.errorbar(curve["saved_percent"], -drop, yerr=errors, **style)[0]
         beaten = curve[~curve["front"]]  # hollow
         axes.plot(beaten["saved_percent"], -beaten["drop_points"], "o", ms=2.5, color="white", zorder=line.zorder + 1)

@@ -15,6 +15,7 @@ class CategoricalEncoder(nn.Module):
 
     def __init__(self, vocabulary: tuple[int, ...], hidden: int) -> None:
         super().__init__()
+        self.offsets: Tensor
         self.register_buffer("offsets", torch.tensor((0, *vocabulary[:-1])).cumsum(0), persistent=False)
         self.table = nn.EmbeddingBag(sum(vocabulary), hidden, mode="sum")
         bound = (6 / (2 * hidden)) ** 0.5

@@ -1,6 +1,7 @@
 """The masks of static pruning in a network: where they sit and what they leave (docs/method.md, section 3)."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 from torch.nn.utils import prune
@@ -27,7 +28,7 @@ def attach_masks(network: nn.Module, dense_layers: Iterable[str]) -> None:
             prune.identity(module, "weight")
 
 
-def masked_layers(network: nn.Module) -> dict[str, nn.Module]:
+def masked_layers(network: nn.Module) -> dict[str, Any]:
     """The layers that have a mask, by name."""
     return {name: module for name, module in network.named_modules() if hasattr(module, "weight_mask")}
 

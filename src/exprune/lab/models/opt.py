@@ -107,7 +107,7 @@ def opt_flops(config: OPTConfig, lengths: Sequence[int]) -> int:
     The projections, attention over all pairs of positions as a dense kernel computes it, fc1, fc2, the projections in
     and out where there are any, and the language head.
     """
-    hidden, width = config.hidden_size, config.word_embed_proj_dim
+    hidden, width = config.hidden_size, config.word_embed_proj_dim or config.hidden_size
     per_token = config.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * config.ffn_dim)
     per_token += width * config.vocab_size + (2 * width * hidden if width != hidden else 0)
     per_pair = config.num_hidden_layers * 2 * hidden
@@ -128,7 +128,7 @@ def zeros_of_fc2(network: nn.Module, rows: Tensor) -> Iterator[list[Tensor]]:
     counts: list[Tensor] = []
     rows = rows.reshape(-1, 1)
 
-    def count(layer: nn.Module, args: tuple[Tensor]) -> None:
+    def count(layer: Any, args: tuple[Tensor]) -> None:
         zeros = (args[0].detach().reshape(-1, layer.in_features) == 0) & rows.to(args[0].device)
         counts.append(torch.count_nonzero(zeros) * (2 * layer.out_features))
 

@@ -47,7 +47,8 @@ class ResNet18(nn.Module):
         """What the paper's accounting counts beside the convolutions and the head's products, for the whole batch."""
         height, width = images.shape[-2:]
         total = (3 + 1) * 64 * height * width  # the stem's BatchNorm and ReLU
-        for block in self.blocks:
+        for block in self.blocks.children():
+            assert isinstance(block, BasicBlock)
             stride, channels = block.conv1.stride[0], block.conv1.out_channels
             height, width = -(-height // stride), -(-width // stride)
             norms = 3 if len(block.shortcut) else 2

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 # Output channels of the 3x3 convolutions; M is a max pool. The second convolution of the last three blocks has a
 # BatchNorm, the others have none.
-_LAYOUT = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
+_LAYOUT = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)
 
 
 class VGG11BN(nn.Module):
@@ -14,9 +14,9 @@ class VGG11BN(nn.Module):
     def __init__(self, classes: int = 10, dropout: float = 0.5) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        channels, previous = 3, None
+        channels, previous = 3, 0
         for entry in _LAYOUT:
-            if entry == "M":
+            if entry is None:
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))  # an image of fewer than 32 pixels is not pooled away
             else:
                 layers.append(nn.Conv2d(channels, entry, 3, padding=1, bias=False))
@@ -24,7 +24,7 @@ class VGG11BN(nn.Module):
                     layers.append(nn.BatchNorm2d(entry))
                 layers.append(nn.ReLU(inplace=True))
                 channels = entry
-            previous = entry
+            previous = entry or 0
         self.features = nn.Sequential(*layers)
         self.dropout = dropout
         self.head = nn.Linear(channels, classes)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -19,6 +19,7 @@ from exprune.core import InputVariances, Recorder, Site, SiteStatistics, Squared
 from exprune.core.errors import SettingError
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.files import load_tensors, save_tensors
+from exprune.lab.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def _of_gradients(inputs: int) -> int:
 
 def _importance(
     trainer: lightning.Trainer,
-    task: lightning.LightningModule,
+    task: Task,
     sites: list[Site],
     batches: Iterable,
     generator: torch.Generator,
@@ -89,9 +90,7 @@ def _importance(
     return variances.variances(), gradients.mean()
 
 
-def _prepared(
-    batches: Iterable, trainer: lightning.Trainer, task: lightning.LightningModule, *contexts: Any
-) -> Iterator[Any]:
+def _prepared(batches: Iterable, trainer: lightning.Trainer, task: Task, *contexts: Any) -> Iterator[Any]:
     """The batches on the trainer's device; each of the contexts knows which of their rows are data."""
     device = trainer.strategy.root_device
     task.to(device).eval()
@@ -162,6 +161,6 @@ def _read(path: Path, about: dict[str, Any], cached: bool = False) -> dict[str, 
                 "null makes one for this network"
             )
     return {
-        name: SiteStatistics(tuple(stages), **{what: tensors.get(f"{name}/{what}") for what in _MEASURED})
+        name: SiteStatistics(tuple(stages), *(cast(Tensor, tensors.get(f"{name}/{what}")) for what in _MEASURED))
         for name, stages in json.loads(metadata["stages"]).items()
     }

@@ -119,6 +119,7 @@ def _ranges(subject: Subject, run: ExPrune, batches: list) -> dict[str, tuple[fl
     An unbounded tau (Threshold's) goes down to where 1 % of the site's mean terms lie.
     """
     heuristic, names = run.heuristic, list(run.taus)
+    assert heuristic is not None and heuristic.tau_range is not None  # searched are the taus of a test
     low, high = heuristic.tau_range
     if np.isfinite([low, high]).all():
         ranges = {f"tau/{name}": (low, high) for name in names}
@@ -139,6 +140,7 @@ def _name(subject: Subject, heuristic: Heuristic) -> str:
 
 def _about(subject: Subject, run: ExPrune) -> dict[str, Any]:
     cfg, heuristic = subject.cfg, run.heuristic
+    assert heuristic is not None
     return {
         "model": cfg.model.name,
         "data": cfg.data.name,
@@ -173,7 +175,8 @@ def _run_trials(study: optuna.Study, subject: Subject, make: Maker, ranges: Mapp
         while (done := len(finished(study))) < settings.trials:
             study.optimize(objective, n_trials=1)
             bar.update(len(finished(study)) - done)
-    complete = [trial.duration.total_seconds() for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+    trials = study.get_trials(states=(TrialState.COMPLETE,))
+    complete = [trial.duration.total_seconds() for trial in trials if trial.duration is not None]
     log.info(
         "study %s: %d trials; one that is not cut short takes %.2f times the dense pass of %.1f s (median)",
         study.study_name,
@@ -183,7 +186,7 @@ def _run_trials(study: optuna.Study, subject: Subject, make: Maker, ranges: Mapp
     )
 
 
-def _configured(subject: Subject, make: Maker, knobs: Mapping[str, float]) -> tuple[Heuristic, Any]:
+def _configured(subject: Subject, make: Maker, knobs: Mapping[str, float]) -> tuple[Heuristic | None, Any]:
     """The heuristic and gain_ratio with these knobs."""
     taus = {name.removeprefix("tau/"): value for name, value in knobs.items() if name.startswith("tau/")}
     gains = {name.removeprefix("gain_ratio/"): v for name, v in knobs.items() if name.startswith("gain_ratio/")}
@@ -206,6 +209,7 @@ def _measure_front(study: optuna.Study, subject: Subject, make: Maker) -> pd.Dat
 
     def measured(trial: optuna.trial.FrozenTrial, split: str) -> dict[str, Any]:
         heuristic, gain_ratio = _configured(subject, make, trial.params)
+        assert heuristic is not None
         file = folder / split / f"{trial.number:05d}" / "result.json"
         wanted = {"command": command, "checkpoint": subject.checkpoint, "tau": heuristic.tau, "gain_ratio": gain_ratio}
         if file.exists():  # of an interrupted search in this folder

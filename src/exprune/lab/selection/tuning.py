@@ -39,7 +39,7 @@ def heuristic_of(cfg: DictConfig, **knobs: Any) -> Heuristic | None:
     return instantiate(cfg.exprune.heuristic, **knobs, _convert_="all")
 
 
-Maker = Callable[..., Heuristic]
+Maker = Callable[..., Heuristic | None]
 
 
 def maker(subject: Subject) -> Maker:
@@ -49,14 +49,14 @@ def maker(subject: Subject) -> Maker:
 
     def make(**knobs: Any) -> Heuristic | None:
         heuristic = heuristic_of(subject.cfg, **knobs)
-        if statistics is not None:
+        if isinstance(heuristic, CalibratedTest):
             heuristic.statistics = statistics
         return heuristic
 
     return make
 
 
-def tuned(subject: Subject) -> tuple[Heuristic, dict[str, float] | None]:
+def tuned(subject: Subject) -> tuple[Heuristic | None, dict[str, float] | None]:
     """The configured heuristic, ready to run; and, where a target set its knob, what it reached on validation.
 
     Raises:
@@ -71,7 +71,7 @@ def tuned(subject: Subject) -> tuple[Heuristic, dict[str, float] | None]:
     raise SettingError(f"exprune.{knob}=null: set one of exprune.{knob}, target_drop, target_saved")
 
 
-def _found(subject: Subject, target: str, value: Any) -> tuple[Heuristic, dict[str, float]]:
+def _found(subject: Subject, target: str, value: Any) -> tuple[Heuristic | None, dict[str, float]]:
     """Find the knob on the validation split: the most that is within the drop, the least that saves as much."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise SettingError(f"exprune.{target}={value}: a number, at least 0")

@@ -30,7 +30,7 @@ class TailMean(WeightAveraging):
         self.first = 0
 
     def on_fit_start(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
-        self.first = tail_start(self.share, trainer.estimated_stepping_batches)
+        self.first = tail_start(self.share, int(trainer.estimated_stepping_batches))
 
     def _follow(self, means: list[Tensor], current: list[Tensor], step: Tensor) -> None:
         weight = 1 / max(1, int(step) - self.first + 1)
@@ -41,7 +41,8 @@ class TailMean(WeightAveraging):
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
         if trainer.global_step > self.first:
-            images = itertools.islice(trainer.datamodule.train_dataloader(), _BATCHES)
+            assert self._average_model is not None
+            images = itertools.islice(trainer.datamodule.train_dataloader(), _BATCHES)  # type: ignore[attr-defined]
             with trainer.precision_plugin.forward_context():
-                update_bn(images, self._average_model.module.network, task.device)
+                update_bn(images, self._average_model.module.network, task.device)  # type: ignore[arg-type]
         super().on_validation_epoch_start(trainer, task)

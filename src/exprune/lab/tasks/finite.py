@@ -1,9 +1,9 @@
 """Outputs that are no numbers: a network whose weights diverged still gives an argmax, and an argmax a metric."""
 
-import lightning
 from torch import Tensor
 
 from exprune.core.errors import SettingError
+from exprune.lab.tasks.task import Task
 
 
 def not_finite(outputs: Tensor) -> int:
@@ -11,7 +11,7 @@ def not_finite(outputs: Tensor) -> int:
     return int((~outputs.isfinite()).sum())
 
 
-def check_finite(task: lightning.LightningModule, outputs: Tensor, when: str) -> None:
+def check_finite(task: Task, outputs: Tensor, when: str) -> None:
     """Raises SettingError where one of the task's outputs, (inputs,), is NaN or infinite; ``when`` begins its line."""
     if wrong := not_finite(outputs):
         raise SettingError(not_finite_line(when, wrong, len(outputs), task.unit))

@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
-import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,9 +16,10 @@ from exprune.core.errors import SettingError
 from exprune.lab.tasks.finite import check_finite, not_finite
 from exprune.lab.tasks.intervals import weighted_roc_auc
 from exprune.lab.tasks.optimisation import checked_rate, one_cycle
+from exprune.lab.tasks.task import Task
 
 
-class GraphTask(lightning.LightningModule):
+class GraphTask(Task):
     """Trains and evaluates a network that maps a batch of graphs to one logit per graph.
 
     AdamW under OneCycle (docs/method.md, section 6).
@@ -86,6 +86,6 @@ class GraphTask(lightning.LightningModule):
         labels = torch.bernoulli(logits.detach().sigmoid().cpu(), generator=generator).to(logits.device)
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         return one_cycle(self, optimizer)

@@ -1,11 +1,12 @@
 """Image classification, measured by accuracy."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
@@ -18,9 +19,10 @@ from exprune.lab.tasks.intervals import accuracy, weighted_accuracy
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
 from exprune.lab.tasks.sampling import draw
 from exprune.lab.tasks.sharpness import sharp
+from exprune.lab.tasks.task import Task
 
 
-class ImageTask(lightning.LightningModule):
+class ImageTask(Task):
     """Trains and evaluates a network that maps (batch, 3, H, W) to one logit per class.
 
     OneCycle, with label smoothing.
@@ -74,7 +76,7 @@ class ImageTask(lightning.LightningModule):
                 f"model.task.sharpness={dict(sharpness)}: a radius above 0 and a share above 0, at most 1; or null"
             )
         self.optimizer = optimizer
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.lr, self.weight_decay, self.momentum = checked_rate(lr), weight_decay, momentum
         self.label_smoothing, self.warmup, self.restarts = label_smoothing, warmup, restarts
         self.sharpness = sharpness
@@ -121,10 +123,8 @@ class ImageTask(lightning.LightningModule):
         check_finite(self, logits.amax(1), "calibration")
         return F.cross_entropy(logits, draw(logits, generator), reduction="sum")
 
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer, optimizer_closure: Callable[[], Any]
-    ) -> None:
-        if self.sharpness is not None and epoch >= (1 - self.sharpness["share"]) * self.trainer.max_epochs:
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        if self.sharpness is not None and epoch >= (1 - self.sharpness["share"]) * (self.trainer.max_epochs or 0):
             optimizer_closure = sharp(self.network, optimizer_closure, self.sharpness["radius"])
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
@@ -136,8 +136,9 @@ class ImageTask(lightning.LightningModule):
     def configure_callbacks(self) -> list[lightning.Callback]:
         return [] if self.tail is None else [TailMean(self.tail["share"], self.trainer.strategy.root_device)]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         groups = decay_groups(self.network, self.weight_decay)
+        optimizer: torch.optim.Optimizer
         if self.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=True)
         else:

@@ -1,10 +1,8 @@
 """Language models: what their tasks share, and next-token prediction, measured by accuracy."""
 
-from typing import Any
-
-import lightning
 import numpy as np
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,9 +16,10 @@ from exprune.lab.tasks.finite import check_finite, not_finite
 from exprune.lab.tasks.intervals import accuracy, weighted_accuracy
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
 from exprune.lab.tasks.sampling import draw
+from exprune.lab.tasks.task import Task
 
 
-class LanguageTask(lightning.LightningModule):
+class LanguageTask(Task):
     """What tasks of an OPT share: how they call it, what its batches cost, accuracy as the metric."""
 
     weighted_metric = staticmethod(weighted_accuracy)
@@ -126,7 +125,7 @@ class NextTokenTask(LanguageTask):
         """Further metrics of a whole split, from what :meth:`predict_step` gave beside the predictions."""
         return {"perplexity": float(np.exp(columns["loss"].mean()))}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         groups = decay_groups(self.network, self.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.95))
         return one_cycle(self, optimizer, pct_start=self.warmup, cycle_momentum=False)

@@ -5,11 +5,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
 from exprune.core.errors import SettingError
+from exprune.lab.tasks.task import Task
 
 
 def checked_rate(lr: float, name: str = "lr") -> float:
@@ -32,21 +33,21 @@ def tail_start(share: float, steps: int) -> int:
 
 
 def one_cycle(
-    task: lightning.LightningModule,
+    task: Task,
     optimizer: torch.optim.Optimizer,
     restarts: Sequence[float] = (),
     tail: Mapping[str, float] | None = None,
     **options: Any,
-) -> dict[str, Any]:
+) -> OptimizerLRSchedulerConfig:
     """The optimiser under OneCycle up to ``task.lr`` over the whole training, step by step, as Lightning wants it.
 
     At each of ``restarts``, ascending shares of the training, another cycle begins (a warm restart). The last
     ``tail["share"]`` of the steps go at the constant rate ``tail["lr"]``.
     """
-    steps = task.trainer.estimated_stepping_batches
+    steps = int(task.trainer.estimated_stepping_batches)
     last = steps if tail is None else tail_start(tail["share"], steps)
     ends = sorted({*(round(restart * steps) for restart in restarts), last} - {0})  # fewer of a short training
-    phases = [
+    phases: list[torch.optim.lr_scheduler.LRScheduler] = [
         torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=task.lr, total_steps=end - start, **options)
         for start, end in itertools.pairwise([0, *ends])
     ]

@@ -17,20 +17,18 @@ def sharp(network: nn.Module, closure: Callable[[], Any], radius: float) -> Call
 
     def sharper() -> Any:
         loss = closure()
-        learned = [p for p in network.parameters() if p.grad is not None]
-        if not learned:  # Lightning skips a batch without a loss
+        both = [(p.detach(), p.grad) for p in network.parameters() if p.grad is not None]
+        if not both:  # Lightning skips a batch without a loss
             return loss
-        gradients = [p.grad for p in learned]
+        learned, gradients = [p for p, _ in both], [gradient for _, gradient in both]
         norm = torch.nn.utils.get_total_norm(gradients)
-        steps = torch._foreach_mul(gradients, radius / norm.clamp(min=1e-12))
-        with torch.no_grad():
-            torch._foreach_add_(learned, steps)
+        steps = list(torch._foreach_mul(gradients, radius / norm.clamp(min=1e-12)))
+        torch._foreach_add_(learned, steps)
         try:
             with _statistics_kept(network):
                 closure()
         finally:
-            with torch.no_grad():
-                torch._foreach_sub_(learned, steps)
+            torch._foreach_sub_(learned, steps)
         return loss
 
     return sharper

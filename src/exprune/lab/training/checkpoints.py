@@ -27,9 +27,9 @@ def training_config(cfg: DictConfig) -> dict[str, Any]:
     Data without a training split names the data that its networks are trained on (``data.trained_as``).
     """
     model = OmegaConf.to_container(cfg.model, resolve=True)
-    data = OmegaConf.to_container(cfg.data.get("trained_as", cfg.data), resolve=True)
+    data: Any = OmegaConf.to_container(cfg.data.get("trained_as", cfg.data), resolve=True)
     data = {key: value for key, value in data.items() if key not in _NOT_LEARNED}
-    static = OmegaConf.to_container(cfg.static, resolve=True)
+    static: Any = OmegaConf.to_container(cfg.static, resolve=True)
     static.pop("sparsities", None)  # `sparsity` is the one that holds
     return _settings({"model": model, "data": data, "static": static, "seed": cfg.seed})
 
@@ -82,9 +82,11 @@ def save_weights(path: Path, network: nn.Module, cfg: DictConfig, dtype: str, hi
 
 def _weights_of(network: nn.Module) -> dict[str, Tensor]:
     """The network's state, each tensor once: a language head that is tied to the embedding goes without saying."""
-    seen: set[int] = set()
+    first: dict[int, str] = {}
     state = network.state_dict(keep_vars=True)
-    return {name: v.detach() for name, v in state.items() if not (id(v) in seen or seen.add(id(v)))}
+    for name, value in state.items():
+        first.setdefault(id(value), name)
+    return {name: state[name].detach() for name in first.values()}
 
 
 def _not_finite(weights: Mapping[str, Tensor]) -> str | None:
@@ -170,7 +172,7 @@ def _unpack(weights: dict[str, Tensor], name: str, shape: torch.Size, path: Path
     size = shape.numel()
     if not size <= len(mask) < size + 8 or mask[:size].sum() != len(left):
         raise SettingError(f"checkpoint={path}: the mask of {name!r} is not one of {tuple(shape)} weights")
-    mask = torch.from_numpy(mask[:size]).view(shape)
+    keep = torch.from_numpy(mask[:size]).view(shape)
     weight = torch.zeros(shape, dtype=left.dtype)
-    weight[mask] = left
-    weights[f"{name}.weight_mask"], weights[f"{name}.weight_orig"] = mask, weight
+    weight[keep] = left
+    weights[f"{name}.weight_mask"], weights[f"{name}.weight_orig"] = keep, weight

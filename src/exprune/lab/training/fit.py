@@ -4,6 +4,7 @@ import logging
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -12,13 +13,14 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from exprune.core.errors import SettingError
-from exprune.lab.data.splits import check_trainable
+from exprune.lab.data.splits import SplitData, check_trainable
+from exprune.lab.tasks.task import Task
 from exprune.lab.training.precision import training_precision
 
 log = logging.getLogger(__name__)
 
 
-def make_trainer(cfg: DictConfig, **options: object) -> lightning.Trainer:
+def make_trainer(cfg: DictConfig, **options: Any) -> lightning.Trainer:
     """A Lightning trainer on the configured device, with a progress bar where someone watches.
 
     Raises:
@@ -44,8 +46,8 @@ def make_trainer(cfg: DictConfig, **options: object) -> lightning.Trainer:
 
 
 def fit(
-    task: lightning.LightningModule,
-    data: lightning.LightningDataModule,
+    task: Task,
+    data: SplitData,
     cfg: DictConfig,
     logger: Logger | None,
     name: str,
@@ -90,6 +92,7 @@ def fit(
     if pruning is None:
         state = torch.load(best.best_model_path, weights_only=True)
         task.load_state_dict(state["state_dict"])
+        assert best.best_model_score is not None
         history = {"epoch": str(state["epoch"]), task.monitor: f"{best.best_model_score.item():.6f}"}
     shutil.rmtree(folder, ignore_errors=True)
     return history
@@ -98,6 +101,6 @@ def fit(
 class _EpochLog(Callback):
     """One line an epoch, where nobody watches a progress bar."""
 
-    def on_validation_end(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, task: Any) -> None:
         value = trainer.callback_metrics[task.monitor].item()
         log.info("epoch %d of %d: %s %.4f", trainer.current_epoch + 1, trainer.max_epochs, task.monitor, value)

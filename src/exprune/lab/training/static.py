@@ -13,7 +13,9 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, open_dict
 
 from exprune.core.errors import SettingError
+from exprune.lab.data.splits import SplitData
 from exprune.lab.models.masks import attach_masks, masked_layers, refresh_weights, sparsity, weights_left
+from exprune.lab.tasks.task import Task
 from exprune.lab.training.checkpoints import checkpoint_name, load_weights, save_weights
 from exprune.lab.training.fit import fit
 
@@ -44,7 +46,7 @@ def phases(static: DictConfig, dense_epochs: int | None) -> list[Phase]:
         share = _checked(static, "epochs_share", lambda value: value > 0, "above 0")
         epochs = math.ceil(share * dense_epochs)
     else:
-        epochs = _checked(static, "epochs", lambda value: value >= 1, "at least 1")
+        epochs = _whole(static, "epochs")
     if static.schedule == "gradual":
         ramp = _checked(static, "ramp", lambda value: 0 <= value <= 1, "from 0 to 1")
         steps = max(1, round(ramp * epochs))
@@ -56,11 +58,17 @@ def phases(static: DictConfig, dense_epochs: int | None) -> list[Phase]:
         _checked(static, "keep_rate", lambda value: value < 1, f"below 1, to reach a sparsity of {sparsity}")
         rounds = max(1, math.ceil(math.log(1 - sparsity) / math.log(keep_rate) - 1e-9))
     else:
-        rounds = _checked(static, "rounds", lambda value: value >= 1, "at least 1")
+        rounds = _whole(static, "rounds")
     gone = [1 - keep_rate**number for number in range(1, rounds + 1)]
-    return [
-        Phase(f"round-{number:03d}", epochs, lambda epoch, share=share: share) for number, share in enumerate(gone, 1)
-    ]
+    return [Phase(f"round-{number:03d}", epochs, _always(share)) for number, share in enumerate(gone, 1)]
+
+
+def _always(share: float) -> Callable[[int], float]:
+    return lambda epoch: share
+
+
+def _whole(static: DictConfig, key: str) -> int:
+    return int(_checked(static, key, lambda value: value >= 1 and value == int(value), "a whole number, at least 1"))
 
 
 def _checked(static: DictConfig, key: str, fits: Callable[[float], bool], what: str) -> float:
@@ -87,9 +95,7 @@ def dense_config(cfg: DictConfig) -> DictConfig:
     return dense
 
 
-def prune_and_train(
-    task: lightning.LightningModule, data: lightning.LightningDataModule, cfg: DictConfig, logger: Logger | None
-) -> dict[str, str]:
+def prune_and_train(task: Task, data: SplitData, cfg: DictConfig, logger: Logger | None) -> dict[str, str]:
     """Prune the trained network of ``task`` by the configured schedule; its layers end up masked.
 
     The weights after each round stay in the cache, so that an interrupted run goes on from the last one, and runs

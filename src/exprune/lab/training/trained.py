@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from exprune.core.errors import SettingError
+from exprune.lab.data.splits import SplitData
 from exprune.lab.tracking import lightning_logger, tracked
 from exprune.lab.training.checkpoints import cached_path, checkpoint_name, find_checkpoint, load_weights, save_weights
 from exprune.lab.training.fit import fit
@@ -20,7 +21,7 @@ from exprune.lab.training.static import dense_config, prune_and_train
 log = logging.getLogger(__name__)
 
 
-def weights_for(cfg: DictConfig, data: lightning.LightningDataModule) -> Path | None:
+def weights_for(cfg: DictConfig, data: SplitData) -> Path | None:
     """The trained weights of this configuration; trains them where there are none. None: the network has its own."""
     path = find_checkpoint(cfg)
     if path is None and cfg.model.get("pretrained") and cfg.static.name == "none":
@@ -46,7 +47,7 @@ def _say_of_limit(cfg: DictConfig) -> None:
         log.info("data.limit=%d is of its training, too; with checkpoint=%s it is not", cfg.data.limit, path)
 
 
-def train_weights(cfg: DictConfig, data: lightning.LightningDataModule) -> Path:
+def train_weights(cfg: DictConfig, data: SplitData) -> Path:
     """Train the configured network, prune it statically where that is configured, and write its weights.
 
     One job at a time: all of this configuration would resume from, and write, the same files.
@@ -74,7 +75,7 @@ def _alone(cfg: DictConfig) -> Iterator[None]:
         lock.release()
 
 
-def _train(cfg: DictConfig, data: lightning.LightningDataModule) -> Path:
+def _train(cfg: DictConfig, data: SplitData) -> Path:
     pruning = cfg.static.name != "none"
     dense = weights_for(dense_config(cfg), data) if pruning else None
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)

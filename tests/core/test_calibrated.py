@@ -392,6 +392,36 @@ def test_no_risk_stops_nothing(heuristic: Callable) -> None:
     assert pruned_pass(model, [site], heuristic(measured), 100 * x).flops.sites[0].pruned == 0
 
 
+@pytest.mark.parametrize("factor", [-2.0, torch.tensor([-2.0, 1.0, -1.0, 3.0])])
+def test_a_negative_factor_where_nothing_is_added(factor: float | Tensor) -> None:
+    """Some neurons' sums fall as their terms rise, and no tensor stands beside the terms."""
+    torch.manual_seed(0)
+    stem, layer = nn.Linear(2, 9), nn.Linear(9, 4, bias=False)
+
+    class Negated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.layer, self.head = stem, layer, nn.Linear(4, 3)
+            self.register_buffer("factor", torch.as_tensor(factor))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.relu(self.layer(torch.tanh(self.stem(x))) * self.factor))
+
+    model, x = Negated().eval(), torch.randn(400, 2)
+    measured = calibrated(model, x)
+    site = next(site for site in find_sites(model, x) if site.name == "layer")
+    (count,) = pruned_pass(model, [site], Calibrated(0.2, STAGES, measured), x).flops.sites
+
+    terms = torch.tanh(stem(x))[:, None, :] * layer.weight * torch.as_tensor(factor).view(-1, 1).expand(4, 1)
+    of, stopped = measured["layer"], torch.zeros(400, 4, dtype=torch.bool)
+    for stage, n in enumerate(of.stages):
+        order = of.order if of.order is not None else torch.arange(9)
+        s = terms[..., order[:n]].sum(-1)
+        expected = of.slope[stage] * s + of.offset[stage]
+        stopped |= (expected < -statistics.NormalDist().inv_cdf(0.8) * of.sd[stage]) & (of.slope[stage] > 0)
+    assert 0 < int(stopped.sum()) == count.pruned
+
+
 def test_a_prefix_that_does_not_vary_says_nothing() -> None:
     model, x, site = block(False)
     model.layer.weight.data[1, :2] = 0

@@ -53,9 +53,10 @@ def weight_of(module: nn.Module) -> Tensor:
 
 def kind_of(module: nn.Module) -> str:
     """What a site of this layer is to call itself."""
-    if isinstance(module, _CONVOLUTIONS):
-        return type(module).__name__.lower().replace("convtranspose", "conv_transpose")
-    return "linear"
+    if not isinstance(module, _CONVOLUTIONS):
+        return "linear"
+    (name,) = (one.__name__.lower() for one in _CONVOLUTIONS if isinstance(module, one))  # of its subclasses, too
+    return name.replace("convtranspose", "conv_transpose")
 
 
 def channel_dim(module: nn.Module, x: Tensor) -> int:

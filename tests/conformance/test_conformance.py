@@ -106,7 +106,10 @@ def test_every_layer_is_listed(subject: Subject) -> None:
     listed = [site.name for site in subject.sites]
     assert len(set(listed)) == len(listed)
     modules = [site.module for site in subject.sites]
-    assert [name for name in subject.callers if subject.model.get_submodule(name) not in modules] == []
+    # A module that computes with the weights of its parts (Swin's attention): those parts are listed, and it is named.
+    elsewhere = {n for n in subject.callers for s in subject.sites if f"is used by {n}, outside" in (s.reason or "")}
+    callers = [name for name in subject.callers if name not in elsewhere]
+    assert [name for name in callers if subject.model.get_submodule(name) not in modules] == []
     for site in subject.sites:
         assert site.reason or (site.name in subject.callers and site.relu)
         assert site.reason is None or (site.reason and "\n" not in site.reason)

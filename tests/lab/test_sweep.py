@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import wandb
 from filelock import FileLock
+from hydra_plugins.hydra_joblib_launcher import _core as joblib_launcher
 from omegaconf import DictConfig
 
 from exprune.lab import entry
@@ -154,6 +155,23 @@ def test_a_launcher_that_dies(command: CommandLine, monkeypatch: pytest.MonkeyPa
     last = outcome.err.splitlines()[-1]
     assert last == "error: the launcher stopped: RuntimeError: a worker process was killed by the kernel"
     assert list(pd.read_csv(outcome.folder / "s" / "pareto.csv")["tau"]) == [0.1]
+
+
+@pytest.mark.parametrize("ends", ["returns nothing", "exits"])
+def test_a_launcher_that_runs_no_job(command: CommandLine, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
+    """Nothing failed, and nothing was done: that is no success."""
+
+    def launch(*args: object, **kwargs: object) -> list:
+        (command.folder / "s").mkdir(exist_ok=True)
+        if ends == "exits":
+            raise SystemExit
+        return []
+
+    monkeypatch.setattr(joblib_launcher, "launch", launch)
+    outcome = command(*SWEEP, "hydra/launcher=parallel", "exprune.tau=0.1,0.3", "logger=none")
+    assert outcome.code == 1
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: ") and "launcher" in line
 
 
 @pytest.mark.skipif(shutil.which("srun") is not None, reason="there is SLURM here")

@@ -49,6 +49,9 @@ def run(main: Callable[[], None]) -> None:
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
             sys.exit(130)  # Lightning makes sys.exit(1) of Ctrl-C
+        if _sweeps and not stop.code:  # a sweep that has not ended is not well
+            _end_sweeps()
+            sys.exit("\n".join(f"error: {line}" for line in (*_failed, "the launcher stopped before the sweep's end")))
         raise
     except Exception as error:
         message = known(error)
@@ -68,6 +71,9 @@ class SweepCallback(Callback):
         _sweeps.append(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        if {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:
+            _failed.append(f"{folder}: the launcher ran none of the jobs")
         _end_sweeps()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,5 +45,7 @@ class CommandLine:
             if isinstance(stop.code, str):
                 print(stop.code, file=sys.stderr)
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if "hydra/launcher=parallel" in arguments:  # its processes wait for more work, in the folder of this test
+            get_reusable_executor().shutdown(wait=True, kill_workers=True)
         printed = self.capfd.readouterr()
         return Outcome(code, printed.out, printed.err, self.folder)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import torchvision
 import wandb
+from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.functional.classification import binary_auroc
 
 from exprune.core import ExPrune
@@ -70,6 +72,22 @@ def test_dense_flops_match_the_accounting(command: CommandLine) -> None:
     other = json.loads((pruned.runs()[-1] / "result.json").read_text())
     assert other["flops"]["dense"] == result["flops"]["dense"] == result["flops"]["pruned"]
     assert other["metric"]["drop"] == 0 and other["flops"]["saved"] < 0
+
+
+def test_a_network_that_says_nothing_of_its_flops(command: CommandLine) -> None:
+    """A network of torchvision as ``model=``: linear algebra is counted, the rest named."""
+    network = ["model.network._target_=torchvision.models.squeezenet1_1", "+model.network.num_classes=10"]
+    gone = ["~model.network.classes", "model.name=squeezenet", "model.epochs=1"]
+    tiny = ["data.limit=64", "data.valid=32", "data.size=24", "logger=none"]
+    outcome = command("evaluate.py", "model=vgg11_bn", *network, *gone, "exprune.tau=0.3", *tiny)
+    assert outcome.code == 0, outcome.err
+    assert "not counted, for want of a formula: element-wise operations (1 calls)" in outcome.out
+    result = json.loads((outcome.runs()[-1] / "result.json").read_text())
+    images, network = torch.zeros(1, 3, 24, 24), torchvision.models.squeezenet1_1(num_classes=10).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(images)
+    assert result["flops"]["dense"] == result["flops"]["paper_scope"]["dense"] == counter.get_total_flops()
+    assert result["flops"]["uncounted"] == {"element-wise operations": 1}
 
 
 def test_multirun_sweeps_without_retraining(command: CommandLine) -> None:

@@ -30,7 +30,7 @@ class Pass:
 
     Attributes:
         columns: what ``predict_step`` gave as tensors, one row per input; ``prediction`` and ``target`` among them.
-        totals: what it gave as numbers, summed over the batches; ``elementwise_flops`` among them.
+        totals: what it gave as numbers, summed over the batches, such as FLOPs.
     """
 
     columns: dict[str, NDArray]

@@ -123,12 +123,13 @@ def read_result(path: Path) -> dict[str, Any]:
 def flops_per_input(unit: str, linear: Flops, dense_pass: Pass, pruned_pass: Pass) -> FlopsPerInput:
     """Add the paper's element-wise terms, which pruning does not change, and divide by the inputs.
 
+    Where the network says nothing of those terms, they are named in ``uncounted``.
     A task that counts its matrix products itself (``model_flops``: no padding, attention) replaces FlopCounterMode's.
     """
     totals, inputs = dense_pass.totals, len(dense_pass.targets)
     linear = replace(linear, unpruned=totals.get("model_flops", linear.unpruned))
     unpruned, dense, pruned = (
-        number + totals["elementwise_flops"] for number in (linear.unpruned, linear.dense, linear.pruned)
+        number + totals.get("elementwise_flops", 0) for number in (linear.unpruned, linear.dense, linear.pruned)
     )
 
     def scope(outside: int) -> dict[str, float]:
@@ -140,14 +141,16 @@ def flops_per_input(unit: str, linear: Flops, dense_pass: Pass, pruned_pass: Pas
         skipping = {
             side: one.totals["zero_skipping"] / inputs for side, one in (("dense", dense_pass), ("pruned", pruned_pass))
         }
-    outside = totals.get("outside_paper_scope", 0)
+    outside, uncounted = totals.get("outside_paper_scope", 0), dict(linear.uncounted)
+    if calls := totals.get("elementwise_unknown"):
+        uncounted["element-wise operations"] = calls
     return FlopsPerInput(
         unit,
         unpruned=unpruned / inputs,
         **scope(0),
         paper_scope=scope(outside),
         zero_skipping=skipping,
-        uncounted=dict(linear.uncounted),
+        uncounted=uncounted,
     )
 
 

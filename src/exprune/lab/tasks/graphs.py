@@ -56,7 +56,7 @@ class GraphTask(Task):
         return {
             "prediction": prediction,
             "target": batch.y.view(-1).int(),
-            "elementwise_flops": self.network.elementwise_flops(batch),
+            **self.other_flops(batch),
             "not_finite": not_finite(prediction),
         }
 

@@ -103,8 +103,7 @@ class ImageTask(Task):
         return {
             "prediction": prediction,
             "target": labels,
-            "elementwise_flops": self.network.elementwise_flops(images),
-            "outside_paper_scope": self.network.outside_paper_scope(images),
+            **self.other_flops(images),
             "not_finite": not_finite(largest),
         }
 

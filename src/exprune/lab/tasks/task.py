@@ -11,12 +11,11 @@ from torch import Tensor, nn
 class Task(lightning.LightningModule):
     """Trains and evaluates a network; a subclass has the steps of Lightning, and of ours what is named here.
 
-    ``predict_step`` gives per input ``prediction`` and ``target``, and counts of the whole batch, of which
-    ``elementwise_flops`` must be there. ``data_rows(batch)``, where there is one, says which rows of a batch are no
-    padding.
+    ``predict_step`` gives per input ``prediction`` and ``target``, and counts of the whole batch, those of
+    :meth:`other_flops` among them. ``data_rows(batch)``, where there is one, says which rows of a batch are no padding.
 
     Attributes:
-        network: with ``elementwise_flops(batch)``, where the task asks for it.
+        network: ``elementwise_flops(batch)`` says, where it is there, what its work beside the linear algebra costs.
         metric_name: what the metric is called in results.
         unit: what an input is called.
         monitor: what Lightning logs the validation metric as; the larger the better.
@@ -43,6 +42,12 @@ class Task(lightning.LightningModule):
     def network_inputs(self, batch: Any) -> tuple[Any, ...]:
         """The arguments with which this task calls the network."""
         raise NotImplementedError
+
+    def other_flops(self, inputs: Any) -> dict[str, int]:
+        """What the network says of its element-wise work on a batch, and of what the published figure leaves out."""
+        said = ("elementwise_flops", "outside_paper_scope")
+        counts = {name: getattr(self.network, name)(inputs) for name in said if hasattr(self.network, name)}
+        return counts if "elementwise_flops" in counts else {**counts, "elementwise_unknown": 1}
 
     def sampled_loss(self, batch: Any, generator: torch.Generator) -> Tensor:
         """The summed loss of labels drawn from the network's own predictions."""

@@ -157,7 +157,7 @@ def test_a_launcher_that_dies(command: CommandLine, monkeypatch: pytest.MonkeyPa
     assert list(pd.read_csv(outcome.folder / "s" / "pareto.csv")["tau"]) == [0.1]
 
 
-@pytest.mark.parametrize("ends", ["returns nothing", "exits"])
+@pytest.mark.parametrize("ends", ["returns nothing", "exits", "leaves no folder"])
 def test_a_launcher_that_runs_no_job(command: CommandLine, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
     """Nothing failed, and nothing was done: that is no success."""
 
@@ -165,6 +165,8 @@ def test_a_launcher_that_runs_no_job(command: CommandLine, monkeypatch: pytest.M
         (command.folder / "s").mkdir(exist_ok=True)
         if ends == "exits":
             raise SystemExit
+        if ends == "leaves no folder":
+            shutil.rmtree(command.folder / "s")
         return []
 
     monkeypatch.setattr(joblib_launcher, "launch", launch)
@@ -172,6 +174,7 @@ def test_a_launcher_that_runs_no_job(command: CommandLine, monkeypatch: pytest.M
     assert outcome.code == 1
     (line,) = outcome.err.splitlines()
     assert line.startswith("error: ") and "launcher" in line
+    assert ("stopped before" if ends == "exits" else "ran none of the jobs") in line
 
 
 @pytest.mark.skipif(shutil.which("srun") is not None, reason="there is SLURM here")

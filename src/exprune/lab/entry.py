@@ -49,10 +49,10 @@ def run(main: Callable[[], None]) -> None:
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
             sys.exit(130)  # Lightning makes sys.exit(1) of Ctrl-C
-        if _sweeps and not stop.code:  # a sweep that has not ended is not well
-            _end_sweeps()
-            sys.exit("\n".join(f"error: {line}" for line in (*_failed, "the launcher stopped before the sweep's end")))
-        raise
+        if stop.code or not _sweeps:
+            raise
+        _end_sweeps()  # code 0, but a sweep that has not ended is not well
+        _failed.append("the launcher stopped before the sweep's end")
     except Exception as error:
         message = known(error)
         if message is None and not _sweeps:
@@ -72,7 +72,7 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        if {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:
+        if all(path.name == "multirun.yaml" for path in folder.glob("*")):  # or there is no folder
             _failed.append(f"{folder}: the launcher ran none of the jobs")
         _end_sweeps()
 

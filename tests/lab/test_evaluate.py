@@ -76,10 +76,10 @@ def test_dense_flops_match_the_accounting(command: CommandLine) -> None:
 
 def test_a_network_that_says_nothing_of_its_flops(command: CommandLine) -> None:
     """A network of torchvision as ``model=``: linear algebra is counted, the rest named."""
-    network = ["model.network._target_=torchvision.models.squeezenet1_1", "+model.network.num_classes=10"]
+    settings = ["model.network._target_=torchvision.models.squeezenet1_1", "+model.network.num_classes=10"]
     gone = ["~model.network.classes", "model.name=squeezenet", "model.epochs=1"]
     tiny = ["data.limit=64", "data.valid=32", "data.size=24", "logger=none"]
-    outcome = command("evaluate.py", "model=vgg11_bn", *network, *gone, "exprune.tau=0.3", *tiny)
+    outcome = command("evaluate.py", "model=vgg11_bn", *settings, *gone, "exprune.tau=0.3", *tiny)
     assert outcome.code == 0, outcome.err
     assert "not counted, for want of a formula: element-wise operations (1 calls)" in outcome.out
     result = json.loads((outcome.runs()[-1] / "result.json").read_text())

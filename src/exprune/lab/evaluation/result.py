@@ -128,9 +128,12 @@ def flops_per_input(unit: str, linear: Flops, dense_pass: Pass, pruned_pass: Pas
     """
     totals, inputs = dense_pass.totals, len(dense_pass.targets)
     linear = replace(linear, unpruned=totals.get("model_flops", linear.unpruned))
-    unpruned, dense, pruned = (
-        number + totals.get("elementwise_flops", 0) for number in (linear.unpruned, linear.dense, linear.pruned)
-    )
+    uncounted, elementwise = dict(linear.uncounted), 0
+    if calls := totals.get("elementwise_unknown"):
+        uncounted["element-wise operations"] = calls
+    else:
+        elementwise = totals["elementwise_flops"]
+    unpruned, dense, pruned = (number + elementwise for number in (linear.unpruned, linear.dense, linear.pruned))
 
     def scope(outside: int) -> dict[str, float]:
         saved = 1 - (pruned - outside) / (dense - outside)
@@ -141,9 +144,7 @@ def flops_per_input(unit: str, linear: Flops, dense_pass: Pass, pruned_pass: Pas
         skipping = {
             side: one.totals["zero_skipping"] / inputs for side, one in (("dense", dense_pass), ("pruned", pruned_pass))
         }
-    outside, uncounted = totals.get("outside_paper_scope", 0), dict(linear.uncounted)
-    if calls := totals.get("elementwise_unknown"):
-        uncounted["element-wise operations"] = calls
+    outside = totals.get("outside_paper_scope", 0)
     return FlopsPerInput(
         unit,
         unpruned=unpruned / inputs,

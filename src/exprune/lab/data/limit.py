@@ -3,8 +3,8 @@
 from exprune.core.errors import SettingError
 
 
-def checked_limit(limit: int | None, inputs: str) -> int | None:
+def checked_limit(limit: int | None, inputs: str, name: str = "limit") -> int | None:
     """``limit``, where it is at least 1 or None for all; raises SettingError elsewhere."""
     if limit is not None and limit < 1:
-        raise SettingError(f"data.limit={limit}: at least 1, or null for all {inputs}")
+        raise SettingError(f"data.{name}={limit}: at least 1, or null for all {inputs}")
     return limit

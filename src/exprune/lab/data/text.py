@@ -26,6 +26,7 @@ class TextData(SplitData):
         vocabulary: how many tokens the tokenizer knows.
         context: the most tokens that a prediction sees.
         limit: keep only the first so many blocks of each part (for quick tries); None keeps all.
+        epoch_blocks: how many blocks, drawn anew, make an epoch of training; None: all.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class TextData(SplitData):
         batch_size: int,
         eval_batch_size: int,
         limit: int | None = None,
+        epoch_blocks: int | None = None,
     ) -> None:
         super().__init__()
         if vocabulary < 300 or context < 1:
@@ -47,6 +49,7 @@ class TextData(SplitData):
         self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
         self.released, self.vocabulary, self.context = Path(released), vocabulary, context
         self.batch_size, self.eval_batch_size, self.limit = batch_size, eval_batch_size, checked_limit(limit, "blocks")
+        self.epoch_blocks = checked_limit(epoch_blocks, "blocks", "epoch_blocks")
         self.tokens: dict[str, list] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -57,7 +60,8 @@ class TextData(SplitData):
         self.tokens = {part: encode(tokenizer, texts) for part, texts in corpus.parts.items()}
 
     def train_dataloader(self) -> StreamLoader:
-        return StreamLoader(self.tokens["train"], self.context, self.batch_size, self.limit)
+        most = min((limit for limit in (self.limit, self.epoch_blocks) if limit is not None), default=None)
+        return StreamLoader(self.tokens["train"], self.context, self.batch_size, most)
 
     def val_dataloader(self) -> DataLoader[Block]:
         return self._held_out("valid")

@@ -10,13 +10,15 @@ This package imports torch and the standard library only.
 
 from exprune.core.accounting.flops import Flops, SiteFlops
 from exprune.core.calibration.importance import InputVariances, SquaredGradients, term_order
-from exprune.core.calibration.moments import Recorder, SiteStatistics
+from exprune.core.calibration.lines import SiteStatistics
+from exprune.core.calibration.recorder import Recorder
 from exprune.core.discovery.find import find_sites
 from exprune.core.discovery.sites import Site, select_sites
 from exprune.core.errors import SettingError
-from exprune.core.heuristics.calibrated import Calibrated, CalibratedTest, Optimal, Oracle
+from exprune.core.heuristics.calibrated import Calibrated, CalibratedTest, Oracle
 from exprune.core.heuristics.dominance import Dominance, HeadRecorder
 from exprune.core.heuristics.heuristic import Heuristic, Prefix, StatsTest, Threshold
+from exprune.core.heuristics.optimal import Optimal
 from exprune.core.simulation.exprune import ExPrune
 
 __all__ = [

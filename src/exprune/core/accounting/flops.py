@@ -20,7 +20,8 @@ class SiteFlops:
         outputs: all outputs.
         pruned_at: those stopped at each stage; under a static mask per output channel.
         negative: those whose true pre-activation is <= 0, all that an oracle would stop.
-        wrong: those stopped although their pre-activation is positive.
+        wrong: those stopped with 0 although their pre-activation is positive.
+        by_input: of a site whose terms are evaluated in the order of each input what only its rows tell; else None.
     """
 
     site: Site
@@ -30,9 +31,12 @@ class SiteFlops:
     pruned_at: list[int | Tensor] = field(default_factory=list)
     negative: int | Tensor = 0
     wrong: int | Tensor = 0
+    by_input: "ByInput | None" = None
 
     def __post_init__(self) -> None:
         self.pruned_at = self.pruned_at or [0] * len(self.plan.stages)
+        if self.plan.by_input:
+            self.by_input = self.by_input or ByInput()
 
     def add(self, outputs: int, counts: Tensor) -> None:
         """Count some outputs of a call, by ``Stops.counts`` of the simulation. Nothing waits for the device."""
@@ -68,15 +72,50 @@ class SiteFlops:
         for stage, overhead, count in zip(self.plan.stages, self.overhead, self.pruned_at, strict=True):
             count = count.cpu() if isinstance(count, Tensor) else count
             tested = alive if stage.tested is None else alive * stage.tested
-            spent = spent + tested * overhead + count * stage.flops
+            spent = spent + tested * overhead + (0 if self.by_input else count * stage.flops)
             alive = alive - count
+        if self.by_input is not None:
+            return _total(spent) + self.dense_flops - 2 * _total(self.by_input.left) + self.by_input.ranking
         return _total(spent + alive * self.plan.dense_flops)
+
+    @property
+    def zero_terms(self) -> tuple[int, int]:
+        """FLOPs in :attr:`dense_flops`, and in :attr:`pruned_flops`, that multiply inputs that are exactly zero.
+
+        Known of sites in the order of each input alone; of others nothing is counted.
+        """
+        if self.by_input is None:
+            return 0, 0
+        dense = self.dense_flops - 2 * _total(self.by_input.nonzero)
+        return dense, dense - 2 * _total(self.by_input.left) + 2 * _total(self.by_input.left_nonzero)
 
     @property
     def _outputs(self) -> int:
         """All outputs; where costs are per output channel, those of one channel."""
         costs = self.plan.dense_flops
         return self.outputs // len(costs) if isinstance(costs, Tensor) else self.outputs
+
+
+@dataclass
+class ByInput:
+    """What a site in the order of each input costs, which its rows decide: weights, times outputs.
+
+    Attributes:
+        left: weights not evaluated of outputs that stopped.
+        left_nonzero: likewise, of terms that are not exactly zero.
+        nonzero: weights of all terms that are not exactly zero, of all outputs.
+        ranking: FLOPs of ranking the rows' terms.
+    """
+
+    left: int | Tensor = 0
+    left_nonzero: int | Tensor = 0
+    nonzero: int | Tensor = 0
+    ranking: int = 0
+
+    def add(self, left: Tensor, left_nonzero: Tensor, nonzero: Tensor, ranking: int) -> None:
+        """Count some rows. Nothing waits for the device."""
+        self.left, self.left_nonzero = self.left + left, self.left_nonzero + left_nonzero
+        self.nonzero, self.ranking = self.nonzero + nonzero, self.ranking + ranking
 
 
 def _total(count: int | Tensor) -> int:
@@ -111,6 +150,17 @@ class Flops:
     def saved(self) -> float:
         """The fraction of the dense FLOPs that was saved; negative where the tests cost more."""
         return 1 - self.pruned / self.dense if self.dense else 0.0
+
+    @property
+    def without_zero_terms(self) -> tuple[int, int] | None:
+        """Dense and pruned FLOPs of engines that skip the sites' terms that are exactly zero; None: not counted.
+
+        They are counted at sites in the order of each input (docs/method.md, section 5).
+        """
+        if not any(site.by_input for site in self.sites):
+            return None
+        dense, pruned = (sum(zeros) for zeros in zip(*(site.zero_terms for site in self.sites), strict=True))
+        return self.dense - dense, self.pruned - pruned
 
     def __str__(self) -> str:
         lines = [f"dense {self.dense:,} FLOPs, pruned {self.pruned:,}: {self.saved:.2%} saved"]

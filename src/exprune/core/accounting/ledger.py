@@ -7,6 +7,7 @@ from exprune.core.accounting.flops import Flops, SiteFlops
 from exprune.core.accounting.tally import FlopTally
 
 _COUNTED = ("outputs", "pruned_at", "negative", "wrong")
+_BY_INPUT = ("left", "left_nonzero", "nonzero", "ranking")
 
 
 @dataclass
@@ -31,6 +32,9 @@ class Ledger:
     def state_dict(self) -> dict[str, Any]:
         """All counts, to go on with later."""
         sites = {name: {what: getattr(count, what) for what in _COUNTED} for name, count in self.sites.items()}
+        for name, count in self.sites.items():
+            if count.by_input is not None:
+                sites[name] |= {what: getattr(count.by_input, what) for what in _BY_INPUT}
         uncounted = dict(self.tally.uncounted)
         return {"flops": self.tally.flops, "zeros": self.zeros, "uncounted": uncounted, "sites": sites}
 
@@ -40,4 +44,5 @@ class Ledger:
         self.tally.uncounted.update(state.get("uncounted", {}))
         for name, fields in state["sites"].items():
             for what, value in fields.items():
-                setattr(self.sites[name], what, value)
+                count = self.sites[name]
+                setattr(count.by_input if what in _BY_INPUT else count, what, value)

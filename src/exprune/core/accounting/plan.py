@@ -11,6 +11,8 @@ from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
 from exprune.core.settings import plain_knob
 
+BY_INPUT = "input"  # the order in which each row's largest terms come first
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -21,7 +23,8 @@ class Stage:
         channels: the input channels that are evaluated since the stage before.
         keep: (outputs, channels) bool, which of them each output channel evaluates; None: all.
         tested: (outputs,) bool, the output channels that are tested; None: all.
-        flops: FLOPs of one output's first n terms: one number, or one per output channel.
+        flops: FLOPs of one output's first n terms: one number, or one per output channel; of a masked site in the
+            input's order what they are expected to be.
     """
 
     n: int
@@ -43,12 +46,16 @@ class Plan:
         terms: N, the terms of a neuron: one number, or one per output channel.
         dense_flops: FLOPs of one output, likewise.
         rest: the input channels that no stage evaluates, where each is evaluated for all outputs at once; else None.
+        weights: (outputs, N) of a site under a static mask, the weights left in each term; else None.
+        by_input: whether the terms are evaluated in the order of each input; the stages' channels are all of them then.
     """
 
     stages: tuple[Stage, ...]
     terms: int | Tensor
     dense_flops: int | Tensor
     rest: slice | Tensor | None = None
+    weights: Tensor | None = None
+    by_input: bool = False
 
 
 def ascending(stages: Sequence[int]) -> bool:
@@ -69,15 +76,20 @@ def checked(stages: Sequence[int]) -> tuple[int, ...]:
     return tuple(stages)
 
 
-def make_plan(site: Site, stages: Sequence[int], gain_ratio: float, order: Tensor | None = None) -> Plan:
+def make_plan(site: Site, stages: Sequence[int], gain_ratio: float, order: Tensor | str | None = None) -> Plan:
     """The terms in the given order, else the model's own; under a static mask else those with the fewest weights first.
 
     Args:
         stages: terms evaluated before each test, ascending.
-        order: of all N terms, (N,) or one per neuron (outputs, N).
+        order: of all N terms, (N,) or one per neuron (outputs, N); or :data:`BY_INPUT`, where n terms are the first of
+            all N, of which each neuron evaluates those that it has.
         gain_ratio: only where static pruning removed weights: an output channel is not tested after n terms
             where ``(its weights not yet evaluated) * gain_ratio < n``; infinite: it is, while weights are left.
     """
+    if isinstance(order, str):
+        if order != BY_INPUT:
+            raise SettingError(f"{site.name}: an order of evaluation is a tensor, None or {BY_INPUT!r}, not {order!r}")
+        return _by_input(site, stages, gain_ratio)
     mask = site.mask
     if mask is not None:
         return _masked(site, mask.cpu(), stages, gain_ratio, order)
@@ -111,6 +123,21 @@ def _between(position: Tensor, start: int, end: int, there: Tensor | bool = True
     chosen = (position >= start) & (position < end) & there
     channels = chosen.any(0).nonzero().squeeze(1)
     return channels, chosen[:, channels]
+
+
+def _by_input(site: Site, stages: Sequence[int], gain_ratio: float) -> Plan:
+    channels, mask, planned = slice(0, site.terms), site.mask, []
+    stages = [n for n in stages if n < site.terms]
+    if mask is None:
+        planned = [Stage(n, channels, None, None, 2 * n * site.weights_per_term) for n in stages]
+        return Plan(tuple(planned), site.terms, site.dense_flops, by_input=True)
+    weights = mask.cpu().reshape(*mask.shape[:2], -1).sum(-1)
+    terms, total = (weights > 0).sum(1), weights.sum(1)
+    for n in stages:
+        tested = (total > 0) & (total * (1 - n / site.terms) * gain_ratio >= n)
+        if tested.any():
+            planned.append(Stage(n, channels, None, tested, 2 * n * total / site.terms))
+    return Plan(tuple(planned), terms, 2 * total, weights=weights, by_input=True)
 
 
 def _masked(site: Site, mask: Tensor, stages: Sequence[int], gain_ratio: float, order: Tensor | None) -> Plan:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from exprune.core.calibration.moments import blocks, undefined
+from exprune.core.accounting.plan import BY_INPUT
+from exprune.core.calibration.lines import undefined
+from exprune.core.calibration.recorder import blocks
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.site_follower import SiteFollower
 from exprune.core.discovery.sites import Site
@@ -64,7 +66,7 @@ class InputVariances(_PerChannel):
         """
         return {name: (squares - mean**2).clamp(min=0) for name, (mean, squares) in self._means().items()}
 
-    def at_relu(self, chain: Chain, out: Tensor) -> None:
+    def at_activation(self, chain: Chain, out: Tensor) -> None:
         self._note(chain.name, chain.call.input.detach(), chain.call.channel_dim)
 
 
@@ -83,7 +85,7 @@ class SquaredGradients(_PerChannel):
         """
         return {name: squares for name, (_, squares) in self._means().items()}
 
-    def at_relu(self, chain: Chain, out: Tensor) -> None:
+    def at_activation(self, chain: Chain, out: Tensor) -> None:
         if not torch.is_grad_enabled():
             raise RuntimeError("gradients are disabled; call the model under torch.enable_grad()")
         if not out.requires_grad:
@@ -92,10 +94,10 @@ class SquaredGradients(_PerChannel):
         out.register_hook(lambda gradient: self._note(name, gradient, dim))
 
 
-ORDERS = ("model", "layer", "neuron")
+ORDERS = ("model", "layer", "neuron", BY_INPUT)
 
 
-def term_order(site: Site, variances: Tensor, kind: str) -> Tensor | None:
+def term_order(site: Site, variances: Tensor, kind: str) -> Tensor | str | None:
     """An order of evaluation in which the terms that vary most come first, so that few of them tell most.
 
     A term's variance is taken to be that of its input channel times the squared norm of its weights.
@@ -103,13 +105,15 @@ def term_order(site: Site, variances: Tensor, kind: str) -> Tensor | None:
     Args:
         variances: (N,) of the input channels.
         kind: ``layer``, one order for all neurons, by the mean share of a neuron's variance: (N,); ``neuron``, one for
-            each: (outputs, N); ``model``, the model's own: None.
+            each: (outputs, N); ``model``, the model's own: None; ``input``, of each row the largest terms first.
 
     Raises:
         SettingError: another kind.
     """
     if kind not in ORDERS:
         raise SettingError(f"order={kind!r}: {', '.join(ORDERS)}")
+    if kind == BY_INPUT:
+        return BY_INPUT
     if kind == "model":
         return None
     assert site.weight is not None  # nothing else is measured

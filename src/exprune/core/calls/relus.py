@@ -1,4 +1,4 @@
-"""The spellings of ReLU: calls that map every z <= 0 to 0 and every z > 0 to something positive."""
+"""The spellings of ReLU: calls that map every z <= 0 to 0 and every z > 0 to z, up to one ceiling."""
 
 import math
 from collections.abc import Callable
@@ -12,22 +12,26 @@ from torch.nn import functional as F
 from exprune.core.calls.layers import named
 
 
-def is_relu(func: Callable, args: tuple, kwargs: dict) -> bool:
-    """Whether this call, one of :data:`RELU_CALLS`, is a ReLU."""
+def relu_ceiling(func: Callable, args: tuple, kwargs: dict) -> float | None:
+    """The largest value that this call, one of :data:`RELU_CALLS`, gives, infinite of most; None: it is no ReLU."""
     if func in _PLAIN:
-        return True
+        return 6.0 if func is F.relu6 else math.inf
     names = _SETTINGS[func]
     given = named(names, args, {_NAMES.get(name, name): value for name, value in kwargs.items()})
     if func in _MAXIMUMS:
         other = given.get("other")
         # Of torch.max(z, dim) the second argument is no tensor.
-        return isinstance(other, Tensor) and _is_zero(other) and other.numel() <= given["input"].numel()
+        relu = isinstance(other, Tensor) and _is_zero(other) and other.numel() <= given["input"].numel()
+        return math.inf if relu else None
     if func in _THRESHOLDS:
-        return _is_zero(given.get("threshold")) and _is_zero(given.get("value"))
+        return math.inf if _is_zero(given.get("threshold")) and _is_zero(given.get("value")) else None
     if func in _LEAKY:
-        return _is_zero(given.get("negative_slope", 0.01))
-    low, high = given.get("min", -1.0 if func in _HARDTANHS else None), given.get("max")
-    return _is_zero(low) and _is_above_zero(high)
+        return math.inf if _is_zero(given.get("negative_slope", 0.01)) else None
+    low, high = (
+        given.get("min", -1.0 if func in _HARDTANHS else None),
+        given.get("max", 1.0 if func in _HARDTANHS else None),
+    )
+    return _ceiling(high) if _is_zero(low) else None
 
 
 def _is_zero(value: Any) -> bool:
@@ -36,10 +40,13 @@ def _is_zero(value: Any) -> bool:
     return isinstance(value, Real) and value == 0
 
 
-def _is_above_zero(value: Any) -> bool:
+def _ceiling(value: Any) -> float | None:
+    """One number above 0, infinite where none is given; None of anything else, as of one for each neuron."""
+    if value is None:
+        return math.inf
     if isinstance(value, Tensor):
-        return not value.is_meta and bool((value > 0).all())
-    return value is None or (isinstance(value, Real) and 0 < float(value) <= math.inf)
+        value = float(value) if value.numel() == 1 and not value.is_meta else None
+    return float(value) if isinstance(value, Real) and 0 < float(value) <= math.inf else None
 
 
 def _all(*names: str) -> set[Callable]:

@@ -6,6 +6,7 @@ additions, other shapes of a Linear's rows), and reports the ReLU that receives 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from exprune.core.calls import effects
 from exprune.core.calls.layers import LAYER_CALLS, LinearCall, layer_call, named, per_channel
-from exprune.core.calls.relus import RELU_CALLS, is_relu
+from exprune.core.calls.relus import RELU_CALLS, relu_ceiling
 from exprune.core.discovery.chain import Chain
 
 
@@ -47,11 +48,11 @@ class Carrier(TorchFunctionMode):
         """A number that is another one once the tensor was changed in place, where that is watched."""
         return 0
 
-    def before_relu(self, chain: Chain, z: Tensor) -> None:
+    def before_activation(self, chain: Chain, z: Tensor) -> None:
         """``chain`` is about to go through a ReLU, which may change its pre-activation ``z`` in place."""
 
-    def at_relu(self, chain: Chain, out: Tensor) -> None:
-        """``chain`` has reached a ReLU, whose output is ``out``."""
+    def at_activation(self, chain: Chain, out: Tensor) -> None:
+        """``chain`` has reached its activation, whose output is ``out``: a ReLU; of a layer without one, the layer."""
 
     def deeper(self, left: Tensor, right: Tensor) -> Tensor:
         """Of two tagged tensors that are added, the one whose chain goes on."""
@@ -204,13 +205,17 @@ class Carrier(TorchFunctionMode):
 
     def _relu(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         z = args[0] if args else kwargs.get("input", kwargs.get("self"))
-        if not isinstance(z, Tensor) or (chain := self.chains.get(z)) is None or not is_relu(func, args, kwargs):
+        if not isinstance(z, Tensor) or (chain := self.chains.get(z)) is None:
             return None
-        self.before_relu(chain, z)
+        ceiling = relu_ceiling(func, args, kwargs)
+        if ceiling is None:
+            return None
+        chain = replace(chain, ceiling=ceiling)
+        self.before_activation(chain, z)
         out = self._execute(func, args, kwargs)
         self.passes(chain)
         self.chains.pop(out, None)  # an in-place ReLU returns the pre-activation's own object
-        self.at_relu(chain, out)
+        self.at_activation(chain, out)
         return out
 
     def carry(self, chain: Chain, out: Tensor, further: Chain) -> None:

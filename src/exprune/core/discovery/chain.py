@@ -1,5 +1,6 @@
 """A pre-activation on its way from its linear layer to its ReLU (docs/method.md, section 1)."""
 
+import math
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -12,7 +13,7 @@ class Chain:
     """A pre-activation on its way: ``z = scale * (sum of terms) + shift + residual``.
 
     ``scale`` and ``shift`` hold one value per output channel, shaped to broadcast over ``z``; None is 1 or 0.
-    ``stage`` counts the steps behind it.
+    ``stage`` counts the steps behind it. ``ceiling`` is the largest output of the ReLU that it has reached.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Chain:
     shift: Tensor | float | None = None
     residual: Tensor | None = None
     stage: int = 0
+    ceiling: float = math.inf
 
     @property
     def beside(self) -> Tensor | float:

@@ -1,13 +1,13 @@
 """What was seen of each layer's calls, and what comes of it: a site, or why it is none."""
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from exprune.core.calls.layers import LinearCall
-from exprune.core.discovery.sites import Site
+from exprune.core.discovery.sites import PREDICTION, ZERO, Site
 
 
 @dataclass
@@ -22,6 +22,7 @@ class Call:
     closed: bool = False
     residual: bool = False
     why: str | None = None  # why it cannot be pruned, where the uses alone do not say it
+    elsewhere: str | None = None  # why its weight cannot be told
     added_to: "tuple[str, Call] | None" = None
 
 
@@ -58,6 +59,10 @@ def site_of(name: str, layer: Layer) -> Site:
     reason = layer.why or (failed[0] if failed else None)
     if layer.why is None and failed and len(failed) < len(reasons):
         reason = f"only some of its {len(reasons)} calls can be pruned: {reason}"
+    outcomes: tuple[str, ...] = ()
+    if layer.why is None and calls and not any(call.elsewhere or call.call.unsupported for call in calls):
+        tested = all(_reason(replace(call, raw=False)) is None for call in calls)
+        outcomes = (ZERO, PREDICTION) if tested else (PREDICTION,)
     return Site(
         name=name,
         kind=layer.kind,
@@ -72,6 +77,7 @@ def site_of(name: str, layer: Layer) -> Site:
         transposed=layer.transposed,
         outputs=layer.outputs,
         hidden=layer.hidden,
+        outcomes=outcomes,
     )
 
 
@@ -92,15 +98,15 @@ def _reason(call: Call) -> str | None:
         last = call.uses[max(call.uses)] if call.uses else [""]
         if last[0] == "batch_norm":
             return "its BatchNorm uses the statistics of the batch, or normalises something else than its channels"
-        return call.why or (f"feeds {last[0]}, not a ReLU" if any(last) else "feeds no ReLU")
+        return call.elsewhere or call.why or (f"feeds {last[0]}, not a ReLU" if any(last) else "feeds no ReLU")
     for uses in call.uses.values():
         if len(uses) > 1:
             others = sorted({use for use in uses if use}) or ["another operation"]
             return f"its pre-activation is also read by {', '.join(others)}"
     if call.call.unsupported is not None:
         return call.call.unsupported
-    if call.why is not None:
-        return call.why
+    if call.elsewhere or call.why:
+        return call.elsewhere or call.why
     if call.raw:
         return f"reads the raw input ({call.call.terms} terms)"
     return None

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from exprune.core.calls.effects import call_name, draws
-from exprune.core.calls.layers import LinearCall, Owner, owner_in
+from exprune.core.calls.layers import LinearCall, Owner, owner_in, per_channel
+from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.following import ChainFollower
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
@@ -30,6 +31,7 @@ class SiteFollower(ChainFollower):
     def __init__(self, sites: Sequence[Site], followed: Collection[str] | None = None) -> None:
         super().__init__({site.module: None for site in sites})
         self._followed = {site.name for site in sites if site.eligible} if followed is None else set(followed)
+        self._at_output = {site.name for site in sites if site.outcomes and not site.before_relu}
         self._in_training: str | bool = False  # the first layer that is
         self._random: str | bool = False  # the first call that draws random numbers
         self._of_module: dict[nn.Module, list[Site]] = defaultdict(list)
@@ -74,6 +76,14 @@ class SiteFollower(ChainFollower):
             if why := _without_rows(call.input):
                 raise SettingError(f"{site.name}: {why}")
         return site.name
+
+    def tag(self, name: str, out: Tensor, call: LinearCall, bias: Tensor | None) -> None:
+        if name not in self._at_output:
+            super().tag(name, out, call, bias)
+            return
+        chain = Chain(name, call, shift=None if bias is None else per_channel(bias, call.spatial_dims))
+        self.before_activation(chain, out)
+        self.at_activation(chain, out)
 
     def elsewhere(self, name: str) -> None:
         """A followed layer's weight is used in a call that is not its module's."""

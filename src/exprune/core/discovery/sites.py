@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from exprune.core.calls.layers import masks_of
 from exprune.core.errors import SettingError
 
+# What a neuron that is stopped early may output: 0, or what its activation makes of its expected value.
+ZERO, PREDICTION = "zero", "prediction"
+
 _SPATIAL_DIMS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3}
 
 
@@ -31,6 +34,8 @@ class Site:
         transposed: whether the module keeps it as (terms, outputs).
         outputs: neurons of one input or position; 0 where that is not known.
         hidden: whether the module computes products that no torch call shows (scripted functions, C++ code).
+        outcomes: what its neurons may output when they are stopped: ``zero`` and ``prediction`` before a ReLU,
+            ``prediction`` of any other layer that can be followed; none of those that cannot. See :func:`select_sites`.
     """
 
     name: str
@@ -46,10 +51,16 @@ class Site:
     transposed: bool = False
     outputs: int = 0
     hidden: bool = False
+    outcomes: tuple[str, ...] = ()
 
     @property
     def eligible(self) -> bool:
         return self.reason is None
+
+    @property
+    def before_relu(self) -> bool:
+        """Whether it is tested at its ReLU; else at its own output."""
+        return ZERO in self.outcomes
 
     @property
     def followed(self) -> bool:
@@ -113,12 +124,23 @@ class Site:
         return channel * self.spatial + (channel + index // channels) % self.spatial
 
 
-def select_sites(sites: Sequence[Site], patterns: Sequence[str] | str | None) -> list[Site]:
+SCOPES = ("relu", "all")
+
+
+def select_sites(sites: Sequence[Site], patterns: Sequence[str] | str | None, scope: str = "relu") -> list[Site]:
     """Restrict pruning to the sites that match a name or a wildcard; the others stay, with that as their reason.
 
+    Args:
+        scope: ``relu``, the paper's: layers before a ReLU that do not read the raw input; ``all``: every layer that
+            admits some outcome, so that its neurons can be stopped with their prediction.
+
     Raises:
-        SettingError: a pattern matches no eligible site.
+        SettingError: a pattern matches no eligible site, or there is no such scope.
     """
+    if scope not in SCOPES:
+        raise SettingError(f"scope={scope!r}: {' or '.join(SCOPES)}")
+    if scope == "all":
+        sites = [replace(site, reason=None) if site.outcomes else site for site in sites]
     if patterns is None:
         return list(sites)
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)

@@ -71,7 +71,7 @@ class Watcher(ChainFollower):
             layer = Layer(owner.module, call.kind, call.terms, kernel, call.weight.shape[0], *given)
             self.layers[name] = layer
         origin = self.origins.get(call.input, UNKNOWN)
-        record = Call(call, not origin.learned, origin.spatial, why=elsewhere)
+        record = Call(call, not origin.learned, origin.spatial, elsewhere=elsewhere)
         record.read.append((call.input, self.version(call.input)))
         layer.calls.append(record)
         self._calls[id(call)] = (call, record)
@@ -156,7 +156,7 @@ class Watcher(ChainFollower):
         for tensor in list(self.chains.keys()):
             self.use(tensor, "whatever keeps it after the forward pass")
 
-    def at_relu(self, chain: Chain, out: Tensor) -> None:
+    def at_activation(self, chain: Chain, out: Tensor) -> None:
         record = self._record(chain)
         if any(self.version(tensor) != version for tensor, version in record.read):
             record.why = record.why or "its input or residual is changed in place before the ReLU"

@@ -1,27 +1,47 @@
 """Tests calibrated on the trained network, and the oracle (docs/method.md, section 8).
 
 Each is one comparison a neuron: with the line and the residual spread of :class:`SiteStatistics`,
-``z ~ Normal(slope * s + offset + r, sd)``, and a neuron stops where ``slope * s + r < bound``.
+``z ~ Normal(expected, spread)``, and a neuron stops where what is expected lies far enough below 0.
 """
 
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from exprune.core.accounting.plan import checked
-from exprune.core.calibration.moments import SiteStatistics, floored
+from exprune.core.accounting.plan import BY_INPUT, checked
+from exprune.core.calibration.lines import SiteStatistics, floored
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
 from exprune.core.heuristics.heuristic import Heuristic, Prefix, Tau
-from exprune.core.heuristics.stopping import at_once, looking_ahead
-from exprune.core.settings import real
 from exprune.core.sums.elementwise import below
 
 STAGES = (32, 64, 128, 192, 256)
+
+# In the order of each input, how wide a row's residuals are, in multiples of what is usual after so many terms.
+WIDTHS = 2.0 ** torch.arange(-5, 5.25, 0.25, dtype=torch.float64)
+_NEGLIGIBLE = 1e-6  # of what is usual: below it a row is known
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Of all stages of a site, shaped to broadcast with the sums.
+
+    Attributes:
+        slope, offset: (stages, outputs, ...).
+        bound: likewise, a neuron stops where ``slope * s + r`` lies below. In the order of each input, (widths, stages,
+            outputs): where ``s + rest * (slope * s / norm + bound) + r`` lies below 0; one width where it is all the same.
+        rest: (stages,), what is usual; None: another order.
+    """
+
+    slope: Tensor
+    offset: Tensor
+    bound: Tensor
+    rest: Tensor | None
 
 
 class CalibratedTest(Heuristic):
@@ -42,11 +62,11 @@ class CalibratedTest(Heuristic):
         super().__init__(tau)
         self.stages = checked(stages)
         self.statistics = statistics
-        self._bounds: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._known: dict[tuple, _Lines] = {}
 
     @abstractmethod
     def margin(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor | float:
-        """How many sd below 0 the expected z must lie; infinite: never stop.
+        """How many sd below 0 the expected z must lie; infinite: never stop; -inf: always.
 
         Args:
             sd: (stages, outputs), of the stages of ``seen.plan``.
@@ -56,10 +76,27 @@ class CalibratedTest(Heuristic):
             One number, or one for each of ``sd``.
         """
 
-    def order(self, site: Site) -> Tensor | None:
+    def margins(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor | float:
+        """:meth:`margin` where ``sd`` is so many times as wide; the first of (widths, stages, outputs) for 0 times."""
+        of_each = [self.margin(seen, sd * width, gradient) for width in (1e-6, *widths.tolist())]
+        return (
+            of_each[0] if not isinstance(of_each[0], Tensor) else torch.stack([torch.as_tensor(one) for one in of_each])
+        )
+
+    def order(self, site: Site) -> Tensor | str | None:
         return None if self.statistics is None or site.name not in self.statistics else self.statistics[site.name].order
 
     def stop(self, seen: Prefix) -> Tensor:
+        if seen.plan.by_input:
+            lines, (start, rest) = self._lines(seen), self._start(seen)
+            bound = lines.bound[:, seen.stage]
+            if len(bound) > 1:
+                assert lines.rest is not None  # in this order
+                usual = lines.rest[seen.stage].clamp(min=torch.finfo(rest.dtype).tiny)
+                place = (4 * torch.log2(rest / usual)).round() + (1 + 20)
+                place = place.clamp(1, len(WIDTHS)).masked_fill_(rest <= _NEGLIGIBLE * usual, 0)
+                bound = bound.index_select(0, place.flatten().long())
+            return below(torch.addcmul(start + seen.r, bound, rest), 0)
         if seen.stage not in seen.kept:
             seen.kept[seen.stage] = self._folded(seen)
         slope, bound = seen.kept[seen.stage]
@@ -68,27 +105,47 @@ class CalibratedTest(Heuristic):
             return below(torch.addcmul(r, seen.part, slope), bound)
         return below(seen.part, bound)
 
+    def prediction(self, seen: Prefix) -> Tensor:
+        lines = self._lines(seen)
+        if seen.plan.by_input:
+            start, rest = self._start(seen)
+            return torch.addcmul(start + seen.r, lines.offset[seen.stage], rest)
+        return torch.addcmul(lines.offset[seen.stage] + seen.r, seen.s, lines.slope[seen.stage])
+
     def overhead(self, stage: int, site: Site) -> int:
+        if (
+            self.order(site) == BY_INPUT
+        ):  # rest * (slope * s / norm + bound) + s < -r: two products by row, two by neuron
+            return 7 if site.residual else 6
         return 3 if site.residual else 1  # a comparison; with a residual slope * s + r is not known beforehand
+
+    def _start(self, seen: Prefix) -> tuple[Tensor, Tensor]:
+        """In the order of each input: what is expected of s and of what is in proportion to it; what a row has left."""
+        assert seen.rest is not None and seen.norm is not None  # in this order
+        lines = self._lines(seen)
+        assert lines.rest is not None
+        least = (_NEGLIGIBLE * lines.rest[0]).clamp(min=torch.finfo(seen.rest.dtype).tiny)
+        rest = seen.rest.maximum(_NEGLIGIBLE * lines.rest[seen.stage]).maximum(least)
+        share = rest / seen.norm.maximum(rest)
+        return (lines.slope[seen.stage] * share + 1).mul_(seen.s), rest
 
     def _folded(self, seen: Prefix) -> tuple[Tensor | None, Tensor]:
         """Of the stage: slope and bound for ``slope * part + r < bound``; no slope where it says ``part < bound``."""
-        slope, bound = self._line(seen)
+        lines = self._lines(seen)
+        slope, bound = lines.slope[seen.stage], lines.bound[seen.stage]
         if seen.scale is not None:
             slope = slope * seen.scale
         if seen.site.residual or slope.min() <= 0:
             return slope, bound
         return None, (bound - seen.r) / slope
 
-    def _line(self, seen: Prefix) -> tuple[Tensor, Tensor]:
+    def _lines(self, seen: Prefix) -> _Lines:
         key = (seen.site.name, seen.part.dtype, seen.part.device)
-        if key not in self._bounds:
-            self._bounds[key] = self._lines(seen)
-        slopes, bounds = self._bounds[key]
-        return slopes[seen.stage], bounds[seen.stage]
+        if key not in self._known:
+            self._known[key] = self._measured(seen)
+        return self._known[key]
 
-    def _lines(self, seen: Prefix) -> tuple[Tensor, Tensor]:
-        """Of all stages of the site, (stages, outputs), shaped to broadcast with ``seen.part``."""
+    def _measured(self, seen: Prefix) -> _Lines:
         if self.statistics is None or seen.site.name not in self.statistics:
             raise SettingError(f"{type(self).__name__}: no statistics of site {seen.site.name}; calibrate first")
         of = self.statistics[seen.site.name]
@@ -100,13 +157,21 @@ class CalibratedTest(Heuristic):
         stages = [of.stages.index(stage.n) for stage in seen.plan.stages]
         slope, offset, sd = (values[stages].to(seen.part.device) for values in (of.slope, of.offset, of.sd))
         gradient = None if of.gradient is None else floored(of.gradient.to(sd.device))
+        if seen.plan.by_input:
+            assert of.rest is not None
+            rest = of.rest[stages].to(sd)
+            usual = floored(sd * rest[:, None])
+            margin = torch.as_tensor(self.margins(seen, usual, gradient, WIDTHS), dtype=sd.dtype, device=sd.device)
+            bound = offset + (margin if margin.dim() else margin[None, None, None]) * sd
+            kind = seen.part.dtype
+            return _Lines(slope.to(kind), offset.to(kind), bound.to(kind), rest.to(kind))
         margin = torch.as_tensor(self.margin(seen, sd, gradient), dtype=sd.dtype, device=sd.device)
         # Where the partial sum says nothing of the full one, no bound is low enough.
         never = (slope <= 0) | (margin == math.inf)
         bound = torch.where(never, -math.inf, -offset - margin * sd)
         slope = torch.where(never, 1.0, slope)
-        shape = (len(stages), -1, *(1,) * seen.site.spatial_dims)
-        return slope.to(seen.part.dtype).view(shape), bound.to(seen.part.dtype).view(shape)
+        shape = (len(stages), -1, *(1,) * seen.spatial_dims)
+        return _Lines(*(values.to(seen.part.dtype).view(shape) for values in (slope, offset, bound)), rest=None)
 
 
 class Calibrated(CalibratedTest):
@@ -118,43 +183,26 @@ class Calibrated(CalibratedTest):
         return math.inf if seen.tau == 0 else -NormalDist().inv_cdf(seen.tau)
 
 
-class Optimal(CalibratedTest):
-    """Stop where the expected damage to the loss is worth the FLOPs that are left.
-
-    The damage of setting a neuron to 0 is ``gradient * relu(z)^2 / 2``, with the mean squared gradient of the loss at
-    its output (Fisher information).
+class Oracle(Heuristic):
+    """Stops exactly the negative neurons after the first stage, as if it knew their sign: the ceiling of any test.
 
     Args:
-        lam: the price, expected loss per FLOP, at least 0; 0 never stops.
-        ahead: weigh stopping now against going on to the next stage, where it may stop too; else against computing all
-            the rest.
+        n: the terms evaluated before it looks.
+        order: in which; see :func:`~exprune.core.term_order`. ``model`` and ``input`` need no statistics.
     """
 
-    def __init__(
-        self,
-        lam: float,
-        stages: Sequence[int] = STAGES,
-        statistics: Mapping[str, SiteStatistics] | None = None,
-        ahead: bool = True,
-    ) -> None:
-        super().__init__(None, stages, statistics)
-        wanted = "a number, at least 0 (expected loss per FLOP; 1e-11 is a little)"
-        self.lam, self.ahead = real(lam, "lam", wanted, lambda lam: 0 <= lam < math.inf), ahead
-
-    def margin(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor:
-        if gradient is None:
-            raise SettingError(f"Optimal: the statistics of {seen.site.name} lack gradients; calibrate with them")
-        each = (torch.as_tensor(seen.plan.dense_flops - stage.flops) for stage in seen.plan.stages)
-        left = torch.stack([flops.to(sd).expand(sd.shape[1]) for flops in each])
-        if self.ahead:
-            return -looking_ahead(gradient, sd, left, self.lam, self.overhead(0, seen.site))
-        return -at_once(gradient, sd, left, self.lam)
-
-
-class Oracle(Heuristic):
-    """Stops exactly the negative neurons after the first stage, as if it knew their sign: the ceiling of any test."""
-
     needs_full = True
+
+    def __init__(self, n: int = 32, order: str = "model") -> None:
+        super().__init__(None, n)
+        if order not in ("model", BY_INPUT):
+            raise SettingError(
+                f"order={order!r} of Oracle: model or {BY_INPUT}; which terms it has seen is all the same"
+            )
+        self._order = order
+
+    def order(self, site: Site) -> str | None:
+        return BY_INPUT if self._order == BY_INPUT else None
 
     def stop(self, seen: Prefix) -> Tensor:
         assert seen.full is not None  # needs_full

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exprune.core.accounting.plan import ascending
-from exprune.core.calibration.moments import Moments, SiteStatistics, floored
+from exprune.core.calibration.lines import Moments, SiteStatistics, floored
 from exprune.core.errors import SettingError
 from exprune.core.settings import plain, plain_knob, real
 from exprune.core.sums.rows import data_rows
@@ -96,7 +96,8 @@ class HeadRecorder(_Head):
         step = max(1, _CHUNK // self.head.out_features)
         for rows, logits in zip(x.split(step), full.split(step), strict=True):
             terms = logits if self.head.bias is None else logits - self.head.bias
-            self._moments.add((sums for _, sums in self._prefixes(rows)), terms)
+            terms, rows = self._moments.finite(terms, rows)
+            self._moments.add(len(terms), ((sums, terms) for _, sums in self._prefixes(rows)))
 
 
 class Dominance(_Head):

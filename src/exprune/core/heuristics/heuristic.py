@@ -33,6 +33,9 @@ class Prefix:
     data; None: all are. ``full`` is the true z, of which nothing that is to save work can know: for oracles,
     and None unless the heuristic needs it. ``s`` and ``q`` are overwritten by what comes next: copy what is to be kept.
 
+    Of a site whose terms come in the order of each input, all tensors are (rows, outputs), of a convolution too: a row
+    for every position; ``rest``, (rows, 1), is the norm of the terms that a row has left, ``norm`` that of all of them.
+
     ``s`` is ``scale * part``, with one scale per output channel (None: 1), and is not computed unless it is asked for.
     ``kept`` is for what a heuristic works out once for all rows and stages of a batch: a new dict for every batch.
     """
@@ -50,6 +53,13 @@ class Prefix:
     rows: Tensor | None = None
     full: Tensor | None = None
     kept: dict[Any, Any] = field(default_factory=dict)
+    rest: Tensor | None = None
+    norm: Tensor | None = None
+
+    @property
+    def spatial_dims(self) -> int:
+        """How many dimensions there are behind the outputs'."""
+        return 0 if self.plan.by_input else self.site.spatial_dims
 
     @cached_property
     def s(self) -> Tensor:
@@ -70,6 +80,7 @@ class Heuristic(ABC):
     needs_squares: ClassVar[bool] = False
     needs_full: ClassVar[bool] = False
     tau_range: ClassVar[tuple[float, float] | None] = None  # of every value; None: tau is not checked
+    predicts: bool = False  # whether what it stops outputs a prediction, so that a site needs no ReLU
 
     def __init__(self, tau: Tau | None = None, n: int = 32) -> None:
         n = whole(n, "n", "a whole number of terms, at least 1", lambda n: n >= 1)
@@ -88,13 +99,22 @@ class Heuristic(ABC):
 
     @abstractmethod
     def stop(self, seen: Prefix) -> Tensor:
-        """Which neurons to stop now: a bool tensor in the shape of ``seen.s``. Stopped neurons output 0.
+        """Which neurons to stop now: a bool tensor in the shape of ``seen.s``.
+
+        They output 0, or, of a heuristic that :attr:`predicts`, what their activation makes of :meth:`prediction`.
 
         The next stage may overwrite ``seen.s``: clone what is to be kept.
         """
 
-    def order(self, site: Site) -> Tensor | None:
-        """The order in which terms are evaluated, (N,) or one per neuron (outputs, N); None: the model's own."""
+    def prediction(self, seen: Prefix) -> Tensor:
+        """The expected z in the shape of ``seen.s``, asked for after :meth:`stop` where it :attr:`predicts`."""
+        raise NotImplementedError
+
+    def order(self, site: Site) -> Tensor | str | None:
+        """The order in which terms are evaluated, (N,) or one per neuron (outputs, N); None: the model's own.
+
+        ``"input"``: of every row (position) the largest first, by norm of the input times norm of the weights.
+        """
         return None
 
     def overhead(self, stage: int, site: Site) -> int:

@@ -1,6 +1,7 @@
 """Optimal stopping of a neuron whose value is learned stage by stage (docs/method.md, section 8)."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,51 +18,79 @@ def half_moment(u: Tensor) -> Tensor:
     return torch.exp(-u * u / 2) * ((u * u + 1) * tail + u / math.sqrt(2 * math.pi))
 
 
-def inverse_half_moment(values: Tensor) -> Tensor:
-    """The u whose :func:`half_moment` is the value, in [-10, 10]; -inf below and +10 above. float64."""
+def predicted_moment(u: Tensor) -> Tensor:
+    """E[(relu(u + Normal(0, 1)) - relu(u))^2], increasing in u, to 1: of what is stopped with its expectation."""
+    above = u.clamp(min=0)
+    tail: Tensor = torch.special.erfcx(above / math.sqrt(2)) / 2
+    density = torch.exp(-above * above / 2)
+    of_positive = 1 - density * (tail * (1 - above * above) + above / math.sqrt(2 * math.pi))
+    return torch.where(u > 0, of_positive, half_moment(u.clamp(max=0)))
+
+
+def unit_moment(u: Tensor) -> Tensor:
+    """E[(u + Normal(0, 1) - u)^2] = 1: of a neuron without a ReLU that is stopped with its expectation."""
+    return torch.ones_like(u)
+
+
+Moment = Callable[[Tensor], Tensor]
+
+
+def inverse(moment: Moment, values: Tensor) -> Tensor:
+    """The u in [-10, 10] at which the moment, which increases, is the value; -inf where it is more everywhere.
+
+    Where it is less everywhere: infinite, of a moment that does not grow beyond; else 10. float64.
+    """
     low, high = torch.full_like(values, -_SPAN), torch.full_like(values, _SPAN)
-    beyond = values < half_moment(low)
+    never, always = values < moment(low), values >= moment(high)
     for _ in range(60):
         middle = (low + high) / 2
-        above = half_moment(middle) > values
+        above = moment(middle) > values
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-    return torch.where(beyond, -math.inf, low)
+    return torch.where(never, -math.inf, torch.where(always, without_width(moment), low))
 
 
-def at_once(gradient: Tensor, sd: Tensor, left: Tensor, lam: float) -> Tensor:
+def without_width(moment: Moment) -> float:
+    """Below which expectation a neuron stops that is known exactly, in standard deviations of next to nothing."""
+    return _SPAN if moment is half_moment else math.inf
+
+
+def at_once(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, moment: Moment = half_moment) -> Tensor:
     """Below which expectation, in standard deviations, stopping costs less than computing all the rest.
 
     Args:
-        gradient: (outputs,) mean squared gradients; stopping costs ``gradient * relu(z)^2 / 2``.
+        gradient: (outputs,) mean squared gradients; stopping costs ``gradient * sd^2 * moment(u) / 2``, with the
+            expectation u in standard deviations.
         sd: (stages, outputs) of z after each stage.
         left: (stages, outputs) FLOPs of the rest after each stage.
         lam: loss per FLOP.
     """
-    return inverse_half_moment(2 * lam * left / (gradient * sd**2))
+    return inverse(moment, 2 * lam * left / (gradient * sd**2))
 
 
-def looking_ahead(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, overhead: int) -> Tensor:
+def looking_ahead(
+    gradient: Tensor, sd: Tensor, left: Tensor, lam: float, overhead: int, moment: Moment = half_moment
+) -> Tensor:
     """Likewise, where going on may stop at a later stage, which makes it cheaper: by backward induction.
 
     What is expected of z after the next stage is normally distributed around what is expected now, with the variance
     that the stage explains.
     """
     blocks = zip(gradient.split(_BLOCK), sd.split(_BLOCK, 1), left.split(_BLOCK, 1), strict=True)
-    return torch.cat([_looking_ahead(*block, lam, overhead) for block in blocks], dim=1)
+    return torch.cat([_looking_ahead(*block, lam, overhead, moment) for block in blocks], dim=1)
 
 
-def _looking_ahead(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, overhead: int) -> Tensor:
+def _looking_ahead(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, overhead: int, moment: Moment) -> Tensor:
     grid = torch.arange(-_SPAN, _SPAN + _STEP / 2, _STEP, dtype=sd.dtype, device=sd.device)
     nodes, weights = (values.to(sd.device) for values in _gauss_hermite(_NODES))
-    damage = (gradient * sd**2 / 2)[..., None] * half_moment(grid)  # (stages, outputs, grid)
-    points = [at_once(gradient, sd[-1:], left[-1:], lam)[0]]
+    damage = (gradient * sd**2 / 2)[..., None] * moment(grid)  # (stages, outputs, grid)
+    points = [at_once(gradient, sd[-1:], left[-1:], lam, moment)[0]]
     later = torch.minimum(damage[-1], lam * left[-1][:, None])
     for stage in range(len(sd) - 2, -1, -1):
         revealed = (sd[stage] ** 2 - sd[stage + 1] ** 2).clamp(min=0).sqrt()
         expected = (sd[stage][:, None] * grid)[..., None] + revealed[:, None, None] * nodes
         cost = (_interpolated(later, expected / sd[stage + 1][:, None, None]) * weights).sum(-1)
         go_on = lam * (left[stage] - left[stage + 1] + overhead)[:, None] + cost
-        points.append(_crossing(damage[stage] - go_on, grid))
+        points.append(_crossing(damage[stage] - go_on, grid, without_width(moment)))
         later = torch.minimum(damage[stage], go_on)
     return torch.stack(points[::-1])
 
@@ -82,10 +111,10 @@ def _interpolated(values: Tensor, u: Tensor) -> Tensor:
     return torch.lerp(*of, part)
 
 
-def _crossing(values: Tensor, grid: Tensor) -> Tensor:
-    """Where each row, negative at first, reaches 0; -inf where it never is negative."""
+def _crossing(values: Tensor, grid: Tensor, beyond: float) -> Tensor:
+    """Where each row, negative at first, reaches 0; -inf where it never is negative, ``beyond`` where it always is."""
     count = (values < 0).long().cumprod(1).sum(1)
     index = count.clamp(1, len(grid) - 1)
     before, after = (values.gather(1, k[:, None]).squeeze(1) for k in (index - 1, index))
     point = grid[index - 1] + _STEP * before / (before - after)
-    return torch.where(count == 0, -math.inf, torch.where(count == len(grid), _SPAN, point))
+    return torch.where(count == 0, -math.inf, torch.where(count == len(grid), beyond, point))

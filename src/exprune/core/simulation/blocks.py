@@ -28,12 +28,12 @@ def as_rows(chain: Chain, out: Tensor) -> tuple[Chain, Tensor]:
     return replace(chain, call=call, residual=residual), rows(out)
 
 
-def chunks(chain: Chain, out: Tensor) -> Iterator[tuple[Chain, slice]]:
-    """The chain of some rows (inputs of a batch) at a time."""
+def chunks(chain: Chain, out: Tensor, most: int | None = None) -> Iterator[tuple[Chain, slice]]:
+    """The chain of some rows (inputs of a batch) at a time, at most so many."""
     if out.dim() == -chain.call.channel_dim:  # no batch
         yield chain, slice(None)
         return
-    for rows in some_rows(out, _CHUNK):
+    for rows in some_rows(out, _CHUNK, most):
         residual = chain.residual
         if residual is not None and residual.dim() == out.dim() and residual.shape[0] == len(out):
             residual = residual[rows]

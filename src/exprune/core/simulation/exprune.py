@@ -76,7 +76,9 @@ class ExPrune:
         for index, site in enumerate(self.sites):
             if site.eligible:
                 gain = _gain_ratio(ratios[site.name])
-                plan = make_plan(site, stages, gain, heuristic.order(site))
+                order = heuristic.order(site)
+                _check_fits(heuristic, site, order)
+                plan = make_plan(site, stages, gain, order)
                 if plan.stages:
                     overhead = tuple(heuristic.overhead(stage, site) for stage in range(len(plan.stages)))
                     self._ledger.sites[site.name] = SiteFlops(site, plan, overhead)
@@ -133,6 +135,17 @@ class ExPrune:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the counts of another run of the same sites and stages."""
         self._ledger.load_state_dict(state)
+
+
+def _check_fits(heuristic: Heuristic, site: Site, order: Tensor | str | None) -> None:
+    kind = type(heuristic).__name__
+    if not site.before_relu and not heuristic.predicts:
+        raise SettingError(
+            f"{kind}: {site.name} feeds no ReLU, so it can be stopped with a prediction alone, as Optimal with "
+            "predict=true does; or prune scope=relu"
+        )
+    if isinstance(order, str) and heuristic.needs_squares:
+        raise SettingError(f"{kind}: order={order!r} of {site.name}: there are no sums of squares in this order")
 
 
 def _gain_ratio(value: Any) -> float:

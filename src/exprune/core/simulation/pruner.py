@@ -14,8 +14,9 @@ from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.sites import Site
 from exprune.core.heuristics.heuristic import Heuristic
 from exprune.core.simulation.blocks import as_rows, chunks, data_mask
+from exprune.core.simulation.by_input import prune_by_input
 from exprune.core.simulation.stops import Stops
-from exprune.core.sums.elementwise import write_zeros
+from exprune.core.sums.input_order import Columns, inputs_at_once
 from exprune.core.sums.parts import StagedFollower
 from exprune.core.sums.rows import check_rows
 from exprune.core.sums.terms import Terms
@@ -129,11 +130,11 @@ class Pruner(StagedFollower):
             self._ledger.tally.flops += out.numel() * self._ledger.sites[name].site.dense_flops
         return out, call
 
-    def before_relu(self, chain: Chain, z: Tensor) -> None:
+    def before_activation(self, chain: Chain, z: Tensor) -> None:
         if self._needs_full:
             self._full = z.detach().clone()  # the ReLU may be in place
 
-    def at_relu(self, chain: Chain, out: Tensor) -> None:
+    def at_activation(self, chain: Chain, out: Tensor) -> None:
         self.account.tested[chain.name] += bool(out.numel())
         off = torch.autocast(out.device.type, enabled=False)
         with torch.no_grad(), off, self._ledger.tally.paused():
@@ -150,19 +151,26 @@ class Pruner(StagedFollower):
         chain, out = as_rows(chain, out)
         full = None if self._full is None else self._full.reshape(out.shape)
         terms, stops = self._terms(chain), Stops(self._heuristic, of, self._taus[chain.name])
-        for part, rows in chunks(chain, out):
+        columns = most = None
+        if of.plan.by_input:
+            columns, most = Columns.of(chain.call, chain.scale), inputs_at_once(chain.call, out)
+        for part, rows in chunks(chain, out, most):
             chunk = out[rows]
             data = None if mask is None else data_mask(mask, chain, chunk, rows)
-            self._test(stops, part, terms, data, None if full is None else full[rows])
+            of_full = None if full is None else full[rows]
+            if columns is not None:
+                prune_by_input(stops, of, part, chunk, columns, data, of_full)
+                continue
+            self._test(stops, part, terms, data, of_full)
             outputs = chunk.numel() if data is None else int(data.sum()) * (chunk.numel() // data.numel())
             of.add(outputs, stops.counts(chunk, data))
-            write_zeros(chunk, stops.stopped())
+            stops.write(chunk, chain.ceiling)
         if out.data_ptr() != given.data_ptr():  # its rows could not be made one dimension without a copy
             given.copy_(out.view(shape))
 
     def _terms(self, chain: Chain) -> list[Terms] | None:
         """The terms of each stage; None where their sums are known and no squares are needed."""
-        if chain.call.sums and not self._needs_squares:
+        if self._ledger.sites[chain.name].plan.by_input or (chain.call.sums and not self._needs_squares):
             return None
         stages = self._ledger.sites[chain.name].plan.stages
         return [Terms.of(chain.call, stage.channels, stage.keep, chain.scale) for stage in stages]

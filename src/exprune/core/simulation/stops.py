@@ -1,5 +1,6 @@
 """Which of a layer's outputs stop, and how many after each stage."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from exprune.core.accounting.flops import SiteFlops
 from exprune.core.calls.layers import per_channel
 from exprune.core.discovery.chain import Chain
 from exprune.core.heuristics.heuristic import Heuristic, Prefix
-from exprune.core.sums.elementwise import Masks
+from exprune.core.sums.elementwise import Masks, write_zeros
+from exprune.core.sums.input_order import Ranked
 
 
 class Stops:
@@ -22,7 +24,9 @@ class Stops:
 
     def __init__(self, heuristic: Heuristic, of: SiteFlops, tau: float | None) -> None:
         self.heuristic, self.site, self.plan, self.tau = heuristic, of.site, of.plan, tau
+        self._dims = 0 if self.plan.by_input else self.site.spatial_dims
         self._kept: dict[Any, Any] = {}
+        self._expected: Tensor | None = None  # of the block: what was expected of a neuron when it stopped
         self._masks = Masks(
             0, torch.empty(0)
         )  # of the block: what has stopped after each stage, the positive, the wrong
@@ -36,18 +40,29 @@ class Stops:
         q: Tensor | None = None,
         data: Tensor | None = None,
         full: Tensor | None = None,
+        ranked: Ranked | None = None,
     ) -> None:
-        """Test a block after a stage. What is known of it is as of :class:`Prefix`; ``chain`` is of its rows."""
+        """Test a block after a stage. What is known of it is as of :class:`Prefix`; ``chain`` is of its rows.
+
+        ``ranked`` holds the rows of a site in the order of each input.
+        """
         stage, total = self.plan.stages[index], self.plan.terms
         if isinstance(total, Tensor):
             total = self._per_output(total.clamp(min=1), part)
         r, plan = chain.beside, self.plan
-        seen = Prefix(self.site, index, stage.n, total, self.tau, part, scale, q, r, plan, data, full, self._kept)
+        rest = norm = None
+        if ranked is not None:
+            rest, norm = ranked.rest[:, index : index + 1], ranked.norm
+        known = part, scale, q, r, plan, data, full, self._kept, rest, norm
+        seen = Prefix(self.site, index, stage.n, total, self.tau, *known)
         now = self.heuristic.stop(seen)
         if stage.tested is not None:
             now = now & self._per_output(stage.tested, part)
         if self._masks.shape != part.shape:
             self._masks = Masks(len(plan.stages) + 2, part)
+        if self.heuristic.predicts:
+            z = self.heuristic.prediction(seen)
+            self._expected = z if not index else torch.where(self._masks[index - 1], self._expected, z)
         if index:
             torch.bitwise_or(self._masks[index - 1], now, out=self._masks[index])
         else:
@@ -56,6 +71,18 @@ class Stops:
     def stopped(self) -> Tensor:
         """The block's outputs that have stopped at any stage; the next block overwrites it."""
         return self._masks[len(self.plan.stages) - 1]
+
+    def so_far(self) -> Sequence[Tensor]:
+        """The block's outputs that have stopped, after each stage."""
+        return [self._masks[index] for index in range(len(self.plan.stages))]
+
+    def write(self, out: Tensor, ceiling: float) -> None:
+        """Write what the stopped outputs of a block are, behind an activation with that ceiling."""
+        if self._expected is None:
+            write_zeros(out, self.stopped())
+            return
+        value = self._expected.clamp_(0, ceiling) if self.site.before_relu else self._expected
+        out.copy_(torch.where(self.stopped(), value.to(out.dtype), out))
 
     def counts(self, activations: Tensor, data: Tensor | None) -> Tensor:
         """Of the block how many outputs have stopped after each stage, how many are positive, and both: (stages + 2,).
@@ -68,14 +95,20 @@ class Stops:
         """
         positive, wrong = self._masks[-2], self._masks[-1]
         positive.copy_(activations)
+        if not self.site.before_relu:
+            positive.fill_(True)  # without a ReLU none is negative
         torch.bitwise_and(positive, self.stopped(), out=wrong)
+        if self._expected is not None:  # what is stopped with its value is not wrong
+            wrong.logical_and_(
+                self._expected <= 0 if self.site.before_relu else self._expected.new_zeros((), dtype=torch.bool)
+            )
         if data is None and not isinstance(self.plan.terms, Tensor):
             return self._masks.counts()
         masks = list(self._masks) if data is None else [mask & data for mask in self._masks]
         if not isinstance(self.plan.terms, Tensor):
             return torch.stack([mask.sum() for mask in masks])
-        return torch.stack([mask.movedim(self.site.channel_dim, -1).flatten(0, -2).sum(0) for mask in masks])
+        return torch.stack([mask.movedim(-1 - self._dims, -1).flatten(0, -2).sum(0) for mask in masks])
 
     def _per_output(self, values: Tensor, like: Tensor) -> Tensor:
         """One value per output channel, shaped to broadcast over the block."""
-        return per_channel(values.to(like.device), self.site.spatial_dims)
+        return per_channel(values.to(like.device), self._dims)

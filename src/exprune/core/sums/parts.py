@@ -50,10 +50,14 @@ class StagedFollower(SiteFollower):
         return _in_parts(call, bias, groups, self._buffers)
 
 
-def some_rows(out: Tensor, each_core: int) -> Iterator[slice]:
-    """All rows (inputs of a batch) of a layer's output, some at a time: on a CPU so many outputs for each core."""
+def some_rows(out: Tensor, each_core: int, most: int | None = None) -> Iterator[slice]:
+    """All rows (inputs of a batch) of a layer's output, some at a time: on a CPU so many outputs for each core.
+
+    ``most`` is how many rows there may be at a time, if that is limited.
+    """
     outputs = each_core * torch.get_num_threads() if out.device.type == "cpu" else _ELSEWHERE
     step = max(1, outputs * len(out) // max(out.numel(), 1))
+    step = step if most is None else min(step, most)
     for start in range(0, len(out), step):
         yield slice(start, start + step)
 

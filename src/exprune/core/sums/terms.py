@@ -33,9 +33,9 @@ class Terms:
         """
         if isinstance(channels, Tensor):
             channels = channels.to(call.weight.device)
-            weight = select_channels(call.weight, channels, 1).to(_dtype(call))
+            weight = select_channels(call.weight, channels, 1).to(sum_dtype(call))
         else:
-            weight = call.weight[:, channels].to(_dtype(call))
+            weight = call.weight[:, channels].to(sum_dtype(call))
         beside = (1,) * (weight.dim() - 2)
         if keep is not None:
             weight = weight * keep.to(weight.device).view(*keep.shape, *beside)
@@ -98,7 +98,7 @@ class Terms:
         ``x`` is (..., channels, *space).
         """
         dims = self.call.spatial_dims
-        x = _pad(x.movedim(self.call.channel_dim, 0).contiguous(), self.call)
+        x = pad(x.movedim(self.call.channel_dim, 0).contiguous(), self.call)
         for dim, (size, stride, apart) in enumerate(
             zip(self.weight.shape[2:], self.call.stride, self.call.dilation, strict=True)
         ):
@@ -115,13 +115,13 @@ def _convolve(x: Tensor, weight: Tensor, call: LinearCall) -> Tensor:
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def _dtype(call: LinearCall) -> torch.dtype:
+def sum_dtype(call: LinearCall) -> torch.dtype:
     """Sums of squares need more than half precision holds."""
     dtype = torch.promote_types(call.input.dtype, call.weight.dtype)
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def _pad(x: Tensor, call: LinearCall) -> Tensor:
+def pad(x: Tensor, call: LinearCall) -> Tensor:
     if call.padding == "valid":
         return x
     if isinstance(call.padding, str):  # "same": torch puts the odd one at the end

@@ -57,6 +57,8 @@ def measure(
         stages=None if heuristic is None else list(heuristic.stages),
         lam=getattr(heuristic, "lam", None),
         order=cfg.exprune.get("order"),
+        predict=None if heuristic is None else heuristic.predicts,
+        scope=cfg.exprune.get("scope"),
         target=target,
         gain_ratio=gain_ratio,
         site_selection=plain(cfg.exprune.sites),
@@ -119,7 +121,7 @@ def about(run: ExPrune, gain_ratio: Any) -> list[Any]:
     lines = {
         name: float((of.slope * of.offset).sum()) for name, of in (getattr(heuristic, "statistics", None) or {}).items()
     }
-    own = [getattr(heuristic, name, None) for name in ("lam", "ahead")]
+    own = [getattr(heuristic, name, None) for name in ("lam", "ahead", "predicts")]
     knobs = [run.taus, *own, heuristic.stages, gain_ratio, lines]
     return ["pruned", type(heuristic).__qualname__, knobs, [site.name for site in run.sites if site.eligible]]
 

@@ -53,6 +53,8 @@ def _summary(result: Result) -> Table:
     scopes = {f"FLOPs per {flops.unit}": asdict(flops)}
     if flops.paper_scope["dense"] != flops.dense:
         scopes["in the published scope"] = flops.paper_scope
+    if flops.without_zero_terms:
+        scopes["without zero terms of its sites"] = flops.without_zero_terms
     for name, scope in scopes.items():
         table.add_row(name, f"{scope['dense']:,.0f}", f"{scope['pruned']:,.0f}", f"{scope['saved']:.2%} saved", "")
     if flops.zero_skipping:

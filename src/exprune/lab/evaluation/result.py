@@ -34,6 +34,8 @@ class FlopsPerInput:
     is a fraction of ``dense``. ``paper_scope`` holds the same in the scope of the published figure.
     ``zero_skipping`` is what leaving out the products with zeros in a language model's fc2 would save beside that,
     without (``dense``) and with ExPrune (``pruned``): exact, and part of no other figure here.
+    ``without_zero_terms`` is the network whose sites skip the terms that are exactly zero, densely and pruned, where
+    they are counted (``order=input``); the other figures charge them on both sides.
     ``uncounted`` names operators that nobody has a formula for, with the number of their calls: none of the figures
     holds what they cost.
     """
@@ -45,6 +47,7 @@ class FlopsPerInput:
     saved: float
     paper_scope: dict[str, float]
     zero_skipping: dict[str, float] | None = None
+    without_zero_terms: dict[str, float] | None = None
     uncounted: dict[str, int] = field(default_factory=dict)
 
 
@@ -70,6 +73,8 @@ class Result:
     stages: list[int] | None
     lam: float | None
     order: str | None
+    predict: bool | None
+    scope: str | None
     target: dict[str, float] | None
     gain_ratio: Any
     site_selection: list[str] | str | None
@@ -135,9 +140,8 @@ def flops_per_input(unit: str, linear: Flops, dense_pass: Pass, pruned_pass: Pas
         elementwise = totals["elementwise_flops"]
     unpruned, dense, pruned = (number + elementwise for number in (linear.unpruned, linear.dense, linear.pruned))
 
-    def scope(outside: int) -> dict[str, float]:
-        saved = 1 - (pruned - outside) / (dense - outside)
-        return {"dense": (dense - outside) / inputs, "pruned": (pruned - outside) / inputs, "saved": saved}
+    def both(dense: int, pruned: int) -> dict[str, float]:
+        return {"dense": dense / inputs, "pruned": pruned / inputs, "saved": 1 - pruned / dense}
 
     skipping = None
     if "zero_skipping" in totals:
@@ -145,12 +149,14 @@ def flops_per_input(unit: str, linear: Flops, dense_pass: Pass, pruned_pass: Pas
             side: one.totals["zero_skipping"] / inputs for side, one in (("dense", dense_pass), ("pruned", pruned_pass))
         }
     outside = totals.get("outside_paper_scope", 0)
+    nonzero = linear.without_zero_terms
     return FlopsPerInput(
         unit,
         unpruned=unpruned / inputs,
-        **scope(0),
-        paper_scope=scope(outside),
+        **both(dense, pruned),
+        paper_scope=both(dense - outside, pruned - outside),
         zero_skipping=skipping,
+        without_zero_terms=None if nonzero is None else both(*(number + elementwise for number in nonzero)),
         uncounted=uncounted,
     )
 

@@ -86,7 +86,7 @@ def prepare(cfg: DictConfig, heuristic: Heuristic | None, measured: Sequence[str
         check_measurable(task, loader, f"split={split}")
     sites = find_sites(task.network, *task.network_inputs(next(iter(loaders[cfg.split]))))
     if heuristic is not None:
-        sites = select_sites(sites, cfg.exprune.sites)
+        sites = select_sites(sites, cfg.exprune.sites, cfg.exprune.scope)
     ExPrune(sites, heuristic, gain_ratio=plain(cfg.exprune.gain_ratio))  # what does not fit is said now
 
     weights = weights_for(cfg, data)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from exprune.core import InputVariances, Recorder, Site, SiteStatistics, SquaredGradients, term_order
+from exprune.core.accounting.plan import BY_INPUT
 from exprune.core.errors import SettingError
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.files import load_tensors, save_tensors
@@ -23,7 +24,7 @@ from exprune.lab.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
-_MEASURED = ("slope", "offset", "sd", "order", "gradient")
+_MEASURED = ("slope", "offset", "sd", "order", "gradient", "rest")
 
 
 def statistics_of(subject: Subject) -> dict[str, SiteStatistics]:
@@ -124,6 +125,7 @@ def _about(subject: Subject) -> dict[str, Any]:
         "sites": [site.name for site in subject.sites if site.eligible],
         "stages": list(settings.stages),
         "order": settings.order,
+        "scope": settings.scope,
         "inputs": [settings.inputs, _of_gradients(settings.inputs)],
         "limit": data.limit,
         "seed": subject.cfg.seed,
@@ -143,7 +145,7 @@ def _write(path: Path, statistics: dict[str, SiteStatistics], about: dict[str, A
         f"{name}/{what}": value
         for name, of in statistics.items()
         for what in _MEASURED
-        if (value := getattr(of, what)) is not None
+        if isinstance(value := getattr(of, what), Tensor)
     }
     stages = {name: of.stages for name, of in statistics.items()}
     save_tensors(path, tensors, {"about": json.dumps(about), "stages": json.dumps(stages)})
@@ -160,7 +162,10 @@ def _read(path: Path, about: dict[str, Any], cached: bool = False) -> dict[str, 
                 f"exprune.calibration={path}: made for {what}={of_file.get(what)}, not {value}; "
                 "null makes one for this network"
             )
-    return {
-        name: SiteStatistics(tuple(stages), *(cast(Tensor, tensors.get(f"{name}/{what}")) for what in _MEASURED))
-        for name, stages in json.loads(metadata["stages"]).items()
-    }
+    found = {}
+    for name, stages in json.loads(metadata["stages"]).items():
+        values: dict[str, Any] = {what: tensors.get(f"{name}/{what}") for what in _MEASURED}
+        if about["order"] == BY_INPUT:
+            values["order"] = BY_INPUT
+        found[name] = SiteStatistics(tuple(stages), **values)
+    return found

@@ -1,58 +1,25 @@
-"""How partial sums foretell a neuron's pre-activation, measured on calibration inputs (docs/method.md, section 8)."""
+"""Measuring on calibration inputs how partial sums foretell pre-activations (docs/method.md, section 8)."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from exprune.core.accounting.plan import checked, make_plan
+from exprune.core.calibration.lines import Moments, SiteStatistics
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
+from exprune.core.sums.input_order import Columns, rows_of
 from exprune.core.sums.parts import StagedFollower
 from exprune.core.sums.rows import check_rows
 from exprune.core.sums.terms import Terms
 
-_FEWEST = 100  # rows: the standard deviation of a residual is then known to 7 %
 _POSITIONS = 64  # of an input that are enough
 _BLOCK = 2**17  # numbers
-_FLOOR = 0.01  # of the layer's median: what no standard deviation and no gradient is taken to lie below
-
-
-@dataclass(frozen=True)
-class SiteStatistics:
-    """Of every neuron of a site the line from its partial sum s to the sum of all its terms, ``slope * s + offset``.
-
-    Attributes:
-        stages: the terms evaluated before each test, ascending.
-        slope, offset: (stages, outputs) float64.
-        sd: likewise, the standard deviation of what the line leaves unexplained.
-        order: in which the terms are evaluated, (N,) or one per neuron (outputs, N); None: the model's own.
-        gradient: (outputs,) float64, the mean squared gradient of the loss at the neuron's output; None: not measured.
-    """
-
-    stages: tuple[int, ...]
-    slope: Tensor
-    offset: Tensor
-    sd: Tensor
-    order: Tensor | None = None
-    gradient: Tensor | None = None
-
-    @classmethod
-    def of(cls, moments: "Moments", stages: Sequence[int], name: str, order: Tensor | None) -> "SiteStatistics":
-        """From the moments of the sums after these stages.
-
-        Raises:
-            SettingError: they are of too few rows, or some rows were NaN or inf.
-        """
-        if moments.undefined:
-            raise undefined(moments.undefined, moments.undefined + moments.count, name)
-        if moments.count < _FEWEST:
-            raise SettingError(f"calibration: {moments.count} rows of {name}; at least {_FEWEST}, take more inputs")
-        slope, offset, sd = moments.lines()
-        return cls(tuple(stages), slope, offset, floored(sd), order)
+_NEGLIGIBLE = 1e-5  # of a row's norm: what is left is not measured where it is rounding
 
 
 class Recorder(StagedFollower):
@@ -64,7 +31,7 @@ class Recorder(StagedFollower):
 
     Args:
         stages: terms evaluated before each test, ascending.
-        orders: of evaluation, by site; sites without one keep the model's own.
+        orders: of evaluation, by site, as of :func:`term_order`; sites without one keep the model's own.
 
     Attributes:
         rows: as of :class:`~exprune.core.ExPrune`: rows that are no data teach nothing. In the shape (inputs,
@@ -72,7 +39,7 @@ class Recorder(StagedFollower):
     """
 
     def __init__(
-        self, sites: Sequence[Site], stages: Sequence[int], orders: Mapping[str, Tensor | None] | None = None
+        self, sites: Sequence[Site], stages: Sequence[int], orders: Mapping[str, Tensor | str | None] | None = None
     ) -> None:
         self.orders = orders or {}
         stages = checked(stages)
@@ -85,16 +52,43 @@ class Recorder(StagedFollower):
         super().__init__(sites, in_parts)
         self.rows: Tensor | None = None
         self._moments: dict[str, Moments] = {}
+        self._rest: dict[str, Tensor] = {}  # of sites in the order of each input, after each stage, sums of squares
 
-    def before_relu(self, chain: Chain, z: Tensor) -> None:
+    def before_activation(self, chain: Chain, z: Tensor) -> None:
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             chain, z = _arranged(chain, z)
             take, beside = self._taker(chain, z), chain.beside
             full = take(z).to(torch.promote_types(z.dtype, torch.float32))
             full = full - (take(beside.expand_as(z)) if isinstance(beside, Tensor) else beside)
             moments = self._moments.setdefault(chain.name, Moments())
+            if self.plans[chain.name].by_input:
+                self._rank(chain, z, full, moments)
+                return
             for sums, some in self._blocks(chain, take, full):
-                moments.add(sums, some)
+                some, *sums = moments.finite(some, *sums)
+                moments.add(len(some), ((s, some) for s in sums))
+
+    def _rank(self, chain: Chain, z: Tensor, full: Tensor, moments: Moments) -> None:
+        """Take the moments of what is left of each row, over its norm, and of the sum so far, over that of all."""
+        call, stages = chain.call, [stage.n for stage in self.plans[chain.name].stages]
+        columns, positions = Columns.of(call, chain.scale), z[0, 0].numel() if call.is_conv else 1
+        rows = rows_of(call, call.input if call.is_conv else self._taker(chain, z)(call.input), _step(positions))
+        if call.is_conv and self.rows is not None:
+            rows = rows[self.rows.flatten().to(rows.device).repeat_interleave(len(rows) // self.rows.numel())]
+        squares = torch.zeros(len(stages) + 1, dtype=torch.float64, device=z.device)
+        for some, part in zip(rows.split([len(block) for block in blocks(full)]), blocks(full), strict=True):
+            part, some = moments.finite(part, some)
+            ranked = columns.rank(some, stages)
+            rest, norm = ranked.rest, ranked.norm
+            squares += torch.cat([rest, norm], 1).double().square().sum(0)
+
+            def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+                for s, left in zip(ranked.sums(), rest.split(1, dim=1), strict=True):
+                    known = (left > _NEGLIGIBLE * norm).squeeze(1)
+                    yield (s / norm)[known], ((part - s) / left)[known]
+
+            moments.add(len(some), pairs())
+        self._rest[chain.name] = self._rest.get(chain.name, torch.zeros_like(squares)) + squares
 
     def _taker(self, chain: Chain, z: Tensor) -> Callable[[Tensor], Tensor]:
         """Makes (rows, channels) of values like z or, of a Linear, its input: some positions, those that are data."""
@@ -129,12 +123,21 @@ class Recorder(StagedFollower):
         """By site.
 
         Raises:
-            SettingError: too few rows (images times positions, nodes, tokens) reached a site.
+            SettingError: too few rows (images times positions, nodes, tokens) reached a site, or nothing but zeros.
         """
-        return {
-            name: SiteStatistics.of(of, [stage.n for stage in self.plans[name].stages], name, self.orders.get(name))
-            for name, of in self._moments.items()
-        }
+        return {name: self._statistics(name, of) for name, of in self._moments.items()}
+
+    def _statistics(self, name: str, moments: Moments) -> SiteStatistics:
+        rest = None
+        if (squares := self._rest.get(name)) is not None:
+            if not squares[-1]:
+                raise SettingError(
+                    f"calibration: all inputs of {name} are zero in {moments.rows} rows, so they have no order; "
+                    "take more inputs, or leave the site out"
+                )
+            rest = (squares[:-1] / moments.rows).sqrt()
+        stages = [stage.n for stage in self.plans[name].stages]
+        return SiteStatistics.of(moments, stages, name, self.orders.get(name), rest)
 
 
 def _arranged(chain: Chain, z: Tensor) -> tuple[Chain, Tensor]:
@@ -165,76 +168,13 @@ def _spread(values: Tensor, rows: Tensor | None) -> Tensor:
         values = values.reshape(*rows.shape, -1)
     if values.dim() > 2:
         values = values.flatten(1, -2)
-        count = values.shape[1]
-        # An odd step: every column of an image has its turn.
-        values = values[:, :: 1 if count <= _POSITIONS else count // _POSITIONS | 1]
+        values = values[:, :: _step(values.shape[1])]
     return values.flatten(0, -2)
 
 
-def floored(values: Tensor) -> Tensor:
-    """Values (..., outputs), none below a small share of the median over the outputs, and all above 0."""
-    floor = (_FLOOR * values.median(dim=-1, keepdim=True).values).clamp(min=torch.finfo(values.dtype).tiny)
-    return values.maximum(floor)
-
-
-def _zero() -> Tensor:
-    return torch.zeros((), dtype=torch.float64)
-
-
-@dataclass
-class Moments:
-    """Count, means and centred second moments per output of z and of s after each stage, of blocks of rows.
-
-    Merged as in Chan, Golub, LeVeque 1983.
-    """
-
-    count: int = 0
-    means: Tensor = field(default_factory=_zero)  # (stages + 1, outputs): of s after each stage, of z
-    squares: Tensor = field(default_factory=_zero)  # likewise, their second moments
-    products: Tensor = field(default_factory=_zero)  # (stages, outputs): s z
-    undefined: int = 0  # rows left out, for NaN or inf in them
-
-    def add(self, sums: Iterable[Tensor], z: Tensor) -> None:
-        """Each of shape (rows, outputs)."""
-        mean_of_z = z.mean(0)
-        keep = None
-        if not mean_of_z.isfinite().all():
-            keep = z.isfinite().all(1)
-            self.undefined += int((~keep).sum())
-            if not keep.any():
-                return
-            z = z[keep]
-            mean_of_z = z.mean(0)
-        z = z - mean_of_z
-        of_sums: tuple[list[Tensor], list[Tensor], list[Tensor]] = [], [], []
-        for s in sums:
-            s = s if keep is None else s[keep]
-            mean = s.mean(0)
-            s = s - mean
-            for values, one in zip(of_sums, (mean, (s * s).sum(0), (s * z).sum(0)), strict=True):
-                values.append(one)
-        means = torch.stack([*of_sums[0], mean_of_z]).double()
-        squares, products = torch.stack([*of_sums[1], (z * z).sum(0)]).double(), torch.stack(of_sums[2]).double()
-        apart, more = means - self.means, len(z)
-        weight = self.count * more / (self.count + more)
-        self.squares = self.squares + squares + weight * apart**2
-        self.products = self.products + products + weight * apart[:-1] * apart[-1]
-        self.means = self.means + apart * (more / (self.count + more))
-        self.count += more
-
-    def lines(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Slope, offset and residual standard deviation of z over each s; no slope where s does not vary."""
-        ss, zz = self.squares[:-1], self.squares[-1]
-        slope = torch.where(ss > 0, self.products / ss.clamp(min=torch.finfo(ss.dtype).tiny), 0)
-        left = (zz - slope * self.products).clamp(min=0) / (self.count - 2)
-        return slope, self.means[-1] - slope * self.means[:-1], left.sqrt()
-
-
-def undefined(rows: int, of: int, name: str) -> SettingError:
-    """What is to be said where so many of a site's rows are NaN or inf."""
-    return SettingError(
-        f"calibration: {rows} of {of} rows at {name} hold NaN or inf; leave those inputs out, or mend the weights"
-    )
+def _step(positions: int) -> int:
+    """Every how many of an input's positions is looked at. An odd step: every column of an image has its turn."""
+    return 1 if positions <= _POSITIONS else positions // _POSITIONS | 1
 
 
 def blocks(values: Tensor) -> Sequence[Tensor]:

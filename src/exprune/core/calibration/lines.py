@@ -1,0 +1,141 @@
+"""How partial sums foretell a neuron's pre-activation: a line each, and its spread (docs/method.md, section 8)."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exprune.core.errors import SettingError
+
+_FEWEST = 100  # rows: the standard deviation of a residual is then known to 7 %
+_FLOOR = 0.01  # of the layer's median: what no standard deviation and no gradient is taken to lie below
+
+
+@dataclass(frozen=True)
+class SiteStatistics:
+    """Of every neuron of a site the line from its partial sum s to the sum of all its terms, ``slope * s + offset``.
+
+    In the order of each input it foretells what is left by the norm of what is left, ``rest``, one number for each row
+    and stage, beside ``norm``, that of all its terms: ``s + rest * (slope * s / norm + offset)``, give or take
+    ``rest * sd``.
+
+    Attributes:
+        stages: the terms evaluated before each test, ascending.
+        slope, offset: (stages, outputs) float64.
+        sd: likewise, the standard deviation of what the line leaves unexplained.
+        order: in which the terms are evaluated, (N,) or one per neuron (outputs, N); None: the model's own;
+            ``"input"``: that of each input.
+        gradient: (outputs,) float64, the mean squared gradient of the loss at the neuron's output; None: not measured.
+        rest: (stages,) float64, of the order of each input the root mean square of the rows' ``rest``; None: another
+            order.
+        kept: what a heuristic works out once for these statistics.
+    """
+
+    stages: tuple[int, ...]
+    slope: Tensor
+    offset: Tensor
+    sd: Tensor
+    order: Tensor | str | None = None
+    gradient: Tensor | None = None
+    rest: Tensor | None = None
+    kept: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        moments: "Moments",
+        stages: Sequence[int],
+        name: str,
+        order: Tensor | str | None,
+        rest: Tensor | None = None,
+    ) -> "SiteStatistics":
+        """From the moments of the sums after these stages.
+
+        Raises:
+            SettingError: they are of too few rows, or some rows were NaN or inf.
+        """
+        if moments.undefined:
+            raise undefined(moments.undefined, moments.undefined + moments.rows, name)
+        if moments.rows < _FEWEST:
+            raise SettingError(f"calibration: {moments.rows} rows of {name}; at least {_FEWEST}, take more inputs")
+        slope, offset, sd = moments.lines()
+        return cls(tuple(stages), slope, offset, floored(sd), order, rest=rest)
+
+
+def floored(values: Tensor) -> Tensor:
+    """Values (..., outputs), none below a small share of the median over the outputs, and all above 0."""
+    floor = (_FLOOR * values.median(dim=-1, keepdim=True).values).clamp(min=torch.finfo(values.dtype).tiny)
+    return values.maximum(floor)
+
+
+def _zero() -> Tensor:
+    return torch.zeros((), dtype=torch.float64)
+
+
+@dataclass
+class Moments:
+    """After each stage count, means and centred second moments per output of some x and y, of blocks of rows.
+
+    Merged as in Chan, Golub, LeVeque 1983.
+    """
+
+    rows: int = 0
+    count: Tensor = field(default_factory=_zero)  # (stages, 1): rows that a stage is measured on
+    means: Tensor = field(default_factory=_zero)  # (2, stages, outputs): of x, of y
+    squares: Tensor = field(default_factory=_zero)  # likewise, their second moments
+    products: Tensor = field(default_factory=_zero)  # (stages, outputs): x y
+    undefined: int = 0  # rows left out, for NaN or inf in them
+
+    def finite(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Those rows of values (rows, outputs) where all of the first is finite; the others are noted."""
+        if values[0].sum().isfinite():
+            return values
+        keep = values[0].isfinite().all(1)
+        self.undefined += int((~keep).sum())
+        return tuple(value[keep] for value in values)
+
+    def add(self, rows: int, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Of each stage x and y (rows, outputs) of the same block of rows; a stage may leave some out."""
+        counts, means, squares, products = [], [], [], []
+        for x, y in pairs:
+            more = len(x)
+            if not more:
+                x = y = x.new_zeros(1, x.shape[1])
+            both = torch.stack([x.mean(0), y.mean(0)])
+            x, y = x - both[0], y - both[1]
+            counts.append(more)
+            means.append(both.double())
+            squares.append(torch.stack([(x * x).sum(0), (y * y).sum(0)]).double())
+            products.append((x * y).sum(0).double())
+        self.rows += rows
+        mean, square = torch.stack(means, 1), torch.stack(squares, 1)
+        more = torch.tensor(counts, dtype=torch.float64, device=mean.device)[:, None]
+        all_of_them = (self.count + more).clamp(min=1)
+        apart, weight = mean - self.means, self.count * more / all_of_them
+        self.squares = self.squares + square + weight * apart**2
+        self.products = self.products + torch.stack(products) + weight * apart[0] * apart[1]
+        self.means = self.means + apart * (more / all_of_them)
+        self.count = self.count + more
+
+    def lines(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Slope, offset and residual standard deviation of y over x, (stages, outputs); no slope where x is constant.
+
+        A stage of fewer than a hundred rows is taken to be as the one before it.
+        """
+        xx, yy = self.squares
+        slope = torch.where(xx > 0, self.products / xx.clamp(min=torch.finfo(xx.dtype).tiny), 0)
+        left = (yy - slope * self.products).clamp(min=0) / (self.count - 2).clamp(min=1)
+        line = torch.stack([slope, self.means[1] - slope * self.means[0], left.sqrt()])
+        for stage in range(1, line.shape[1]):
+            if self.count[stage] < _FEWEST:
+                line[:, stage] = line[:, stage - 1]
+        return line[0], line[1], line[2]
+
+
+def undefined(rows: int, of: int, name: str) -> SettingError:
+    """What is to be said where so many of a site's rows are NaN or inf."""
+    return SettingError(
+        f"calibration: {rows} of {of} rows at {name} hold NaN or inf; leave those inputs out, or mend the weights"
+    )

@@ -1,0 +1,95 @@
+"""Optimal stopping: the expected damage to the loss against the FLOPs that are left (docs/method.md, section 8)."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from exprune.core.calibration.lines import SiteStatistics
+from exprune.core.errors import SettingError
+from exprune.core.heuristics.calibrated import STAGES, CalibratedTest
+from exprune.core.heuristics.heuristic import Prefix
+from exprune.core.heuristics.stopping import (
+    Moment,
+    at_once,
+    half_moment,
+    looking_ahead,
+    predicted_moment,
+    unit_moment,
+    without_width,
+)
+from exprune.core.settings import real
+
+
+class Optimal(CalibratedTest):
+    """Stop where the expected damage to the loss is worth the FLOPs that are left.
+
+    The damage of an output that is wrong by e is ``gradient * e^2 / 2``, with the mean squared gradient of the loss at
+    the neuron's output (Fisher information).
+
+    Args:
+        lam: the price, expected loss per FLOP, at least 0; 0 never stops.
+        ahead: weigh stopping now against going on to the next stage, where it may stop too; else against computing all
+            the rest.
+        predict: a neuron that stops outputs what its activation makes of its expected value, so that those that are
+            likely positive stop as well, and layers without a ReLU can be sites; else it outputs 0.
+    """
+
+    def __init__(
+        self,
+        lam: float,
+        stages: Sequence[int] = STAGES,
+        statistics: Mapping[str, SiteStatistics] | None = None,
+        ahead: bool = True,
+        predict: bool = False,
+    ) -> None:
+        super().__init__(None, stages, statistics)
+        wanted = "a number, at least 0 (expected loss per FLOP; 1e-11 is a little)"
+        self.lam, self.ahead = real(lam, "lam", wanted, lambda lam: 0 <= lam < math.inf), ahead
+        if not isinstance(predict, bool):
+            raise SettingError(f"predict={predict!r} of Optimal: true or false")
+        self.predicts = predict
+
+    def margin(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor:
+        return self._margin(seen, sd, gradient, self.lam)
+
+    def margins(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor:
+        # Residuals w times as wide make the same stopping problem at the price lam / w^2. Solved at powers of 2.
+        if not self.lam:
+            return torch.full((1, *sd.shape), math.inf, dtype=sd.dtype, device=sd.device)
+        level = math.log2(self.lam) - 2 * torch.log2(widths)
+        lower = level.floor()
+        known = {k: self._solved(seen, sd, gradient, k) for k in range(int(lower.min()), int(lower.max()) + 2)}
+        low, high = (torch.stack([known[int(k)] for k in levels]) for levels in (lower, lower + 1))
+        part = (level - lower).to(sd).view(-1, 1, 1)
+        between = torch.where(
+            low.isinf() | high.isinf(), torch.where(part < 0.5, low, high), torch.lerp(low, high, part)
+        )
+        return torch.cat([torch.full_like(between[:1], -without_width(self._moment(seen))), between])
+
+    def _solved(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, level: int) -> Tensor:
+        """The margins at the price 2^level. Other prices ask for the same ones, so they stay with the statistics."""
+        assert self.statistics is not None
+        kept = self.statistics[seen.site.name].kept
+        left = tuple(float(torch.as_tensor(stage.flops).sum()) for stage in seen.plan.stages)
+        key = (level, self._moment(seen), self.ahead, self.overhead(0, seen.site), left)
+        if key not in kept:
+            kept[key] = self._margin(seen, sd, gradient, 2.0**level)
+        return kept[key].to(sd)
+
+    def _margin(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, lam: float) -> Tensor:
+        if gradient is None:
+            raise SettingError(f"Optimal: the statistics of {seen.site.name} lack gradients; calibrate with them")
+        each = (torch.as_tensor(seen.plan.dense_flops - stage.flops) for stage in seen.plan.stages)
+        left = torch.stack([flops.to(sd).expand(sd.shape[1]) for flops in each])
+        moment = self._moment(seen)
+        if self.ahead:
+            return -looking_ahead(gradient, sd, left, lam, self.overhead(0, seen.site), moment)
+        return -at_once(gradient, sd, left, lam, moment)
+
+    def _moment(self, seen: Prefix) -> Moment:
+        """The expected squared error of a neuron that is stopped, in units of its variance."""
+        if not self.predicts:
+            return half_moment
+        return predicted_moment if seen.site.before_relu else unit_moment

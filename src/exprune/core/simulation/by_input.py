@@ -1,0 +1,73 @@
+"""Testing a layer whose terms come in the order of each input: row by row, of a convolution position by position."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from exprune.core.accounting.flops import SiteFlops
+from exprune.core.discovery.chain import Chain
+from exprune.core.simulation.stops import Stops
+from exprune.core.sums.input_order import Columns, Ranked, ranking_flops, rows_of
+
+
+def prune_by_input(
+    stops: Stops, of: SiteFlops, chain: Chain, out: Tensor, columns: Columns, data: Tensor | None, full: Tensor | None
+) -> None:
+    """Test some inputs of a layer at every stage, count them, and write ``out``.
+
+    ``data`` and ``full`` are as of :class:`~exprune.core.Prefix`, in the shape of ``out`` or to broadcast with it.
+    """
+    dim = chain.call.channel_dim
+    given, out = out, _matrix(out, out, dim)
+    data, full = (None if values is None else _matrix(values, given, dim) for values in (data, full))
+    beside = replace(
+        chain,
+        shift=chain.shift.flatten() if isinstance(chain.shift, Tensor) else chain.shift,
+        residual=None if chain.residual is None else _matrix(chain.residual, given, dim),
+    )
+    ranked = columns.rank(rows_of(chain.call, chain.call.input), of.stages)
+    for index, so_far in enumerate(ranked.sums()):
+        stops.test(index, beside, so_far, None, None, data, full, ranked)
+    rows = len(out) if data is None else int(data.sum())
+    of.add(rows * out.shape[1], stops.counts(out, data))
+    _count(of, stops, ranked, data, rows * ranking_flops(chain.call, len(of.stages)))
+    stops.write(out, chain.ceiling)
+    if out.data_ptr() != given.data_ptr():
+        moved = given.movedim(dim, -1)
+        moved.copy_(out.view(moved.shape))
+
+
+def _matrix(values: Tensor, like: Tensor, dim: int) -> Tensor:
+    """(rows, channels, or 1) of values that broadcast with ``like``, whose channels stand at ``dim``."""
+    channels = values.shape[dim] if values.dim() >= -dim else 1
+    shape = (*like.shape[:dim], channels, *like.shape[dim + like.dim() + 1 :])
+    return values.expand(shape).movedim(dim, -1).flatten(0, -2)
+
+
+def _count(of: SiteFlops, stops: Stops, ranked: Ranked, data: Tensor | None, ranking: int) -> None:
+    """Count the weights that were not evaluated."""
+    plan, weights_per_term = of.plan, of.site.weights_per_term
+    assert of.by_input is not None  # of a site in this order
+    if plan.weights is None:  # a neuron has all terms: what a stop leaves out, its row tells
+        total = of.site.terms * weights_per_term
+        nonzero = ranked.nonzero.sum(1, keepdim=True) * weights_per_term
+        evaluated = (n * weights_per_term for n in of.stages)
+        neurons = stops.stopped().shape[1]
+    else:
+        weights = plan.weights.to(ranked.rows).T
+        total, neurons = weights.sum(0, keepdim=True), 1
+        nonzero = ranked.nonzero.to(weights) @ weights
+        evaluated = (first.to(weights) @ weights for first in ranked.firsts())
+    dtype = torch.int64 if plan.weights is None else torch.float64  # of products that are whole in any case
+    left = left_nonzero = torch.zeros((), dtype=dtype, device=ranked.norm.device)
+    before = None
+    for stopped, so_far in zip(stops.so_far(), evaluated, strict=True):
+        now = stopped if before is None else stopped & ~before
+        now = now if data is None else now & data
+        now = now.sum(1, keepdim=True) if plan.weights is None else now
+        left = left + (now * (total - so_far)).sum(dtype=dtype)
+        left_nonzero = left_nonzero + (now * (nonzero - so_far).clamp(min=0)).sum(dtype=dtype)
+        before = stopped
+    nonzero = nonzero if data is None else nonzero * data
+    of.by_input.add(left.long(), left_nonzero.long(), nonzero.sum(dtype=dtype).long() * neurons, ranking)

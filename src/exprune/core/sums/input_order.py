@@ -1,0 +1,145 @@
+"""Partial sums in the order of each input: of every row the largest terms first (docs/method.md, section 8).
+
+A row is what the neurons of one position share: a row of a Linear's input, a patch of a convolution's.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from exprune.core.calls.layers import LinearCall
+from exprune.core.sums.terms import pad, sum_dtype
+
+_NUMBERS = 2**23  # of patches at a time, to bound memory
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A layer's weights as its rows meet them.
+
+    Attributes:
+        weight: (K * N, outputs), the positions of the kernel outermost, times the chain's scale.
+        norms: (N,) float32, the squared norm of each term's weights over all outputs, without that scale.
+    """
+
+    weight: Tensor
+    norms: Tensor
+
+    @classmethod
+    def of(cls, call: LinearCall, scale: Tensor | None) -> "Columns":
+        weight = call.weight.detach().to(sum_dtype(call))
+        weight = weight.flatten(2) if call.is_conv else weight[..., None]
+        norms = weight.square().sum((0, 2)).float()
+        if scale is not None:
+            weight = weight * scale.reshape(-1, 1, 1)
+        return cls(weight.permute(2, 1, 0).flatten(0, 1).contiguous(), norms)
+
+    def rank(self, rows: Tensor, stages: Sequence[int]) -> "Ranked":
+        """The rows (R, K, N) with their terms ranked: by patch norm times norm of the weights, ties as they stand."""
+        energy = rows.square().sum(1).float() * self.norms
+        return Ranked(self.weight, rows, energy, tuple(stages))
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Rows (R, K, N) whose terms are ranked by ``energy`` (R, N) float32, to be summed up to each of ``stages``."""
+
+    weight: Tensor
+    rows: Tensor
+    energy: Tensor
+    stages: tuple[int, ...]
+
+    def sums(self) -> Iterator[Tensor]:
+        """After each stage the sum of each neuron's first n terms: (R, outputs)."""
+        for first in self.firsts():
+            yield (self.rows * first[:, None].to(self.rows.dtype)).flatten(1) @ self.weight
+
+    def firsts(self) -> Iterator[Tensor]:
+        """After each stage which terms are among the first n: (R, N) bool."""
+        for n in self.stages:
+            yield self._keys <= self._sorted[:, n - 1 : n]
+
+    @cached_property
+    def rest(self) -> Tensor:
+        """(R, stages): the norm of what is left after each stage, ``sqrt(sum of the energies)``; 0: all is known."""
+        bounds = [*self.stages, self.energy.shape[1]]
+        parts = [self._largest[:, a:b].sum(1) for a, b in zip(bounds, bounds[1:], strict=False)]
+        return torch.stack(parts, 1).flip(1).cumsum(1).flip(1).sqrt().to(self.rows.dtype)
+
+    @cached_property
+    def norm(self) -> Tensor:
+        """(R, 1): the norm of all of it."""
+        return self.energy.sum(1, keepdim=True).sqrt().to(self.rows.dtype)
+
+    @cached_property
+    def nonzero(self) -> Tensor:
+        """(R, N) bool: the terms that are not exactly zero. They come first."""
+        return self.energy > 0
+
+    # A term's key: its energy's bits, which are ordered as the energies are, turned round, then its place. No two are
+    # the same, so a comparison with the n-th tells the first n apart, ties and all.
+
+    @cached_property
+    def _keys(self) -> Tensor:
+        bits = self.energy.view(torch.int32).long()
+        return ((_MOST - bits) << 32) | torch.arange(bits.shape[1], device=bits.device)
+
+    @cached_property
+    def _sorted(self) -> Tensor:
+        if self._keys.device.type == "cpu":
+            try:
+                array = self._keys.clone().numpy()
+            except RuntimeError:  # torch without numpy
+                return self._keys.sort(dim=1).values
+            array.sort(axis=1)  # four times as fast as torch's
+            return torch.from_numpy(array)
+        return self._keys.sort(dim=1).values
+
+    @cached_property
+    def _largest(self) -> Tensor:
+        """(R, N): the energies, the largest first."""
+        return (_MOST - (self._sorted >> 32)).int().view(torch.float32)
+
+
+_MOST = 2**31 - 1
+
+
+def rows_of(call: LinearCall, x: Tensor, step: int = 1) -> Tensor:
+    """The rows (R, K, N) of a call's input ``x``, (inputs, N, *space) or (R, N): all positions, or every ``step``-th."""
+    x = x.to(sum_dtype(call))
+    if not call.is_conv:
+        return x.reshape(-1, 1, x.shape[-1])
+    dims = call.spatial_dims
+    x = pad(x, call).movedim(call.channel_dim, -1).contiguous()  # what is copied below are runs of channels
+    for dim, (size, stride, apart) in enumerate(
+        zip(call.weight.shape[2:], call.stride, call.dilation, strict=True), start=1
+    ):
+        x = x.unfold(dim, apart * (size - 1) + 1, stride)[..., ::apart]
+    x = x.movedim(1 + dims, -1)  # (inputs, *space, *kernel, N)
+    space = x.shape[1 : 1 + dims]
+    if step > 1:
+        at = torch.arange(0, space.numel(), step, device=x.device)
+        x = x[(slice(None), *torch.unravel_index(at, space))]
+    return x.reshape(-1, call.weight.shape[2:].numel(), x.shape[-1])
+
+
+def inputs_at_once(call: LinearCall, out: Tensor) -> int:
+    """How many inputs of a batch (rows of a Linear) to take at a time, so that their rows fit into memory."""
+    each = out[:1].numel() // call.weight.shape[0] * call.weight[0].numel()
+    return max(1, _NUMBERS // max(each, 1))
+
+
+def ranking_flops(call: LinearCall, stages: int) -> int:
+    """FLOPs of ranking one row: norms of its terms, N log2 N comparisons, what is left after each stage.
+
+    The squares of a convolution's patches are summed along one dimension after the other, shared by the patches.
+    """
+    kernel = call.weight.shape[2:]
+    norm = 2 * kernel.numel()
+    if call.is_conv:
+        norm = min(norm, math.prod(call.stride) * (1 + sum(size - 1 for size in kernel)))
+    return call.terms * (norm + 1 + math.ceil(math.log2(max(call.terms, 2))) + 1) + stages

@@ -12,7 +12,7 @@ from exprune.core.calibration.lines import Moments, SiteStatistics
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
-from exprune.core.sums.input_order import Columns, rows_of
+from exprune.core.sums.input_order import Columns, Ranked, rows_of
 from exprune.core.sums.parts import StagedFollower
 from exprune.core.sums.rows import check_rows
 from exprune.core.sums.terms import Terms
@@ -79,15 +79,8 @@ class Recorder(StagedFollower):
         for some, part in zip(rows.split([len(block) for block in blocks(full)]), blocks(full), strict=True):
             part, some = moments.finite(part, some)
             ranked = columns.rank(some, stages)
-            rest, norm = ranked.rest, ranked.norm
-            squares += torch.cat([rest, norm], 1).double().square().sum(0)
-
-            def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-                for s, left in zip(ranked.sums(), rest.split(1, dim=1), strict=True):
-                    known = (left > _NEGLIGIBLE * norm).squeeze(1)
-                    yield (s / norm)[known], ((part - s) / left)[known]
-
-            moments.add(len(some), pairs())
+            moments.add(len(some), _scaled(ranked, part))
+            squares += torch.cat([ranked.rest, ranked.norm], 1).double().square().sum(0)
         self._rest[chain.name] = self._rest.get(chain.name, torch.zeros_like(squares)) + squares
 
     def _taker(self, chain: Chain, z: Tensor) -> Callable[[Tensor], Tensor]:
@@ -138,6 +131,13 @@ class Recorder(StagedFollower):
             rest = (squares[:-1] / moments.rows).sqrt()
         stages = [stage.n for stage in self.plans[name].stages]
         return SiteStatistics.of(moments, stages, name, self.orders.get(name), rest)
+
+
+def _scaled(ranked: Ranked, full: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """After each stage, of rows that have something left: the sum over the norm of all, what is left over its norm."""
+    for s, rest in zip(ranked.sums(), ranked.rest.split(1, dim=1), strict=True):
+        known = (rest > _NEGLIGIBLE * ranked.norm).squeeze(1)
+        yield (s / ranked.norm)[known], ((full - s) / rest)[known]
 
 
 def _arranged(chain: Chain, z: Tensor) -> tuple[Chain, Tensor]:

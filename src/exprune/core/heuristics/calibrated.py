@@ -22,26 +22,28 @@ from exprune.core.sums.elementwise import below
 
 STAGES = (32, 64, 128, 192, 256)
 
-# In the order of each input, how wide a row's residuals are, in multiples of what is usual after so many terms.
-WIDTHS = 2.0 ** torch.arange(-5, 5.25, 0.25, dtype=torch.float64)
+# In the order of each input: how much a row has left, in multiples of what is usual after so many terms, and in shares
+# of all that it had. Tests know both to a step, so that what a test needs of each neuron stands in a table.
+_STEPS = 8  # to a power of 2
+WIDTHS = 2.0 ** (torch.arange(-5 * _STEPS, 6 * _STEPS + 1, dtype=torch.float64) / _STEPS)
+_SHARES = torch.linspace(0, 1, 33, dtype=torch.float64)
 _NEGLIGIBLE = 1e-6  # of what is usual: below it a row is known
 
 
 @dataclass(frozen=True)
 class _Lines:
-    """Of all stages of a site, shaped to broadcast with the sums.
+    """Of all stages of a site: a neuron stops where ``slope * s + r`` lies below the bound.
 
     Attributes:
-        slope, offset: (stages, outputs, ...).
-        bound: likewise, a neuron stops where ``slope * s + r`` lies below. In the order of each input, (widths, stages,
-            outputs): where ``s + rest * (slope * s / norm + bound) + r`` lies below 0; one width where it is all the same.
+        slope, offset, bound: (stages, outputs, ...), shaped to broadcast with the sums. In the order of each input the
+            slope is (shares, stages, outputs), the others are (widths + 1, stages, outputs), first those of no width.
         rest: (stages,), what is usual; None: another order.
     """
 
     slope: Tensor
     offset: Tensor
     bound: Tensor
-    rest: Tensor | None
+    rest: Tensor | None = None
 
 
 class CalibratedTest(Heuristic):
@@ -76,27 +78,18 @@ class CalibratedTest(Heuristic):
             One number, or one for each of ``sd``.
         """
 
-    def margins(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor | float:
+    def margins(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor:
         """:meth:`margin` where ``sd`` is so many times as wide; the first of (widths, stages, outputs) for 0 times."""
         of_each = [self.margin(seen, sd * width, gradient) for width in (1e-6, *widths.tolist())]
-        return (
-            of_each[0] if not isinstance(of_each[0], Tensor) else torch.stack([torch.as_tensor(one) for one in of_each])
-        )
+        return torch.stack([torch.as_tensor(one, dtype=sd.dtype, device=sd.device).expand_as(sd) for one in of_each])
 
     def order(self, site: Site) -> Tensor | str | None:
         return None if self.statistics is None or site.name not in self.statistics else self.statistics[site.name].order
 
     def stop(self, seen: Prefix) -> Tensor:
         if seen.plan.by_input:
-            lines, (start, rest) = self._lines(seen), self._start(seen)
-            bound = lines.bound[:, seen.stage]
-            if len(bound) > 1:
-                assert lines.rest is not None  # in this order
-                usual = lines.rest[seen.stage].clamp(min=torch.finfo(rest.dtype).tiny)
-                place = (4 * torch.log2(rest / usual)).round() + (1 + 20)
-                place = place.clamp(1, len(WIDTHS)).masked_fill_(rest <= _NEGLIGIBLE * usual, 0)
-                bound = bound.index_select(0, place.flatten().long())
-            return below(torch.addcmul(start + seen.r, bound, rest), 0)
+            slope, _, bound = self._of_rows(seen)
+            return below((seen.s * slope).add_(seen.r), bound)
         if seen.stage not in seen.kept:
             seen.kept[seen.stage] = self._folded(seen)
         slope, bound = seen.kept[seen.stage]
@@ -108,26 +101,30 @@ class CalibratedTest(Heuristic):
     def prediction(self, seen: Prefix) -> Tensor:
         lines = self._lines(seen)
         if seen.plan.by_input:
-            start, rest = self._start(seen)
-            return torch.addcmul(start + seen.r, lines.offset[seen.stage], rest)
-        return torch.addcmul(lines.offset[seen.stage] + seen.r, seen.s, lines.slope[seen.stage])
+            slope, offset, _ = self._of_rows(seen)
+        else:
+            slope, offset = lines.slope[seen.stage], lines.offset[seen.stage]
+        return (seen.s * slope).add_(offset).add_(seen.r)
 
     def overhead(self, stage: int, site: Site) -> int:
-        if (
-            self.order(site) == BY_INPUT
-        ):  # rest * (slope * s / norm + bound) + s < -r: two products by row, two by neuron
-            return 7 if site.residual else 6
+        if self.order(site) == BY_INPUT:
+            return 2 + site.residual + self.predicts  # slope * s + r < bound; without a residual r stands in the bound
         return 3 if site.residual else 1  # a comparison; with a residual slope * s + r is not known beforehand
 
-    def _start(self, seen: Prefix) -> tuple[Tensor, Tensor]:
-        """In the order of each input: what is expected of s and of what is in proportion to it; what a row has left."""
-        assert seen.rest is not None and seen.norm is not None  # in this order
-        lines = self._lines(seen)
-        assert lines.rest is not None
-        least = (_NEGLIGIBLE * lines.rest[0]).clamp(min=torch.finfo(seen.rest.dtype).tiny)
-        rest = seen.rest.maximum(_NEGLIGIBLE * lines.rest[seen.stage]).maximum(least)
-        share = rest / seen.norm.maximum(rest)
-        return (lines.slope[seen.stage] * share + 1).mul_(seen.s), rest
+    def _of_rows(self, seen: Prefix) -> tuple[Tensor, Tensor, Tensor]:
+        """Slope, offset and bound of some rows in the order of each input, (rows, outputs)."""
+        lines, stage = self._lines(seen), seen.stage
+        assert lines.rest is not None and seen.rest is not None and seen.norm is not None  # in this order
+        usual = lines.rest[stage]
+        share = (seen.rest / seen.norm.clamp(min=torch.finfo(seen.norm.dtype).tiny)).clamp(0, 1)
+        share = (share * (len(_SHARES) - 1)).round().flatten().long()
+        width = (_STEPS * torch.log2(seen.rest / usual)).round() + (1 + 5 * _STEPS)
+        width = width.clamp(1, len(WIDTHS)).masked_fill_(seen.rest <= _NEGLIGIBLE * usual, 0).flatten().long()
+        return (
+            lines.slope[:, stage].index_select(0, share),
+            lines.offset[:, stage].index_select(0, width),
+            lines.bound[:, stage].index_select(0, width),
+        )
 
     def _folded(self, seen: Prefix) -> tuple[Tensor | None, Tensor]:
         """Of the stage: slope and bound for ``slope * part + r < bound``; no slope where it says ``part < bound``."""
@@ -159,19 +156,27 @@ class CalibratedTest(Heuristic):
         gradient = None if of.gradient is None else floored(of.gradient.to(sd.device))
         if seen.plan.by_input:
             assert of.rest is not None
-            rest = of.rest[stages].to(sd)
-            usual = floored(sd * rest[:, None])
-            margin = torch.as_tensor(self.margins(seen, usual, gradient, WIDTHS), dtype=sd.dtype, device=sd.device)
-            bound = offset + (margin if margin.dim() else margin[None, None, None]) * sd
-            kind = seen.part.dtype
-            return _Lines(slope.to(kind), offset.to(kind), bound.to(kind), rest.to(kind))
+            return self._tables(seen, slope, offset, sd, of.rest[stages].to(sd), gradient)
         margin = torch.as_tensor(self.margin(seen, sd, gradient), dtype=sd.dtype, device=sd.device)
         # Where the partial sum says nothing of the full one, no bound is low enough.
         never = (slope <= 0) | (margin == math.inf)
         bound = torch.where(never, -math.inf, -offset - margin * sd)
         slope = torch.where(never, 1.0, slope)
         shape = (len(stages), -1, *(1,) * seen.spatial_dims)
-        return _Lines(*(values.to(seen.part.dtype).view(shape) for values in (slope, offset, bound)), rest=None)
+        return _Lines(*(values.to(seen.part.dtype).view(shape) for values in (slope, offset, bound)))
+
+    def _tables(
+        self, seen: Prefix, slope: Tensor, offset: Tensor, sd: Tensor, rest: Tensor, gradient: Tensor | None
+    ) -> _Lines:
+        """Of the order of each input."""
+        usual = rest.clamp(min=float(rest.max()) * _NEGLIGIBLE)[:, None]
+        margin = torch.as_tensor(self.margins(seen, sd * usual, gradient, WIDTHS), dtype=sd.dtype, device=sd.device)
+        widths = torch.cat([WIDTHS.new_zeros(1), WIDTHS]).to(sd)[:, None, None]
+        offsets = widths * usual * offset
+        # No width times an infinite margin is never or always, not undefined.
+        bound = torch.where(margin.isinf(), -margin, -offsets - widths * usual * sd * margin)
+        slopes = 1 + _SHARES.to(sd)[:, None, None] * slope
+        return _Lines(*(values.to(seen.part.dtype) for values in (slopes, offsets, bound, usual.flatten())))
 
 
 class Calibrated(CalibratedTest):

@@ -57,7 +57,7 @@ class Optimal(CalibratedTest):
     def margins(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor:
         # Residuals w times as wide make the same stopping problem at the price lam / w^2. Solved at powers of 2.
         if not self.lam:
-            return torch.full((1, *sd.shape), math.inf, dtype=sd.dtype, device=sd.device)
+            return torch.full((1 + len(widths), *sd.shape), math.inf, dtype=sd.dtype, device=sd.device)
         level = math.log2(self.lam) - 2 * torch.log2(widths)
         lower = level.floor()
         known = {k: self._solved(seen, sd, gradient, k) for k in range(int(lower.min()), int(lower.max()) + 2)}

@@ -94,14 +94,14 @@ class Stops:
             data: rows that do not count are False; broadcasts with the block; None: all count.
         """
         positive, wrong = self._masks[-2], self._masks[-1]
-        positive.copy_(activations)
-        if not self.site.before_relu:
-            positive.fill_(True)  # without a ReLU none is negative
-        torch.bitwise_and(positive, self.stopped(), out=wrong)
-        if self._expected is not None:  # what is stopped with its value is not wrong
-            wrong.logical_and_(
-                self._expected <= 0 if self.site.before_relu else self._expected.new_zeros((), dtype=torch.bool)
-            )
+        if self.site.before_relu:
+            positive.copy_(activations)
+        else:
+            positive.fill_(True)  # nothing is negative that no ReLU tells from 0
+        stopped_wrongly = self.stopped()
+        if self._expected is not None:  # what outputs its expected value is not wrong
+            stopped_wrongly = stopped_wrongly & (self._expected <= 0) & self.site.before_relu
+        torch.bitwise_and(positive, stopped_wrongly, out=wrong)
         if data is None and not isinstance(self.plan.terms, Tensor):
             return self._masks.counts()
         masks = list(self._masks) if data is None else [mask & data for mask in self._masks]

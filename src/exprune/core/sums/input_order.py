@@ -3,6 +3,7 @@
 A row is what the neurons of one position share: a row of a Linear's input, a patch of a convolution's.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Ranked:
     def rest(self) -> Tensor:
         """(R, stages): the norm of what is left after each stage, ``sqrt(sum of the energies)``; 0: all is known."""
         bounds = [*self.stages, self.energy.shape[1]]
-        parts = [self._largest[:, a:b].sum(1) for a, b in zip(bounds, bounds[1:], strict=False)]
+        parts = [self._largest[:, a:b].sum(1) for a, b in itertools.pairwise(bounds)]
         return torch.stack(parts, 1).flip(1).cumsum(1).flip(1).sqrt().to(self.rows.dtype)
 
     @cached_property
@@ -109,7 +110,7 @@ _MOST = 2**31 - 1
 
 
 def rows_of(call: LinearCall, x: Tensor, step: int = 1) -> Tensor:
-    """The rows (R, K, N) of a call's input ``x``, (inputs, N, *space) or (R, N): all positions, or every ``step``-th."""
+    """The rows (R, K, N) of a call's input ``x``, (inputs, N, *space) or (R, N); of all positions, or every step-th."""
     x = x.to(sum_dtype(call))
     if not call.is_conv:
         return x.reshape(-1, 1, x.shape[-1])

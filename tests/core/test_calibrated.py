@@ -450,7 +450,10 @@ def test_the_inverse_of_the_half_moment(u: float) -> None:
 
 
 def test_no_value_has_no_inverse() -> None:
-    assert inverse(half_moment, torch.tensor([0.0, 1e9], dtype=torch.float64)).tolist() == [-math.inf, pytest.approx(10)]
+    assert inverse(half_moment, torch.tensor([0.0, 1e9], dtype=torch.float64)).tolist() == [
+        -math.inf,
+        pytest.approx(10),
+    ]
 
 
 def test_what_is_wrong_is_said() -> None:

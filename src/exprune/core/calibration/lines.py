@@ -40,7 +40,7 @@ class SiteStatistics:
     order: Tensor | str | None = None
     gradient: Tensor | None = None
     rest: Tensor | None = None
-    kept: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    kept: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(

@@ -25,7 +25,7 @@ STAGES = (32, 64, 128, 192, 256)
 # In the order of each input: how much a row has left, in multiples of what is usual after so many terms, and in shares
 # of all that it had. Tests know both to a step, so that what a test needs of each neuron stands in a table.
 _STEPS = 8  # to a power of 2
-WIDTHS = 2.0 ** (torch.arange(-5 * _STEPS, 6 * _STEPS + 1, dtype=torch.float64) / _STEPS)
+WIDTHS = 2.0 ** (torch.arange(-4 * _STEPS, 4 * _STEPS + 1, dtype=torch.float64) / _STEPS)
 _SHARES = torch.linspace(0, 1, 33, dtype=torch.float64)
 _NEGLIGIBLE = 1e-6  # of what is usual: below it a row is known
 
@@ -118,7 +118,7 @@ class CalibratedTest(Heuristic):
         usual = lines.rest[stage]
         share = (seen.rest / seen.norm.clamp(min=torch.finfo(seen.norm.dtype).tiny)).clamp(0, 1)
         share = (share * (len(_SHARES) - 1)).round().flatten().long()
-        width = (_STEPS * torch.log2(seen.rest / usual)).round() + (1 + 5 * _STEPS)
+        width = (_STEPS * torch.log2(seen.rest / usual)).round() + (1 + 4 * _STEPS)
         width = width.clamp(1, len(WIDTHS)).masked_fill_(seen.rest <= _NEGLIGIBLE * usual, 0).flatten().long()
         return (
             lines.slope[:, stage].index_select(0, share),

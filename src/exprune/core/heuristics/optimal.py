@@ -13,6 +13,7 @@ from exprune.core.heuristics.heuristic import Prefix
 from exprune.core.heuristics.stopping import (
     Moment,
     at_once,
+    between,
     half_moment,
     looking_ahead,
     predicted_moment,
@@ -55,27 +56,25 @@ class Optimal(CalibratedTest):
         return self._margin(seen, sd, gradient, self.lam)
 
     def margins(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor:
-        # Residuals w times as wide make the same stopping problem at the price lam / w^2. Solved at powers of 2.
-        if not self.lam:
-            return torch.full((1 + len(widths), *sd.shape), math.inf, dtype=sd.dtype, device=sd.device)
-        level = math.log2(self.lam) - 2 * torch.log2(widths)
+        # Residuals w times as wide make the same stopping problem at the price lam / w^2. Solved at powers of 4.
+        moment = self._moment(seen)
+        if not self.lam or moment is unit_moment:
+            return super().margins(seen, sd, gradient, widths)
+        level = math.log2(self.lam) / 2 - torch.log2(widths)
         lower = level.floor()
         known = {k: self._solved(seen, sd, gradient, k) for k in range(int(lower.min()), int(lower.max()) + 2)}
         low, high = (torch.stack([known[int(k)] for k in levels]) for levels in (lower, lower + 1))
-        part = (level - lower).to(sd).view(-1, 1, 1)
-        between = torch.where(
-            low.isinf() | high.isinf(), torch.where(part < 0.5, low, high), torch.lerp(low, high, part)
-        )
-        return torch.cat([torch.full_like(between[:1], -without_width(self._moment(seen))), between])
+        known_rows = torch.full_like(low[:1], -without_width(moment))
+        return torch.cat([known_rows, -between(-low, -high, (level - lower).to(sd).view(-1, 1, 1), moment)])
 
     def _solved(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, level: int) -> Tensor:
-        """The margins at the price 2^level. Other prices ask for the same ones, so they stay with the statistics."""
+        """The margins at the price 4^level. Other prices ask for the same ones, so they stay with the statistics."""
         assert self.statistics is not None
         kept = self.statistics[seen.site.name].kept
         left = tuple(float(torch.as_tensor(stage.flops).sum()) for stage in seen.plan.stages)
         key = (level, self._moment(seen), self.ahead, self.overhead(0, seen.site), left)
         if key not in kept:
-            kept[key] = self._margin(seen, sd, gradient, 2.0**level)
+            kept[key] = self._margin(seen, sd, gradient, 4.0**level)
         return kept[key].to(sd)
 
     def _margin(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, lam: float) -> Tensor:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_SPAN, _STEP = 10.0, 0.05  # of the grid of expectations, in standard deviations
-_NODES = 15  # of the quadrature over what a stage may reveal
-_BLOCK = 256  # neurons at a time, to bound memory
+_SPAN, _STEP = 10.0, 0.1  # of the grid of expectations, in standard deviations
+_SURE = 8.0  # standard deviations
+_NODES = 9  # of the quadrature over what a stage may reveal
+_BLOCK = 64  # neurons at a time, which stay in the cache
 
 
 def half_moment(u: Tensor) -> Tensor:
@@ -75,8 +76,32 @@ def looking_ahead(
     What is expected of z after the next stage is normally distributed around what is expected now, with the variance
     that the stage explains.
     """
+    if moment is unit_moment:
+        return _without_expectation(gradient, sd, left, lam, overhead)
     blocks = zip(gradient.split(_BLOCK), sd.split(_BLOCK, 1), left.split(_BLOCK, 1), strict=True)
     return torch.cat([_looking_ahead(*block, lam, overhead, moment) for block in blocks], dim=1)
+
+
+def _without_expectation(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, overhead: int) -> Tensor:
+    """Likewise, where what stopping costs does not depend on what is expected: always or never, after each stage."""
+    damage = gradient * sd**2 / 2
+    points, later = [], lam * left[-1]
+    for stage in range(len(sd) - 1, -1, -1):
+        go_on = later if stage == len(sd) - 1 else lam * (left[stage] - left[stage + 1] + overhead) + later
+        points.append(torch.where(damage[stage] < go_on, math.inf, -math.inf).to(sd))
+        later = torch.minimum(damage[stage], go_on)
+    return torch.stack(points[::-1])
+
+
+def between(low: Tensor, high: Tensor, part: Tensor, moment: Moment) -> Tensor:
+    """Bounds at a price that is so far on its way, in logarithms, from that of ``low`` to that of ``high``.
+
+    They grow with the root of the price where they are large, and hardly where they are far below 0.
+    """
+    ends = (torch.asinh(bound.clamp(-_SPAN, _SPAN)) for bound in (low, high))
+    u = torch.sinh(torch.lerp(*ends, part))
+    u = torch.where(u < -_SURE, -math.inf, u)
+    return u if moment is half_moment else torch.where(u > _SURE, math.inf, u)
 
 
 def _looking_ahead(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, overhead: int, moment: Moment) -> Tensor:

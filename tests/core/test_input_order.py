@@ -1,0 +1,479 @@
+"""Terms in the order of each input against its definition: a slow loop that sorts, sums and tests, in Python's numbers."""
+
+import math
+import statistics
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
+
+from exprune.core import (
+    Calibrated,
+    CalibratedTest,
+    ExPrune,
+    Heuristic,
+    Optimal,
+    Oracle,
+    Prefix,
+    Recorder,
+    SettingError,
+    Site,
+    SiteStatistics,
+    StatsTest,
+    find_sites,
+    select_sites,
+)
+from exprune.core.heuristics.stopping import at_once, half_moment, predicted_moment, unit_moment
+from tests.core.brute_force import conv_terms, linear_terms
+from tests.core.networks import scramble
+
+pytestmark = pytest.mark.slow
+
+STAGES = (2, 4, 6, 50)
+
+
+class Block(nn.Module):
+    """A stem whose ReLU makes zero terms, the layer under test with BatchNorm, a residual or dilation, and a head."""
+
+    def __init__(self, conv: bool, residual: bool = False, relu: bool = True, dilation: int = 1) -> None:
+        super().__init__()
+        self.residual, self.relu = residual, relu
+        if conv:
+            options = {"stride": 2, "padding": dilation, "dilation": dilation}
+            self.stem, self.layer = nn.Conv2d(2, 9, 1), nn.Conv2d(9, 4, 3, **options)
+            self.norm, self.head = nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1)
+        else:
+            self.stem, self.layer = nn.Linear(2, 9), nn.Linear(9, 4)
+            self.norm, self.head = nn.BatchNorm1d(4), nn.Linear(4, 3)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return F.relu(self.stem(x) + 0.3)
+
+    def z(self, x: Tensor) -> Tensor:
+        """What is tested: the pre-activation, or of a block without a ReLU the layer's own output."""
+        hidden = self.hidden(x)
+        if not self.relu:
+            return self.layer(hidden)
+        z = self.norm(self.layer(hidden))
+        if self.residual:
+            z = z + (hidden[:, :4, ::2, ::2] if hidden.dim() == 4 else hidden[:, :4])
+        return z
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.z(x)
+        return self.head(F.relu(z) if self.relu else z)
+
+
+@dataclass
+class Row:
+    """One row: its terms of every neuron in the order of this input, and what each stage knows of it."""
+
+    terms: list[list[float]]  # (outputs, N), sorted
+    weights: list[list[int]]  # likewise, the weights left in each
+    r: list[float]
+    z: list[float]
+    zeros: int
+    rest: dict[int, float] = field(default_factory=dict)
+    norm: float = 0.0
+
+
+def rows_of(model: Block, x: Tensor) -> list[Row]:
+    layer = model.layer
+    weight = layer.weight.detach()
+    with torch.no_grad():
+        hidden, z = model.hidden(x), model.z(x)
+        if weight.dim() == 4:
+            terms = conv_terms(hidden, weight, layer.stride, layer.padding, layer.dilation)
+            terms = terms.movedim(1, -2).flatten(0, -3)  # rows, outputs, N
+            patches = F.unfold(hidden, 3, layer.dilation, layer.padding, layer.stride).movedim(1, 2)
+            patches = patches.reshape(len(terms), 9, 9)
+        else:
+            terms, patches = linear_terms(hidden, weight), hidden[..., None]
+        z = z.movedim(1, -1).flatten(0, -2)
+        if model.relu:
+            a = model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()
+            terms = terms * a[:, None]
+        r = z - terms.sum(-1)
+    norms = [float((weight[:, c] ** 2).sum()) for c in range(9)]
+    counts = (weight != 0).reshape(4, 9, -1).sum(-1).tolist()
+    rows = []
+    for t, patch, add, value in zip(terms.tolist(), patches.tolist(), r.tolist(), z.tolist(), strict=True):
+        energy = [sum(v * v for v in values) * norm for values, norm in zip(patch, norms, strict=True)]
+        order = sorted(range(9), key=lambda c: (-energy[c], c))
+        row = Row([[of[c] for c in order] for of in t], [[of[c] for c in order] for of in counts], add, value, 0)
+        row.zeros = sum(e == 0 for e in energy)
+        row.norm = math.sqrt(sum(energy))
+        row.rest = {n: math.sqrt(math.fsum(energy[c] for c in order[n:])) for n in STAGES[:3]}
+        rows.append(row)
+    return rows
+
+
+@dataclass
+class Line:
+    slope: float
+    offset: float
+    sd: float
+
+
+def lines_of(rows: list[Row]) -> tuple[dict[tuple[int, int], Line], dict[int, float]]:
+    """By neuron and stage, from the standard library's regression; and what is usually left after each stage."""
+    lines = {}
+    for n in STAGES[:3]:
+        for j in range(4):
+            some = [row for row in rows if row.rest[n] > 1e-5 * row.norm]
+            s = [sum(row.terms[j][:n]) / row.norm for row in some]
+            y = [sum(row.terms[j][n:]) / row.rest[n] for row in some]
+            slope, offset = statistics.linear_regression(s, y)
+            left = math.fsum((b - slope * a - offset) ** 2 for a, b in zip(s, y, strict=True))
+            lines[j, n] = Line(slope, offset, math.sqrt(left / (len(s) - 2)))
+    for n in STAGES[:3]:
+        least = 0.01 * statistics.median_low(lines[j, n].sd for j in range(4))
+        for j in range(4):
+            lines[j, n].sd = max(lines[j, n].sd, least)
+    return lines, {n: math.sqrt(statistics.fmean(row.rest[n] ** 2 for row in rows)) for n in STAGES[:3]}
+
+
+def expected_of(row: Row, j: int, n: int, line: Line, usual: float) -> tuple[float, float]:
+    """Mean and standard deviation of z, of what the tests know of a row: its share in steps, its width in steps."""
+    share = round(32 * row.rest[n] / row.norm) / 32 if row.norm else 0.0
+    ratio = row.rest[n] / usual
+    width = 0.0 if ratio <= 1e-6 else 2 ** (min(max(round(8 * math.log2(ratio)), -32), 32) / 8)
+    s = sum(row.terms[j][:n])
+    return s * (1 + line.slope * share) + width * usual * line.offset + row.r[j], width * usual * line.sd
+
+
+def block(conv: bool, masked: bool = False, seed: int = 0, **options: object) -> tuple[Block, Tensor, Site]:
+    torch.manual_seed(seed)
+    model = scramble(Block(conv, **options).double(), seed)
+    if masked:
+        prune.random_unstructured(model.layer, "weight", 0.3)
+        model.layer(torch.zeros(1, 9, *(3, 3) * conv, dtype=torch.float64))  # sets weight = weight_orig * mask
+    x = torch.randn(8, 2, 7, 7, dtype=torch.float64) if conv else torch.randn(700, 2, dtype=torch.float64)
+    sites = select_sites(find_sites(model, x), "layer", "all")
+    return model, x, next(site for site in sites if site.name == "layer")
+
+
+def calibrated(model: Block, x: Tensor, site: Site) -> dict[str, SiteStatistics]:
+    with torch.no_grad(), Recorder([site], STAGES, {"layer": "input"}) as recorder:
+        for part in x.split(3 if x.dim() == 4 else 300):
+            model(part)
+    measured = recorder.statistics()
+    gradient = torch.rand(4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    return {"layer": replace(measured["layer"], gradient=gradient)}
+
+
+class Exact(Optimal):
+    """Solves for every width, where Optimal lies between prices that are solved."""
+
+    def margins(self, seen: Prefix, sd: Tensor, gradient: Tensor, widths: Tensor) -> Tensor:
+        return CalibratedTest.margins(self, seen, sd, gradient, widths)
+
+
+CASES = [
+    (conv, options)
+    for conv in (False, True)
+    for options in ({}, {"residual": True}, {"masked": True}, {"relu": False}, {"relu": False, "masked": True})
+] + [(True, {"dilation": 2})]
+
+
+@pytest.mark.parametrize(("conv", "options"), CASES)
+def test_statistics_are_the_regression_of_what_is_left(conv: bool, options: dict) -> None:
+    model, x, site = block(conv, **options)
+    of = calibrated(model, x, site)["layer"]
+    lines, usual = lines_of(rows_of(model, x))
+    assert of.rest.tolist() == pytest.approx(list(usual.values()), rel=1e-5)
+    for k, n in enumerate(STAGES[:3]):
+        for j in range(4):
+            found = Line(of.slope[k, j].item(), of.offset[k, j].item(), of.sd[k, j].item())
+            assert vars(found) == pytest.approx(vars(lines[j, n]), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(("conv", "options"), CASES)
+@pytest.mark.parametrize("kind", ["calibrated", "optimal", "predict"])
+def test_every_neuron_stops_where_the_loop_stops_it(conv: bool, options: dict, kind: str) -> None:
+    model, x, site = block(conv, **options)
+    if kind != "predict" and not site.before_relu:
+        pytest.skip("only a prediction stops a layer without a ReLU")
+    measured, rows = calibrated(model, x, site), rows_of(model, x)
+    lines, usual = lines_of(rows)
+    predict, weights_per_term, gradient = kind == "predict", 9 if conv else 1, measured["layer"].gradient
+    lam = 0.004 / weights_per_term
+    heuristic = (
+        Calibrated(0.2, STAGES, measured)
+        if kind == "calibrated"
+        else Exact(lam, STAGES, measured, ahead=False, predict=predict)
+    )
+    moment = unit_moment if not site.before_relu else predicted_moment if predict else half_moment
+    totals = [sum(weights) for weights in rows[0].weights]
+    lefts = {n: [total * (1 - n / 9) for total in totals] for n in STAGES[:3]}
+    overhead = (2 if not options.get("residual") else 3) + predict
+
+    def gap(j: int, n: int, mean: float, sd: float) -> float:
+        """By how many sd it lies on the side of going on."""
+        if sd == 0:
+            return -math.inf if predict or mean < 0 else math.inf
+        if kind == "calibrated":
+            return mean / sd - statistics.NormalDist().inv_cdf(0.2)
+        g, spread, left = (torch.tensor([[v]], dtype=torch.float64) for v in (gradient[j], sd, 2 * lefts[n][j]))
+        return mean / sd - at_once(g[0], spread, left, lam, moment).item()
+
+    with torch.no_grad(), ExPrune([site], heuristic, gain_ratio=1000) as run:
+        seen = []
+        hook = model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+        model(x)
+        hook.remove()
+    out = seen[0].movedim(1, -1).flatten(0, -2).tolist()
+
+    at, near, spent, tests, dense, left_nonzero, nonzero = [0] * 3, 0, 0, 0, 0, 0, 0
+    for row, values in zip(rows, out, strict=True):
+        for j in range(4):
+            total, stop, value, unsure = totals[j], None, row.z[j], False
+            kept = sum(row.weights[j][: 9 - row.zeros])
+            dense, nonzero = dense + 2 * total, nonzero + 2 * kept
+            for k, n in enumerate(STAGES[:3]):
+                tests += overhead
+                mean, sd = expected_of(row, j, n, lines[j, n], usual[n])
+                distance = gap(j, n, mean, sd)
+                unsure = unsure or abs(distance) < 1e-6
+                if distance < 0:
+                    stop, value = n, mean if predict else 0.0
+                    at[k] += 1
+                    break
+            value = max(value, 0.0) if model.relu else value
+            near += unsure
+            if not unsure:
+                assert values[j] == pytest.approx(value, rel=1e-6, abs=1e-6)
+            evaluated = total if stop is None else sum(row.weights[j][:stop])
+            spent += 2 * evaluated
+            left_nonzero += 2 * max(0, kept - evaluated) if stop is not None else 0
+    (count,) = run.flops.sites
+    assert near == 0
+    norm = min(18, math.prod((2, 2)) * 5) if conv else 2
+    tests += len(rows) * (9 * (norm + 1 + 4 + 1) + 3)  # and the ranking
+    assert count.stopped == at
+    assert 0 < sum(at) < len(rows) * 4 or predict
+    assert count.dense_flops == dense
+    assert count.pruned_flops == spent + tests
+    assert count.zero_terms == (dense - nonzero, spent + tests - (nonzero - left_nonzero + tests))
+
+
+def test_zero_terms_cost_nothing_and_are_shown_apart() -> None:
+    """Rows with 3 terms that are not zero: what stops after 4 has left out nothing but zeros."""
+    layer = nn.Linear(8, 5)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), layer, nn.ReLU(), nn.Linear(5, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.diag(torch.tensor([1.0, 1, 1, -1, -1, -1, -1, -1])))
+        model[0].bias.zero_()
+    x = torch.rand(200, 8) + 0.1
+
+    class Everything(Heuristic):
+        def order(self, site: Site) -> str:
+            return "input"
+
+        def stop(self, seen: Prefix) -> Tensor:
+            assert not seen.rest.any()
+            return torch.ones_like(seen.s, dtype=torch.bool)
+
+    with torch.no_grad(), ExPrune(find_sites(model, x), Everything(n=4)) as run:
+        model(x)
+    (count,) = (site for site in run.flops.sites if site.site.name == "2")
+    outputs, ranking, tests = 200 * 5, 200 * (8 * (2 + 1 + 3 + 1) + 1), 200 * 5
+    assert count.dense_flops == 2 * 8 * outputs
+    assert count.pruned_flops == 2 * 4 * outputs + ranking + tests
+    assert count.zero_terms == (2 * 5 * outputs, 2 * 1 * outputs)
+    dense, pruned = run.flops.without_zero_terms
+    assert run.flops.dense - dense == 2 * 5 * outputs
+    assert run.flops.pruned - pruned == 2 * outputs
+
+
+def test_ties_stand_as_they_stand() -> None:
+    """Equal inputs and equal weights: the first n channels come first."""
+    layer = nn.Linear(6, 3, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([1.0, -1, 1, -1, 1, -1]).expand(3, -1))
+    model = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), layer, nn.ReLU(), nn.Linear(3, 1))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.fill_(1.0)
+    seen_sums = []
+
+    class Look(Heuristic):
+        def order(self, site: Site) -> str:
+            return "input"
+
+        def stop(self, seen: Prefix) -> Tensor:
+            seen_sums.append(seen.s.clone())
+            return torch.zeros_like(seen.s, dtype=torch.bool)
+
+    sites = select_sites(find_sites(model, torch.zeros(4, 2)), "2")
+    with torch.no_grad(), ExPrune(sites, Look(n=3)):
+        model(torch.zeros(4, 2))
+    assert seen_sums[0].unique().tolist() == [1.0]
+
+
+@given(seed=st.integers(0, 1000), conv=st.booleans(), predict=st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_flops_do_not_depend_on_the_batch_or_its_order(seed: int, conv: bool, predict: bool) -> None:
+    model, x, site = block(conv, seed=seed % 7)
+    measured = calibrated(model, x, site)
+
+    def run_over(parts: list[Tensor]) -> tuple:
+        with torch.no_grad(), ExPrune([site], Optimal(1e-3, STAGES, measured, predict=predict)) as run:
+            for part in parts:
+                model(part)
+        (count,) = run.flops.sites
+        return count.stopped, count.pruned_flops, count.zero_terms, int(count.wrong)
+
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    assert run_over([x]) == run_over(list(x[order].split(3)))
+
+
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("predict", [False, True])
+def test_no_price_changes_nothing(conv: bool, predict: bool) -> None:
+    model, x, site = block(conv)
+    with torch.no_grad():
+        want = model(x)
+        with ExPrune([site], Optimal(0.0, STAGES, calibrated(model, x, site), predict=predict)) as run:
+            assert torch.equal(model(x), want)
+    assert run.flops.sites[0].pruned == 0
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_prices_between_those_that_are_solved(ahead: bool) -> None:
+    """The margins of a row that is w times as wide as usual are those of a layer whose spreads are."""
+    model, x, site = block(False)
+    measured = calibrated(model, x, site)
+    wide = {"layer": replace(measured["layer"], sd=measured["layer"].sd * 1.7)}
+    found = {}
+    for statistics_ in (measured, wide):
+        heuristic = Optimal(3e-3, STAGES, statistics_, ahead=ahead)
+
+        class Spy(Optimal):
+            def margins(self, seen: Prefix, sd: Tensor, gradient: Tensor, widths: Tensor) -> Tensor:
+                between = super().margins(seen, sd, gradient, widths)
+                found[float(sd.sum())] = between, super(Optimal, self).margins(seen, sd, gradient, widths)
+                return between
+
+        heuristic.__class__ = Spy
+        with torch.no_grad(), ExPrune([site], heuristic):
+            model(x)
+    for between, exact in found.values():
+        both = (between[1:].abs() < 4) & (exact[1:].abs() < 4)  # beyond, stopping or not is hardly a question
+        assert both.float().mean() > 0.3
+        assert (between[1:] - exact[1:])[both].abs().max() < 0.1
+
+
+def test_rows_that_are_no_data_do_not_count() -> None:
+    model, x, site = block(False)
+    measured = calibrated(model, x, site)
+    rows = torch.rand(len(x)) < 0.5
+    counts = []
+    for given_rows, batch in ((rows, x), (None, x[rows])):
+        with torch.no_grad(), ExPrune([site], Optimal(3e-3, STAGES, measured), rows=given_rows) as run:
+            model(batch)
+        (count,) = run.flops.sites
+        counts.append((count.outputs, count.stopped, count.pruned_flops, count.zero_terms))
+    assert counts[0] == counts[1]
+
+
+def test_the_oracle_pays_for_the_ranking() -> None:
+    model, x, site = block(True)
+    flops = []
+    for order in ("model", "input"):
+        with torch.no_grad(), ExPrune([site], Oracle(4, order)) as run:
+            model(x)
+        (count,) = run.flops.sites
+        assert count.pruned == int(count.negative) > 0
+        flops.append(count.pruned_flops)
+    assert flops[1] - flops[0] == len(x) * 16 * (9 * (18 + 1 + 4 + 1) + 1)
+    with pytest.raises(SettingError, match="order='layer' of Oracle: model or input"):
+        Oracle(4, "layer")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_less_precision(dtype: torch.dtype) -> None:
+    model, x, site = block(True)
+    model, x = model.to(dtype), x.to(dtype)
+    measured = calibrated(model, x, site)
+    with torch.no_grad(), ExPrune([site], Optimal(1e-3, STAGES, measured, predict=True)) as run:
+        assert model(x).dtype == dtype
+    assert run.flops.sites[0].pruned
+
+
+def test_layers_without_a_relu_are_sites_of_scope_all() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.query, self.key = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+            self.up, self.down, self.grouped = nn.Linear(6, 12), nn.Linear(12, 6), nn.Conv1d(6, 6, 1, groups=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.stem(x))
+            scores = self.query(x) @ self.key(x).transpose(1, 2)
+            x = x + scores.softmax(-1) @ x
+            x = x + self.down(F.relu(self.up(x)))
+            return self.grouped(x.transpose(1, 2))
+
+    model, x = Attention().eval(), torch.randn(40, 5, 6)
+    sites = {site.name: site for site in find_sites(model, x)}
+    both, one = ("zero", "prediction"), ("prediction",)
+    assert {name: site.outcomes for name, site in sites.items()} == {
+        "stem": both,
+        "query": one,
+        "key": one,
+        "up": both,
+        "down": one,
+        "grouped": (),
+    }
+    assert [site.name for site in select_sites(list(sites.values()), None) if site.eligible] == ["up"]
+    every = select_sites(list(sites.values()), None, "all")
+    assert [site.name for site in every if site.eligible] == ["stem", "query", "key", "up", "down"]
+    with pytest.raises(SettingError, match="Calibrated: query feeds no ReLU"):
+        ExPrune(every, Calibrated(0.1, (2,)))
+    with pytest.raises(SettingError, match="scope='most': relu or all"):
+        select_sites(every, None, "most")
+
+    with torch.no_grad(), Recorder(every, (2, 4, 8), dict.fromkeys(sites, "input")) as recorder:
+        model(x)
+    measured = {n: replace(of, gradient=torch.ones(of.slope.shape[1])) for n, of in recorder.statistics().items()}
+    with torch.no_grad():
+        want = model(x)
+        for lam, agrees in ((0.0, True), (1e-6, False), (1.0, False)):
+            with ExPrune(every, Optimal(lam, (2, 4, 8), measured, predict=True)) as run:
+                assert torch.equal(model(x), want) == agrees
+        assert all(count.pruned == count.outputs for count in run.flops.sites)  # at any price: all after two terms
+        assert all(int(count.wrong) == 0 for count in run.flops.sites if not count.site.before_relu)
+
+
+def test_bad_input_is_said_in_one_line() -> None:
+    model, x, site = block(False)
+    with pytest.raises(SettingError, match="predict='yes' of Optimal"):
+        Optimal(1e-3, predict="yes")
+
+    class Squares(StatsTest):
+        def order(self, site: Site) -> str:
+            return "input"
+
+    with pytest.raises(SettingError, match="Squares: order='input' of layer: there are no sums of squares"):
+        ExPrune([site], Squares(0.1, 4))
+
+    class Other(Heuristic):
+        def order(self, site: Site) -> str:
+            return "best"
+
+        def stop(self, seen: Prefix) -> Tensor:
+            raise AssertionError
+
+    with pytest.raises(SettingError, match="an order of evaluation is a tensor, None or 'input', not 'best'"):
+        ExPrune([site], Other(n=4))
+    with torch.no_grad():
+        model.stem.weight.zero_()
+        model.stem.bias.fill_(-1.0)
+    with pytest.raises(SettingError, match="calibration: all inputs of layer are zero in 700 rows"):
+        calibrated(model, x, site)

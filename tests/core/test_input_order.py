@@ -1,4 +1,4 @@
-"""Terms in the order of each input against its definition: a slow loop that sorts, sums and tests, in Python's numbers."""
+"""Terms in the order of each input against its definition: a slow loop that sorts, sums and tests."""
 
 import math
 import statistics

@@ -100,12 +100,11 @@ class Moments:
         """Of each stage x and y (rows, outputs) of the same block of rows; a stage may leave some out."""
         counts, means, squares, products = [], [], [], []
         for x, y in pairs:
-            more = len(x)
-            if not more:
+            if not (seen := len(x)):
                 x = y = x.new_zeros(1, x.shape[1])
             both = torch.stack([x.mean(0), y.mean(0)])
             x, y = x - both[0], y - both[1]
-            counts.append(more)
+            counts.append(seen)
             means.append(both.double())
             squares.append(torch.stack([(x * x).sum(0), (y * y).sum(0)]).double())
             products.append((x * y).sum(0).double())

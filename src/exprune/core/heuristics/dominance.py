@@ -117,7 +117,10 @@ class Dominance(_Head):
     """
 
     def __init__(self, head: nn.Linear, statistics: SiteStatistics, tau: float) -> None:
-        super().__init__(head, statistics.stages, statistics.order)
+        order = statistics.order
+        if isinstance(order, str):
+            raise SettingError(f"the head's logits are compared after the same terms: no order={order!r}")
+        super().__init__(head, statistics.stages, order)
         self.check_tau(tau)
         if statistics.slope.shape[1] != head.out_features:
             raise SettingError(

@@ -98,8 +98,8 @@ def between(low: Tensor, high: Tensor, part: Tensor, moment: Moment) -> Tensor:
 
     They grow with the root of the price where they are large, and hardly where they are far below 0.
     """
-    ends = (torch.asinh(bound.clamp(-_SPAN, _SPAN)) for bound in (low, high))
-    u = torch.sinh(torch.lerp(*ends, part))
+    start, end = (torch.asinh(bound.clamp(-_SPAN, _SPAN)) for bound in (low, high))
+    u = torch.sinh(torch.lerp(start, end, part))
     u = torch.where(u < -_SURE, -math.inf, u)
     return u if moment is half_moment else torch.where(u > _SURE, math.inf, u)
 

@@ -1,5 +1,6 @@
 """Testing a layer whose terms come in the order of each input: row by row, of a convolution position by position."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -49,6 +50,8 @@ def _count(of: SiteFlops, stops: Stops, ranked: Ranked, data: Tensor | None, ran
     """Count the weights that were not evaluated."""
     plan, weights_per_term = of.plan, of.site.weights_per_term
     assert of.by_input is not None  # of a site in this order
+    total: int | Tensor
+    evaluated: Iterable[int | Tensor]
     if plan.weights is None:  # a neuron has all terms: what a stop leaves out, its row tells
         total = of.site.terms * weights_per_term
         nonzero = ranked.nonzero.sum(1, keepdim=True) * weights_per_term

@@ -62,7 +62,9 @@ class Stops:
             self._masks = Masks(len(plan.stages) + 2, part)
         if self.heuristic.predicts:
             z = self.heuristic.prediction(seen)
-            self._expected = z if not index else torch.where(self._masks[index - 1], self._expected, z)
+            self._expected = (
+                z if self._expected is None or not index else torch.where(self._masks[index - 1], self._expected, z)
+            )
         if index:
             torch.bitwise_or(self._masks[index - 1], now, out=self._masks[index])
         else:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,7 +125,8 @@ def rows_of(call: LinearCall, x: Tensor, step: int = 1) -> Tensor:
     space = x.shape[1 : 1 + dims]
     if step > 1:
         at = torch.arange(0, space.numel(), step, device=x.device)
-        x = x[(slice(None), *torch.unravel_index(at, space))]
+        index: Any = (slice(None), *torch.unravel_index(at, space))
+        x = x[index]
     return x.reshape(-1, call.weight.shape[2:].numel(), x.shape[-1])
 
 

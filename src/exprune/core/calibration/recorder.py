@@ -62,17 +62,17 @@ class Recorder(StagedFollower):
             full = full - (take(beside.expand_as(z)) if isinstance(beside, Tensor) else beside)
             moments = self._moments.setdefault(chain.name, Moments())
             if self.plans[chain.name].by_input:
-                self._rank(chain, z, full, moments)
+                self._rank(chain, take, z, full, moments)
                 return
             for sums, some in self._blocks(chain, take, full):
                 some, *sums = moments.finite(some, *sums)
                 moments.add(len(some), ((s, some) for s in sums))
 
-    def _rank(self, chain: Chain, z: Tensor, full: Tensor, moments: Moments) -> None:
+    def _rank(self, chain: Chain, take: Callable[[Tensor], Tensor], z: Tensor, full: Tensor, moments: Moments) -> None:
         """Take the moments of what is left of each row, over its norm, and of the sum so far, over that of all."""
         call, stages = chain.call, [stage.n for stage in self.plans[chain.name].stages]
         columns, positions = Columns.of(call, chain.scale), z[0, 0].numel() if call.is_conv else 1
-        rows = rows_of(call, call.input if call.is_conv else self._taker(chain, z)(call.input), _step(positions))
+        rows = rows_of(call, call.input if call.is_conv else take(call.input), _step(positions))
         if call.is_conv and self.rows is not None:
             rows = rows[self.rows.flatten().to(rows.device).repeat_interleave(len(rows) // self.rows.numel())]
         squares = torch.zeros(len(stages) + 1, dtype=torch.float64, device=z.device)

@@ -27,11 +27,8 @@ def relu_ceiling(func: Callable, args: tuple, kwargs: dict) -> float | None:
         return math.inf if _is_zero(given.get("threshold")) and _is_zero(given.get("value")) else None
     if func in _LEAKY:
         return math.inf if _is_zero(given.get("negative_slope", 0.01)) else None
-    low, high = (
-        given.get("min", -1.0 if func in _HARDTANHS else None),
-        given.get("max", 1.0 if func in _HARDTANHS else None),
-    )
-    return _ceiling(high) if _is_zero(low) else None
+    low, high = (-1.0, 1.0) if func in _HARDTANHS else (None, None)
+    return _ceiling(given.get("max", high)) if _is_zero(given.get("min", low)) else None
 
 
 def _is_zero(value: Any) -> bool:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from exprune.core.calls.effects import call_name, draws
-from exprune.core.calls.layers import LinearCall, Owner, owner_in, per_channel
-from exprune.core.discovery.chain import Chain
+from exprune.core.calls.layers import LinearCall, Owner, owner_in
 from exprune.core.discovery.following import ChainFollower
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
@@ -78,12 +77,11 @@ class SiteFollower(ChainFollower):
         return site.name
 
     def tag(self, name: str, out: Tensor, call: LinearCall, bias: Tensor | None) -> None:
-        if name not in self._at_output:
-            super().tag(name, out, call, bias)
-            return
-        chain = Chain(name, call, shift=None if bias is None else per_channel(bias, call.spatial_dims))
-        self.before_activation(chain, out)
-        self.at_activation(chain, out)
+        super().tag(name, out, call, bias)
+        if name in self._at_output:
+            chain = self.chains.pop(out)
+            self.before_activation(chain, out)
+            self.at_activation(chain, out)
 
     def elsewhere(self, name: str) -> None:
         """A followed layer's weight is used in a call that is not its module's."""

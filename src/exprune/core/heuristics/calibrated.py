@@ -24,8 +24,8 @@ STAGES = (32, 64, 128, 192, 256)
 
 # In the order of each input: how much a row has left, in multiples of what is usual after so many terms, and in shares
 # of all that it had. Tests know both to a step, so that what a test needs of each neuron stands in a table.
-_STEPS = 8  # to a power of 2
-WIDTHS = 2.0 ** (torch.arange(-4 * _STEPS, 4 * _STEPS + 1, dtype=torch.float64) / _STEPS)
+_STEPS, _POWERS = 8, 4  # steps to a power of 2; powers of 2 to either side of what is usual
+WIDTHS = 2.0 ** (torch.arange(-_POWERS * _STEPS, _POWERS * _STEPS + 1, dtype=torch.float64) / _STEPS)
 _SHARES = torch.linspace(0, 1, 33, dtype=torch.float64)
 _NEGLIGIBLE = 1e-6  # of what is usual: below it a row is known
 
@@ -118,7 +118,7 @@ class CalibratedTest(Heuristic):
         usual = lines.rest[stage]
         share = (seen.rest / seen.norm.clamp(min=torch.finfo(seen.norm.dtype).tiny)).clamp(0, 1)
         share = (share * (len(_SHARES) - 1)).round().flatten().long()
-        width = (_STEPS * torch.log2(seen.rest / usual)).round() + (1 + 4 * _STEPS)
+        width = (_STEPS * torch.log2(seen.rest / usual)).round() + (1 + _POWERS * _STEPS)
         width = width.clamp(1, len(WIDTHS)).masked_fill_(seen.rest <= _NEGLIGIBLE * usual, 0).flatten().long()
         return (
             lines.slope[:, stage].index_select(0, share),
@@ -170,7 +170,7 @@ class CalibratedTest(Heuristic):
     ) -> _Lines:
         """Of the order of each input."""
         usual = rest.clamp(min=float(rest.max()) * _NEGLIGIBLE)[:, None]
-        margin = torch.as_tensor(self.margins(seen, sd * usual, gradient, WIDTHS), dtype=sd.dtype, device=sd.device)
+        margin = self.margins(seen, sd * usual, gradient, WIDTHS)
         widths = torch.cat([WIDTHS.new_zeros(1), WIDTHS]).to(sd)[:, None, None]
         offsets = widths * usual * offset
         # No width times an infinite margin is never or always, not undefined.

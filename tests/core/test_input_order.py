@@ -32,8 +32,6 @@ from exprune.core.heuristics.stopping import at_once, half_moment, predicted_mom
 from tests.core.brute_force import conv_terms, linear_terms
 from tests.core.networks import scramble
 
-pytestmark = pytest.mark.slow
-
 STAGES = (2, 4, 6, 50)
 
 
@@ -153,14 +151,14 @@ def block(conv: bool, masked: bool = False, seed: int = 0, **options: object) ->
     if masked:
         prune.random_unstructured(model.layer, "weight", 0.3)
         model.layer(torch.zeros(1, 9, *(3, 3) * conv, dtype=torch.float64))  # sets weight = weight_orig * mask
-    x = torch.randn(8, 2, 7, 7, dtype=torch.float64) if conv else torch.randn(700, 2, dtype=torch.float64)
+    x = torch.randn(8, 2, 7, 7, dtype=torch.float64) if conv else torch.randn(200, 2, dtype=torch.float64)
     sites = select_sites(find_sites(model, x), "layer", "all")
     return model, x, next(site for site in sites if site.name == "layer")
 
 
 def calibrated(model: Block, x: Tensor, site: Site) -> dict[str, SiteStatistics]:
     with torch.no_grad(), Recorder([site], STAGES, {"layer": "input"}) as recorder:
-        for part in x.split(3 if x.dim() == 4 else 300):
+        for part in x.split(3 if x.dim() == 4 else 120):
             model(part)
     measured = recorder.statistics()
     gradient = torch.rand(4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
@@ -475,5 +473,5 @@ def test_bad_input_is_said_in_one_line() -> None:
     with torch.no_grad():
         model.stem.weight.zero_()
         model.stem.bias.fill_(-1.0)
-    with pytest.raises(SettingError, match="calibration: all inputs of layer are zero in 700 rows"):
+    with pytest.raises(SettingError, match="calibration: all inputs of layer are zero in 200 rows"):
         calibrated(model, x, site)

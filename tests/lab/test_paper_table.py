@@ -217,7 +217,8 @@ def test_what_evaluate_and_pareto_write(command: CommandLine, capfd: pytest.Capt
         assert row["chosen_on"] == chosen_on and row["drop_points"] == 0
         assert row["saved_percent"] == pytest.approx(100 * on_test["flops"]["saved"], abs=1e-3)
         # Nothing that was measured is taken for a knob: valid and test would no longer belong together.
-        assert {"tau"} <= set(json.loads(row["setting"])) <= {"tau", "n", "stages", "order", "gain_ratio"}
+        knobs = {"tau", "n", "stages", "order", "predict", "scope", "gain_ratio"}
+        assert {"tau"} <= set(json.loads(row["setting"])) <= knobs
 
 
 def test_results_that_contradict(tmp_path: Path) -> None:

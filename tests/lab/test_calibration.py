@@ -2,14 +2,18 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from exprune.core import ExPrune, Oracle, find_sites
 from exprune.core.errors import SettingError
 from exprune.lab.data.choices import ChoiceData
 from exprune.lab.data.text import TextData
+from exprune.lab.evaluation.measure import about
 from exprune.lab.files import load_tensors, save_tensors
 from exprune.lab.selection import tuning
 from exprune.lab.tasks.sampling import draw
@@ -68,6 +72,39 @@ def test_orders(command: CommandLine, order: str) -> None:
     assert [stage["n"] for stage in result["sites"][0]["stages"]] == [8, 100]
 
 
+@pytest.mark.parametrize("predict", ["false", "true"])
+def test_the_order_of_each_input(command: CommandLine, predict: str) -> None:
+    run = command(
+        "evaluate.py",
+        *SMALL,
+        "exprune=optimal",
+        "exprune.lam=1e-9",
+        "exprune.order=input",
+        "exprune.stages=[8,100]",
+        f"exprune.predict={predict}",
+    )
+    assert run.code == 0, run.err
+    result = result_of(run)
+    assert (result["order"], result["predict"], result["scope"]) == ("input", predict == "true", "relu")
+    flops, without = result["flops"], result["flops"]["without_zero_terms"]
+    assert 0 < without["dense"] < flops["dense"] and 0 < without["pruned"] <= flops["pruned"]
+    assert "zero terms" in run.out
+
+
+def test_every_layer_is_a_site_of_what_predicts(command: CommandLine) -> None:
+    settings = ("exprune=optimal", "exprune.lam=1e-9", "exprune.order=input", "exprune.predict=true")
+    run = command("evaluate.py", *TINY_GNN, "data.limit=480", *settings, "exprune.stages=[8,100]", "exprune.scope=all")
+    assert run.code == 0, run.err
+    assert "head" in {site["name"] for site in result_of(run)["sites"]}
+
+
+def test_a_pass_is_known_by_its_order() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 1))
+    sites = find_sites(model, torch.randn(3, 4))
+    orders = [about(ExPrune(sites, Oracle(2, order)), 1.0) for order in ("model", "input")]
+    assert orders[0] != orders[1]
+
+
 @pytest.mark.parametrize("exprune", ["calibrated", "optimal"])
 @pytest.mark.parametrize("target", ["target_drop=0.5", "target_saved=0.4"])
 def test_a_target_finds_the_knob_on_validation(command: CommandLine, exprune: str, target: str) -> None:
@@ -118,6 +155,7 @@ def test_the_oracle_is_a_ceiling(command: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["exprune.scope=most"], "scope='most': relu or all"),
         (["exprune.target_drop=null"], "exprune.tau=null: set one of exprune.tau, target_drop, target_saved"),
         (["exprune.target_saved=0.99"], "exprune.target_saved=0.99: out of reach; the most"),
         (["exprune.target_drop=-1"], "exprune.target_drop=-1: a number, at least 0"),
@@ -129,7 +167,24 @@ def test_the_oracle_is_a_ceiling(command: CommandLine) -> None:
     ],
 )
 def test_wrong_settings_are_one_line(command: CommandLine, arguments: list[str], words: str) -> None:
-    run = command("evaluate.py", *SMALL, "exprune=calibrated", *arguments)
+    refused_in_a_line(command, ("exprune=calibrated", *arguments), words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["exprune=threshold", "exprune.predict=true"], "exprune.predict"),
+        (["exprune=oracle", "exprune.order=layer"], "order='layer' of Oracle: model or input"),
+        (["exprune=oracle", "exprune.scope=all"], "feeds no ReLU, so it can be stopped with a prediction alone"),
+        (["exprune=optimal", "exprune.lam=0", "exprune.predict=maybe"], "predict='maybe' of Optimal: true or false"),
+    ],
+)
+def test_what_a_test_cannot_do_is_one_line(command: CommandLine, arguments: list[str], words: str) -> None:
+    refused_in_a_line(command, arguments, words)
+
+
+def refused_in_a_line(command: CommandLine, arguments: Sequence[str], words: str) -> None:
+    run = command("evaluate.py", *SMALL[:-1], *arguments)
     assert run.code == 1
     (line,) = [line for line in run.err.splitlines() if line.startswith("error:")]
     assert words in line
@@ -137,11 +192,12 @@ def test_wrong_settings_are_one_line(command: CommandLine, arguments: list[str],
 
 
 def test_a_calibration_of_something_else_is_refused(command: CommandLine, session_cache: Path, tmp_path: Path) -> None:
-    calibrated = ("exprune=calibrated", "exprune.tau=0.1")
+    calibrated = ("exprune=calibrated", "exprune.tau=0.1", "exprune.inputs=25")
+    before = calibrations(session_cache)
     assert command("evaluate.py", *SMALL, *calibrated, "hydra.run.dir=a").code == 0
-    file = min(calibrations(session_cache))
+    (file,) = calibrations(session_cache).keys() - before.keys()
     tensors, metadata = load_tensors(file)
-    for what, value in (("weights", "0123"), ("sites", ["head"])):
+    for what, value in (("weights", "0123"), ("sites", ["head"]), ("order", "best"), ("scope", "most")):
         about = json.loads(metadata["about"]) | {what: value}
         other = tmp_path / f"{what}.safetensors"
         save_tensors(other, tensors, metadata | {"about": json.dumps(about)})

@@ -122,6 +122,23 @@ def test_tables_go_into_one_plot(tmp_path: Path, capsys: pytest.CaptureFixture[s
         pareto.gather([tmp_path / "gone.csv"])
 
 
+def test_predictions_and_layers_without_a_relu_are_curves_of_their_own(tmp_path: Path) -> None:
+    """Also beside a table that was made before there were such."""
+    optimal = {"heuristic": "Optimal", "order": "input"}
+    old = pareto.tabulate([result(0.1, 0.2, 0.3, **optimal)]).drop(columns=["predict", "scope"])
+    old.to_csv(tmp_path / "old.csv", index=False)
+    new = [
+        result(0.2, 0.1, 0.4, predict=False, scope="relu", **optimal),
+        result(0.3, 0.3, 0.5, predict=True, scope="relu", **optimal),
+        result(0.4, 0.4, 0.6, predict=True, scope="all", **optimal),
+    ]
+    pareto.tabulate(new).to_csv(tmp_path / "new.csv", index=False)
+    table = pareto.gather([tmp_path / "old.csv", tmp_path / "new.csv"])
+    labels = {pareto.curve_label(curve): len(curve) for _, curve in table.groupby(pareto.CURVE)}
+    of_both = "gnn, Optimal, 0 sites, order input"
+    assert labels == {of_both: 2, f"{of_both}, predicted": 1, f"{of_both}, predicted, all layers": 1}
+
+
 def test_what_a_search_found_is_a_curve_of_its_own() -> None:
     by_site = [result({"a": 0.1, "b": tau}, 0.1, 0.2 + tau) for tau in (0.1, 0.2)]
     table = pareto.tabulate([*by_site, result(0.1, 0.5, 0.2), result(0.2, 0.6, 0.3)])

@@ -122,7 +122,8 @@ def about(run: ExPrune, gain_ratio: Any) -> list[Any]:
         name: float((of.slope * of.offset).sum()) for name, of in (getattr(heuristic, "statistics", None) or {}).items()
     }
     own = [getattr(heuristic, name, None) for name in ("lam", "ahead", "predicts")]
-    knobs = [run.taus, *own, heuristic.stages, gain_ratio, lines]
+    by_input = [site.plan.by_input for site in run.flops.sites]
+    knobs = [run.taus, *own, heuristic.stages, gain_ratio, lines, by_input]
     return ["pruned", type(heuristic).__qualname__, knobs, [site.name for site in run.sites if site.eligible]]
 
 

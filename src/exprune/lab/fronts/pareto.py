@@ -21,7 +21,8 @@ from exprune.lab.files import write_whole
 
 PANEL = ["data", "split", "metric"]  # what can stand in one plot
 NETWORK = ["model", "static", "sparsity", "seed", "checkpoint"]  # what has one dense baseline
-CURVE = [*NETWORK, "site_selection", "heuristic", "order"]  # what has one front
+CURVE = [*NETWORK, "site_selection", "scope", "heuristic", "order", "predict"]  # what has one front
+_SINCE = {"scope": "relu", "predict": False}  # what tables that were made before these columns are of
 _MANY_TAUS = ("{", "[")  # how a table's tau begins where sites have their own
 
 
@@ -54,6 +55,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:  # pandas' own are ValueErrors
         raise SettingError(f"{path}: not a table ({str(error).strip().partition(chr(10))[0]})") from error
+    table = table.assign(**{column: value for column, value in _SINCE.items() if column not in table})
     if missing := [column for column in (*PANEL, *CURVE, "saved_percent", "front") if column not in table]:
         raise SettingError(f"{path}: no table of exprune.lab.fronts.pareto: it has no {missing[0]}")
     return table.assign(**{column: table[column].astype(object).fillna("") for column in ("site_selection", "order")})
@@ -98,6 +100,8 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
         "stages": json.dumps(stages) if (stages := result.get("stages")) else None,
         "gain_ratio": str(result.get("gain_ratio")),
         "order": result.get("order") or "",
+        "predict": bool(result.get("predict")),
+        "scope": result.get("scope") or "relu",
         "target": json.dumps(target) if (target := result.get("target")) else None,
         "metric": metric["name"],
         "dense": round(metric["dense"], 5),
@@ -149,8 +153,9 @@ def curve_label(curve: pd.DataFrame) -> str:
     """What a curve is called in a legend. Under static pruning a setting may leave some of its sites without a test."""
     row, sites = curve.iloc[0], curve["sites"].max()
     order = f", order {row['order']}" if row["order"] else ""
+    beside = f"{', predicted' * bool(row['predict'])}{', all layers' * (row['scope'] == 'all')}"
     by_site = ", tau by site" if str(row["tau"]).startswith(_MANY_TAUS) else ""
-    return f"{network_label(row)}, {row['heuristic']}, {sites} sites{order}{by_site}"
+    return f"{network_label(row)}, {row['heuristic']}, {sites} sites{order}{beside}{by_site}"
 
 
 def plot(table: pd.DataFrame, path: Path) -> None:

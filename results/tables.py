@@ -27,21 +27,26 @@ NETWORKS = {
     "opt": ("embedded OPT, of `fc1`", "scope_saved_percent", "opt_stdlib"),
 }
 PAPER_TESTS = ("Threshold", "StatsTest")
-COLUMNS = (*PAPER_TESTS, "Calibrated", "Optimal", "Optimal, `order=neuron`", "Oracle")
+BY_INPUT = "Optimal, `order=input`"
+COLUMNS = (*PAPER_TESTS, "Calibrated", "Optimal", "Optimal, `order=neuron`", BY_INPUT, "Oracle")
 _MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def headline() -> str:
     """A row a network: the paper's range, the better of its tests, and ours; savings at both limits."""
-    lines = [_line("", "the paper saves", "its tests, searched", "`exprune=optimal`", "oracle"), "|---" * 5 + "|"]
+    columns = ("", "the paper saves", "its tests, searched", "`exprune=optimal`", "`exprune.order=input`", "oracle")
+    lines = [_line(*columns), "|---" * len(columns) + "|"]
     for name, (network, figure, _) in NETWORKS.items():
         chosen = _chosen(name)
         rows = [
             max((chosen.loc[limit, test] for test in PAPER_TESTS), key=lambda row: row[figure]) for limit in _limits()
         ]
-        ours = [chosen.loc[limit, "Optimal"] for limit in _limits()]
+        ours = [
+            [chosen.loc[limit, test] for limit in _limits()] for test in ("Optimal", BY_INPUT) if _is_in(chosen, test)
+        ]
         oracle = f"{chosen.loc[1.0, 'Oracle'][figure]:.1f}"
-        cells = ["<br>".join(f"{row[figure]:.1f} {_interval(row)}" for row in two) for two in (rows, ours)]
+        cells = ["<br>".join(f"{row[figure]:.1f} {_interval(row)}" for row in two) for two in (rows, *ours)]
+        cells += ["not measured yet"] * (len(columns) - 3 - len(cells))
         lines.append(_line(network, "<br>".join(_published(name, limit) for limit in _limits()), *cells, oracle))
     return "\n".join(lines) + "\n"
 
@@ -52,7 +57,10 @@ def tests() -> str:
     for name, (network, figure, _) in NETWORKS.items():
         chosen = _chosen(name)
         for limit in _limits():
-            cells = [_cell(chosen.loc[limit, column], figure, column) for column in COLUMNS]
+            cells = [
+                _cell(chosen.loc[limit, column], figure, column) if _is_in(chosen, column) else "not measured yet"
+                for column in COLUMNS
+            ]
             lines.append(_line(network, f"{limit:g}", _published(name, limit), *cells))
     return "\n".join(lines) + "\n"
 
@@ -89,6 +97,29 @@ def beyond(name: str) -> str:
     return "\n".join(lines) + "\n" + _made(table, f"{name}_beyond", f"bash results/beyond.sh {name}")
 
 
+def input_order() -> str:
+    """Optimal stopping in the order of each input, where it has been measured, without and with predictions."""
+    columns = ("", "outcomes", "target", "knob", "on validation: saved, drop", "saved", "without zero terms", "change")
+    lines = [_line(*columns), "|---" * len(columns) + "|"]
+    made = []
+    for name, (network, figure, _) in NETWORKS.items():
+        if not (file := HERE / f"{name}_input_order.csv").exists():
+            continue
+        table = pd.read_csv(file)
+        for row in table.sort_values(["predict", "lam"]).to_dict("records"):
+            target = json.loads(row["target"])
+            on_valid = f"{100 * target['valid_saved']:.1f} %, {target['valid_drop']:.2f}"
+            outcomes = "zero, predicted, on" if row["predict"] else "zero, on"
+            nonzero = f"{100 * (1 - row['nonzero_pruned_flops'] / row['nonzero_dense_flops']):.1f} %"
+            saved = f"{row['saved_percent']:.1f} %"
+            if figure == "scope_saved_percent":
+                saved, nonzero = f"{row[figure]:.1f} % of `fc1`", f"{nonzero} of the network"
+            cells = (outcomes, target["target_drop"], _knob(row), on_valid, saved, nonzero, _measured(row))
+            lines.append(_line(network, *cells))
+        made.append(_made(table, file.stem, f"bash results/input_order.sh {name}"))
+    return "\n".join(lines) + "\n" + "".join(made)
+
+
 def one_tau(name: str) -> str:
     """The paper's tests with the same tau at every site, where they save anything."""
     _, figure, file = NETWORKS[name]
@@ -122,6 +153,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tests": tests,
     "searches": searches,
     "passes": passes,
+    "input order": input_order,
     **{f"beyond {name}": lambda name=name: beyond(name) for name in NETWORKS},
     **{f"one tau {name}": lambda name=name: one_tau(name) for name in NETWORKS},
 }
@@ -139,10 +171,15 @@ def _limits() -> Sequence[float]:
 
 def _chosen(name: str) -> pd.DataFrame:
     """What saves most within each limit, by limit and test."""
-    results = read([HERE / f"{name}_beyond.csv", *_fronts(name)])
-    by_neuron = results["setting"].map(lambda setting: json.loads(setting).get("order") == "neuron")
-    results.loc[by_neuron, "heuristic"] += ", `order=neuron`"
+    by_input = HERE / f"{name}_input_order.csv"
+    results = read([HERE / f"{name}_beyond.csv", *_fronts(name), *([by_input] if by_input.exists() else [])])
+    order = results["setting"].map(lambda setting: json.loads(setting).get("order"))
+    results["heuristic"] += order.map(lambda order: f", `order={order}`" if order in ("neuron", "input") else "")
     return paper_table(results).set_index(["drop_limit", "heuristic"])
+
+
+def _is_in(chosen: pd.DataFrame, test: str) -> bool:
+    return test in chosen.index.get_level_values("heuristic")
 
 
 def _fronts(name: str) -> list[Path]:

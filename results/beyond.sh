@@ -3,20 +3,12 @@
 # their ceiling. Knobs are swept; those with a target are chosen on the validation split. EXPRUNE_DATA_DIR names the data.
 #   bash results/beyond.sh gnn        (or opt, vgg11_bn, resnet18, vgg11_bn_static)
 set -euo pipefail
-network=${1:?gnn, opt, vgg11_bn, resnet18 or vgg11_bn_static}
+. "$(dirname "$0")/networks.sh"
 stages=() first=()
-case $network in
-    gnn) settings=(model=gnn data=ogbg_molhiv) ;;
-    opt) settings=(model=opt) ;;
-    vgg11_bn | resnet18) settings=(model="$network" data=cifar10_jpeg) ;;
-    vgg11_bn_static)
-        settings=(model=vgg11_bn data=cifar10_jpeg static=magnitude static.sparsity=0.98)
-        stages=("exprune.stages=[8,16,24,32,48,64,96,128,192,256]") # a neuron has 20 to 80 terms left
-        first=(exprune.n=8)
-        ;;
-    *) echo "error: $network: gnn, opt, vgg11_bn, resnet18 or vgg11_bn_static" >&2; exit 1 ;;
-esac
-cd "$(dirname "$0")/.."
+if [ "$network" = vgg11_bn_static ]; then
+    stages=("exprune.stages=[8,16,24,32,48,64,96,128,192,256]") # a neuron has 20 to 80 terms left
+    first=(exprune.n=8)
+fi
 sweep=multirun/beyond_$network # what is in it from an interrupted run is not measured again
 
 run() { # NAME OVERRIDE...

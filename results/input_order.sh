@@ -3,15 +3,7 @@
 # on the test split, from the released checkpoint; lam is chosen on the validation split. EXPRUNE_DATA_DIR names the data.
 #   bash results/input_order.sh gnn        (or opt, vgg11_bn, resnet18, vgg11_bn_static)
 set -euo pipefail
-network=${1:?gnn, opt, vgg11_bn, resnet18 or vgg11_bn_static}
-case $network in
-    gnn) settings=(model=gnn data=ogbg_molhiv) ;;
-    opt) settings=(model=opt) ;;
-    vgg11_bn | resnet18) settings=(model="$network" data=cifar10_jpeg) ;;
-    vgg11_bn_static) settings=(model=vgg11_bn data=cifar10_jpeg static=magnitude static.sparsity=0.98) ;;
-    *) echo "error: $network: gnn, opt, vgg11_bn, resnet18 or vgg11_bn_static" >&2; exit 1 ;;
-esac
-cd "$(dirname "$0")/.."
+. "$(dirname "$0")/networks.sh"
 sweep=multirun/input_order_$network # what is in it from an interrupted run is not measured again
 for predict in false true; do
     [ ! -e "$sweep/$predict/done" ] || continue

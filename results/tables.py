@@ -29,6 +29,7 @@ NETWORKS = {
 PAPER_TESTS = ("Threshold", "StatsTest")
 BY_INPUT = "Optimal, `order=input`"
 COLUMNS = (*PAPER_TESTS, "Calibrated", "Optimal", "Optimal, `order=neuron`", BY_INPUT, "Oracle")
+NOT_YET = "not measured yet"
 _MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -38,15 +39,9 @@ def headline() -> str:
     lines = [_line(*columns), "|---" * len(columns) + "|"]
     for name, (network, figure, _) in NETWORKS.items():
         chosen = _chosen(name)
-        rows = [
-            max((chosen.loc[limit, test] for test in PAPER_TESTS), key=lambda row: row[figure]) for limit in _limits()
-        ]
-        ours = [
-            [chosen.loc[limit, test] for limit in _limits()] for test in ("Optimal", BY_INPUT) if _is_in(chosen, test)
-        ]
+        best = [max(PAPER_TESTS, key=lambda test: chosen.loc[limit, test][figure]) for limit in _limits()]
         oracle = f"{chosen.loc[1.0, 'Oracle'][figure]:.1f}"
-        cells = ["<br>".join(f"{row[figure]:.1f} {_interval(row)}" for row in two) for two in (rows, *ours)]
-        cells += ["not measured yet"] * (len(columns) - 3 - len(cells))
+        cells = [_at_both(chosen, two, figure) for two in (best, ["Optimal"] * 2, [BY_INPUT] * 2)]
         lines.append(_line(network, "<br>".join(_published(name, limit) for limit in _limits()), *cells, oracle))
     return "\n".join(lines) + "\n"
 
@@ -57,10 +52,7 @@ def tests() -> str:
     for name, (network, figure, _) in NETWORKS.items():
         chosen = _chosen(name)
         for limit in _limits():
-            cells = [
-                _cell(chosen.loc[limit, column], figure, column) if _is_in(chosen, column) else "not measured yet"
-                for column in COLUMNS
-            ]
+            cells = [_cell(chosen, limit, column, figure) for column in COLUMNS]
             lines.append(_line(network, f"{limit:g}", _published(name, limit), *cells))
     return "\n".join(lines) + "\n"
 
@@ -91,7 +83,7 @@ def beyond(name: str) -> str:
         test = row["heuristic"] + (", `order=neuron`" if row["order"] == "neuron" else "")
         knob = "" if row["heuristic"] == "Oracle" else _knob(row)
         target = json.loads(row["target"]) if isinstance(row["target"], str) else {}
-        on_valid = f"{100 * target['valid_saved']:.1f} %, {target['valid_drop']:.2f}" if target else ""
+        on_valid = _on_valid(target) if target else ""
         saved = [f"{row['saved_percent']:.1f} %", *([f"{row[figure]:.1f} %"] if scoped else [])]
         lines.append(_line(test, knob, target.get("target_drop", ""), on_valid, *saved, _measured(row)))
     return "\n".join(lines) + "\n" + _made(table, f"{name}_beyond", f"bash results/beyond.sh {name}")
@@ -108,13 +100,12 @@ def input_order() -> str:
         table = pd.read_csv(file)
         for row in table.sort_values(["predict", "lam"]).to_dict("records"):
             target = json.loads(row["target"])
-            on_valid = f"{100 * target['valid_saved']:.1f} %, {target['valid_drop']:.2f}"
             outcomes = "zero, predicted, on" if row["predict"] else "zero, on"
             nonzero = f"{100 * (1 - row['nonzero_pruned_flops'] / row['nonzero_dense_flops']):.1f} %"
             saved = f"{row['saved_percent']:.1f} %"
             if figure == "scope_saved_percent":
                 saved, nonzero = f"{row[figure]:.1f} % of `fc1`", f"{nonzero} of the network"
-            cells = (outcomes, target["target_drop"], _knob(row), on_valid, saved, nonzero, _measured(row))
+            cells = (outcomes, target["target_drop"], _knob(row), _on_valid(target), saved, nonzero, _measured(row))
             lines.append(_line(network, *cells))
         made.append(_made(table, file.stem, f"bash results/input_order.sh {name}"))
     return "\n".join(lines) + "\n" + "".join(made)
@@ -178,10 +169,6 @@ def _chosen(name: str) -> pd.DataFrame:
     return paper_table(results).set_index(["drop_limit", "heuristic"])
 
 
-def _is_in(chosen: pd.DataFrame, test: str) -> bool:
-    return test in chosen.index.get_level_values("heuristic")
-
-
 def _fronts(name: str) -> list[Path]:
     return [HERE / f"{name}_search_{heuristic}_front.csv" for heuristic in ("threshold", "stats_test")]
 
@@ -194,10 +181,25 @@ def _line(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _cell(row: pd.Series, figure: str, column: str) -> str:
+def _at_both(chosen: pd.DataFrame, tests: Sequence[str], figure: str) -> str:
+    """What a test saves at each limit, with the interval of the change."""
+    both = list(zip(_limits(), tests, strict=True))
+    if not all(at in chosen.index for at in both):
+        return NOT_YET
+    return "<br>".join(f"{chosen.loc[at][figure]:.1f} {_interval(chosen.loc[at])}" for at in both)
+
+
+def _cell(chosen: pd.DataFrame, limit: float, test: str, figure: str) -> str:
+    if (limit, test) not in chosen.index:
+        return NOT_YET
+    row = chosen.loc[limit, test]
     if pd.isna(row["saved_percent"]):
         return "none"
-    return f"{row[figure]:.1f}" + ("" if column == "Oracle" else f" ({_change(row)})")
+    return f"{row[figure]:.1f}" + ("" if test == "Oracle" else f" ({_change(row)})")
+
+
+def _on_valid(target: dict[str, float]) -> str:
+    return f"{100 * target['valid_saved']:.1f} %, {target['valid_drop']:.2f}"
 
 
 def _change(row: pd.Series | dict) -> str:

@@ -101,7 +101,7 @@ def input_order() -> str:
         for row in table.sort_values(["predict", "lam"]).to_dict("records"):
             target = json.loads(row["target"])
             outcomes = "zero, predicted, on" if row["predict"] else "zero, on"
-            nonzero = f"{100 * (1 - row['nonzero_pruned_flops'] / row['nonzero_dense_flops']):.1f} %"
+            nonzero = f"{100 * (1 - row['pruned_flops'] / row['nonzero_dense_flops']):.1f} %"
             saved = f"{row['saved_percent']:.1f} %"
             if figure == "scope_saved_percent":
                 saved, nonzero = f"{row[figure]:.1f} % of `fc1`", f"{nonzero} of the network"

@@ -18,6 +18,7 @@ from exprune.core.errors import SettingError
 from exprune.core.heuristics.calibrated import Calibrated, CalibratedTest, Oracle
 from exprune.core.heuristics.dominance import Dominance, HeadRecorder
 from exprune.core.heuristics.heuristic import Heuristic, Prefix, StatsTest, Threshold
+from exprune.core.heuristics.magnitude import Magnitude
 from exprune.core.heuristics.optimal import Optimal
 from exprune.core.simulation.exprune import ExPrune
 
@@ -30,6 +31,7 @@ __all__ = [
     "HeadRecorder",
     "Heuristic",
     "InputVariances",
+    "Magnitude",
     "Optimal",
     "Oracle",
     "Prefix",

@@ -75,19 +75,17 @@ class SiteFlops:
             spent = spent + tested * overhead + (0 if self.by_input else count * stage.flops)
             alive = alive - count
         if self.by_input is not None:
-            return _total(spent) + self.dense_flops - 2 * _total(self.by_input.left) + self.by_input.ranking
+            evaluated = 2 * (_total(self.by_input.nonzero) - _total(self.by_input.left))
+            return _total(spent) + evaluated + self.by_input.ranking
         return _total(spent + alive * self.plan.dense_flops)
 
     @property
-    def zero_terms(self) -> tuple[int, int]:
-        """FLOPs in :attr:`dense_flops`, and in :attr:`pruned_flops`, that multiply inputs that are exactly zero.
+    def zero_terms(self) -> int:
+        """FLOPs in :attr:`dense_flops` that multiply inputs that are exactly zero.
 
-        Known of sites in the order of each input alone; of others nothing is counted.
+        Known of sites in the order of each input alone, whose :attr:`pruned_flops` has none; of others none is counted.
         """
-        if self.by_input is None:
-            return 0, 0
-        dense = self.dense_flops - 2 * _total(self.by_input.nonzero)
-        return dense, dense - 2 * _total(self.by_input.left) + 2 * _total(self.by_input.left_nonzero)
+        return 0 if self.by_input is None else self.dense_flops - 2 * _total(self.by_input.nonzero)
 
     @property
     def _outputs(self) -> int:
@@ -101,21 +99,19 @@ class ByInput:
     """What a site in the order of each input costs, which its rows decide: weights, times outputs.
 
     Attributes:
-        left: weights not evaluated of outputs that stopped.
-        left_nonzero: likewise, of terms that are not exactly zero.
-        nonzero: weights of all terms that are not exactly zero, of all outputs.
+        nonzero: weights of terms that are not exactly zero, of all outputs; others cost nothing.
+        left: those of them that were not evaluated, of outputs that stopped.
         ranking: FLOPs of ranking the rows' terms.
     """
 
-    left: int | Tensor = 0
-    left_nonzero: int | Tensor = 0
     nonzero: int | Tensor = 0
+    left: int | Tensor = 0
     ranking: int = 0
 
-    def add(self, left: Tensor, left_nonzero: Tensor, nonzero: Tensor, ranking: int) -> None:
+    def add(self, nonzero: Tensor, left: Tensor, ranking: int) -> None:
         """Count some rows. Nothing waits for the device."""
-        self.left, self.left_nonzero = self.left + left, self.left_nonzero + left_nonzero
-        self.nonzero, self.ranking = self.nonzero + nonzero, self.ranking + ranking
+        self.nonzero, self.left = self.nonzero + nonzero, self.left + left
+        self.ranking += ranking
 
 
 def _total(count: int | Tensor) -> int:
@@ -152,15 +148,14 @@ class Flops:
         return 1 - self.pruned / self.dense if self.dense else 0.0
 
     @property
-    def without_zero_terms(self) -> tuple[int, int] | None:
-        """Dense and pruned FLOPs of engines that skip the sites' terms that are exactly zero; None: not counted.
+    def dense_without_zero_terms(self) -> int | None:
+        """Dense FLOPs of an engine that skips the sites' terms that are exactly zero; None: not counted.
 
-        They are counted at sites in the order of each input (docs/method.md, section 5).
+        They are counted at sites in the order of each input, where :attr:`pruned` has none (docs/method.md, section 8).
         """
         if not any(site.by_input for site in self.sites):
             return None
-        dense, pruned = (sum(zeros) for zeros in zip(*(site.zero_terms for site in self.sites), strict=True))
-        return self.dense - dense, self.pruned - pruned
+        return self.dense - sum(site.zero_terms for site in self.sites)
 
     def __str__(self) -> str:
         lines = [f"dense {self.dense:,} FLOPs, pruned {self.pruned:,}: {self.saved:.2%} saved"]

@@ -7,7 +7,7 @@ from exprune.core.accounting.flops import Flops, SiteFlops
 from exprune.core.accounting.tally import FlopTally
 
 _COUNTED = ("outputs", "pruned_at", "negative", "wrong")
-_BY_INPUT = ("left", "left_nonzero", "nonzero", "ranking")
+_BY_INPUT = ("left", "nonzero", "ranking")
 
 
 @dataclass

@@ -8,17 +8,19 @@ import torch
 from torch import Tensor
 
 from exprune.core.accounting.plan import checked, make_plan
+from exprune.core.calibration.histogram import Histogram
 from exprune.core.calibration.lines import Moments, SiteStatistics
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
-from exprune.core.sums.input_order import Columns, Ranked, rows_of
+from exprune.core.sums.input_order import Columns, Ranked, energies, rows_of
 from exprune.core.sums.parts import StagedFollower
 from exprune.core.sums.rows import check_rows
 from exprune.core.sums.terms import Terms
 
 _POSITIONS = 64  # of an input that are enough
 _BLOCK = 2**17  # numbers
+QUANTILES = 1024  # steps
 _NEGLIGIBLE = 1e-5  # of a row's norm: what is left is not measured where it is rounding
 
 
@@ -53,6 +55,7 @@ class Recorder(StagedFollower):
         self.rows: Tensor | None = None
         self._moments: dict[str, Moments] = {}
         self._rest: dict[str, Tensor] = {}  # of sites in the order of each input, after each stage, sums of squares
+        self._magnitudes: dict[str, Histogram] = {}
 
     def before_activation(self, chain: Chain, z: Tensor) -> None:
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
@@ -75,10 +78,12 @@ class Recorder(StagedFollower):
         rows = rows_of(call, call.input if call.is_conv else take(call.input), _step(positions))
         if call.is_conv and self.rows is not None:
             rows = rows[self.rows.flatten().to(rows.device).repeat_interleave(len(rows) // self.rows.numel())]
+        magnitudes = self._magnitudes.setdefault(chain.name, Histogram())
         squares = torch.zeros(len(stages) + 1, dtype=torch.float64, device=z.device)
         for some, part in zip(rows.split([len(block) for block in blocks(full)]), blocks(full), strict=True):
             part, some = moments.finite(part, some)
             ranked = columns.rank(some, stages)
+            magnitudes.add(energies(some))
             moments.add(len(some), _scaled(ranked, part))
             squares += torch.cat([ranked.rest, ranked.norm], 1).double().square().sum(0)
         self._rest[chain.name] = self._rest.get(chain.name, torch.zeros_like(squares)) + squares
@@ -121,7 +126,7 @@ class Recorder(StagedFollower):
         return {name: self._statistics(name, of) for name, of in self._moments.items()}
 
     def _statistics(self, name: str, moments: Moments) -> SiteStatistics:
-        rest = None
+        rest = magnitudes = None
         if (squares := self._rest.get(name)) is not None:
             if not squares[-1]:
                 raise SettingError(
@@ -129,8 +134,9 @@ class Recorder(StagedFollower):
                     "take more inputs, or leave the site out"
                 )
             rest = (squares[:-1] / moments.rows).sqrt()
+            magnitudes = self._magnitudes[name].quantiles(QUANTILES).sqrt()
         stages = [stage.n for stage in self.plans[name].stages]
-        return SiteStatistics.of(moments, stages, name, self.orders.get(name), rest)
+        return SiteStatistics.of(moments, stages, name, self.orders.get(name), rest, magnitudes)
 
 
 def _scaled(ranked: Ranked, full: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -117,6 +117,14 @@ class Heuristic(ABC):
         """
         return None
 
+    def cut(self, site: Site, tau: Any) -> float | None:
+        """Which terms are evaluated before the only stage, whose number is then no matter: of every row (position)
+        those with an input (a patch) of a norm above this.
+
+        None: as many as the stage says. It takes the order ``"input"``.
+        """
+        return None
+
     def overhead(self, stage: int, site: Site) -> int:
         """FLOPs of the test at ``stage``, per neuron tested."""
         return 1

@@ -9,7 +9,7 @@ from torch import Tensor
 from exprune.core.accounting.flops import SiteFlops
 from exprune.core.discovery.chain import Chain
 from exprune.core.simulation.stops import Stops
-from exprune.core.sums.input_order import Columns, Ranked, ranking_flops, rows_of
+from exprune.core.sums.input_order import Columns, Ranked, cutting_flops, ranking_flops, rows_of
 
 
 def prune_by_input(
@@ -27,12 +27,16 @@ def prune_by_input(
         shift=chain.shift.flatten() if isinstance(chain.shift, Tensor) else chain.shift,
         residual=None if chain.residual is None else _matrix(chain.residual, given, dim),
     )
-    ranked = columns.rank(rows_of(chain.call, chain.call.input), of.stages)
+    patches, cut = rows_of(chain.call, chain.call.input), stops.heuristic.cut(of.site, stops.tau)
+    if cut is None:
+        ranked, overhead = columns.rank(patches, of.stages), ranking_flops(chain.call, len(of.stages))
+    else:
+        ranked, overhead = columns.above(patches, cut), cutting_flops(chain.call)
     for index, so_far in enumerate(ranked.sums()):
         stops.test(index, beside, so_far, None, None, data, full, ranked)
     rows = len(out) if data is None else int(data.sum())
     of.add(rows * out.shape[1], stops.counts(out, data))
-    _count(of, stops, ranked, data, rows * ranking_flops(chain.call, len(of.stages)))
+    _count(of, stops, ranked, data, rows * overhead)
     stops.write(out, chain.ceiling)
     if out.data_ptr() != given.data_ptr():
         moved = given.movedim(dim, -1)
@@ -47,30 +51,26 @@ def _matrix(values: Tensor, like: Tensor, dim: int) -> Tensor:
 
 
 def _count(of: SiteFlops, stops: Stops, ranked: Ranked, data: Tensor | None, ranking: int) -> None:
-    """Count the weights that were not evaluated."""
+    """Count the weights of terms that are not exactly zero, and those of them that were not evaluated."""
     plan, weights_per_term = of.plan, of.site.weights_per_term
     assert of.by_input is not None  # of a site in this order
-    total: int | Tensor
     evaluated: Iterable[int | Tensor]
     if plan.weights is None:  # a neuron has all terms: what a stop leaves out, its row tells
-        total = of.site.terms * weights_per_term
         nonzero = ranked.nonzero.sum(1, keepdim=True) * weights_per_term
-        evaluated = (n * weights_per_term for n in of.stages)
-        neurons = stops.stopped().shape[1]
+        evaluated = (n * weights_per_term for n in ranked.counts())
+        neurons, dtype = stops.stopped().shape[1], torch.int64
     else:
         weights = plan.weights.to(ranked.rows).T
-        total, neurons = weights.sum(0, keepdim=True), 1
         nonzero = ranked.nonzero.to(weights) @ weights
         evaluated = (first.to(weights) @ weights for first in ranked.firsts())
-    dtype = torch.int64 if plan.weights is None else torch.float64  # of products that are whole in any case
-    left = left_nonzero = torch.zeros((), dtype=dtype, device=ranked.norm.device)
+        neurons, dtype = 1, torch.float64  # of products that are whole in any case
+    left = torch.zeros((), dtype=dtype, device=ranked.norm.device)
     before = None
     for stopped, so_far in zip(stops.so_far(), evaluated, strict=True):
         now = stopped if before is None else stopped & ~before
         now = now if data is None else now & data
         now = now.sum(1, keepdim=True) if plan.weights is None else now
-        left = left + (now * (total - so_far)).sum(dtype=dtype)
-        left_nonzero = left_nonzero + (now * (nonzero - so_far).clamp(min=0)).sum(dtype=dtype)
+        left = left + (now * (nonzero - so_far).clamp(min=0)).sum(dtype=dtype)
         before = stopped
     nonzero = nonzero if data is None else nonzero * data
-    of.by_input.add(left.long(), left_nonzero.long(), nonzero.sum(dtype=dtype).long() * neurons, ranking)
+    of.by_input.add(nonzero.sum(dtype=dtype).long() * neurons, left.long(), ranking)

@@ -42,8 +42,11 @@ class Columns:
 
     def rank(self, rows: Tensor, stages: Sequence[int]) -> "Ranked":
         """The rows (R, K, N) with their terms ranked: by patch norm times norm of the weights, ties as they stand."""
-        energy = rows.square().sum(1).float() * self.norms
-        return Ranked(self.weight, rows, energy, tuple(stages))
+        return Ranked(self.weight, rows, energies(rows) * self.norms, tuple(stages))
+
+    def above(self, rows: Tensor, cut: float) -> "Above":
+        """The rows with those of their terms whose patch norm lies above the cut."""
+        return Above(self.weight, rows, energies(rows), cut=cut)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Ranked:
     weight: Tensor
     rows: Tensor
     energy: Tensor
-    stages: tuple[int, ...]
+    stages: tuple[int, ...] = ()
 
     def sums(self) -> Iterator[Tensor]:
         """After each stage the sum of each neuron's first n terms: (R, outputs)."""
@@ -64,6 +67,10 @@ class Ranked:
         """After each stage which terms are among the first n: (R, N) bool."""
         for n in self.stages:
             yield self._keys <= self._sorted[:, n - 1 : n]
+
+    def counts(self) -> Iterator[int | Tensor]:
+        """After each stage how many terms that is: one number, or one for each row (R, 1)."""
+        return iter(self.stages)
 
     @cached_property
     def rest(self) -> Tensor:
@@ -110,6 +117,33 @@ class Ranked:
 _MOST = 2**31 - 1
 
 
+@dataclass(frozen=True)
+class Above(Ranked):
+    """Rows of which, in a single stage, the terms are summed whose norm lies above a cut."""
+
+    cut: float = 0.0
+
+    def firsts(self) -> Iterator[Tensor]:
+        yield self._above
+
+    def counts(self) -> Iterator[int | Tensor]:
+        yield self._above.sum(1, keepdim=True)
+
+    @cached_property
+    def rest(self) -> Tensor:
+        left = self.energy.masked_fill(self._above, 0)
+        return left.sum(1, keepdim=True).sqrt().to(self.rows.dtype)
+
+    @cached_property
+    def _above(self) -> Tensor:
+        return self.energy > self.cut**2
+
+
+def energies(rows: Tensor) -> Tensor:
+    """The squared norm of each term's patch: of rows (R, K, N), (R, N) float32."""
+    return rows.square().sum(1).float()
+
+
 def rows_of(call: LinearCall, x: Tensor, step: int = 1) -> Tensor:
     """The rows (R, K, N) of a call's input ``x``, (inputs, N, *space) or (R, N); of all positions, or every step-th."""
     x = x.to(sum_dtype(call))
@@ -137,7 +171,17 @@ def inputs_at_once(call: LinearCall, out: Tensor) -> int:
 
 
 def ranking_flops(call: LinearCall, stages: int) -> int:
-    """FLOPs of ranking one row: norms of its terms, N log2 N comparisons, what is left after each stage.
+    """FLOPs of ranking one row: norms of its terms, N log2 N comparisons, what is left after each stage."""
+    return call.terms * (_norm_flops(call) + 1 + math.ceil(math.log2(max(call.terms, 2))) + 1) + stages
+
+
+def cutting_flops(call: LinearCall) -> int:
+    """FLOPs of telling which terms of one row lie above a cut: norms of its patches, a comparison each."""
+    return call.terms * (_norm_flops(call) + 1 if call.is_conv else 1)
+
+
+def _norm_flops(call: LinearCall) -> int:
+    """Of one term.
 
     The squares of a convolution's patches are summed along one dimension after the other, shared by the patches.
     """
@@ -145,4 +189,4 @@ def ranking_flops(call: LinearCall, stages: int) -> int:
     norm = 2 * kernel.numel()
     if call.is_conv:
         norm = min(norm, math.prod(call.stride) * (1 + sum(size - 1 for size in kernel)))
-    return call.terms * (norm + 1 + math.ceil(math.log2(max(call.terms, 2))) + 1) + stages
+    return norm

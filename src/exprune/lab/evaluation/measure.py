@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from exprune.core import Dominance, ExPrune, Heuristic
+from exprune.core import Dominance, ExPrune, Heuristic, Magnitude
 from exprune.lab.evaluation.head import head_row
 from exprune.lab.evaluation.passes import Pass, run_pass
 from exprune.lab.evaluation.result import Metric, Result, check_defined, flops_per_input, site_rows
@@ -53,7 +53,7 @@ def measure(
         checkpoint=subject.checkpoint,
         heuristic="none" if heuristic is None else type(heuristic).__name__,
         tau=None if heuristic is None else heuristic.tau,
-        n=None if heuristic is None or len(heuristic.stages) > 1 else heuristic.stages[0],
+        n=None if heuristic is None else _terms_before_test(heuristic),
         stages=None if heuristic is None else list(heuristic.stages),
         lam=getattr(heuristic, "lam", None),
         order=cfg.exprune.get("order"),
@@ -78,6 +78,11 @@ def measure(
     for kept in (file, subject.pass_file(split, None)):
         kept.unlink(missing_ok=True)
     return result, examples
+
+
+def _terms_before_test(heuristic: Heuristic) -> int | None:
+    """None where there are several tests, or the input says how many."""
+    return None if len(heuristic.stages) > 1 or isinstance(heuristic, Magnitude) else heuristic.stages[0]
 
 
 def drop_points(task: Task, dense: Pass, predictions: NDArray) -> float:

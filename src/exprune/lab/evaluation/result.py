@@ -34,8 +34,8 @@ class FlopsPerInput:
     is a fraction of ``dense``. ``paper_scope`` holds the same in the scope of the published figure.
     ``zero_skipping`` is what leaving out the products with zeros in a language model's fc2 would save beside that,
     without (``dense``) and with ExPrune (``pruned``): exact, and part of no other figure here.
-    ``without_zero_terms`` is the network whose sites skip the terms that are exactly zero, densely and pruned, where
-    they are counted (``order=input``); the other figures charge them on both sides.
+    ``without_zero_terms`` has beside the same pruned network a dense one that skips the sites' terms that are exactly
+    zero, where they are counted (``order=input``, in which the pruned one skips them); ``dense`` is charged for them.
     ``uncounted`` names operators that nobody has a formula for, with the number of their calls: none of the figures
     holds what they cost.
     """
@@ -149,14 +149,14 @@ def flops_per_input(unit: str, linear: Flops, dense_pass: Pass, pruned_pass: Pas
             side: one.totals["zero_skipping"] / inputs for side, one in (("dense", dense_pass), ("pruned", pruned_pass))
         }
     outside = totals.get("outside_paper_scope", 0)
-    nonzero = linear.without_zero_terms
+    nonzero = linear.dense_without_zero_terms
     return FlopsPerInput(
         unit,
         unpruned=unpruned / inputs,
         **both(dense, pruned),
         paper_scope=both(dense - outside, pruned - outside),
         zero_skipping=skipping,
-        without_zero_terms=None if nonzero is None else both(*(number + elementwise for number in nonzero)),
+        without_zero_terms=None if nonzero is None else both(nonzero + elementwise, linear.pruned + elementwise),
         uncounted=uncounted,
     )
 

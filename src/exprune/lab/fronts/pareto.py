@@ -120,18 +120,14 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
         "pruned_share": round(sum(site["pruned"] for site in counts) / outputs, 5),
         "negative_share": round(sum(site["negative"] for site in counts) / outputs, 5),
         "wrong_share": round(sum(site["wrong"] for site in counts) / outputs, 5),
-        **_without_zero_terms(flops),
+        "nonzero_dense_flops": round(flops["without_zero_terms"]["dense"], 3)
+        if flops.get("without_zero_terms")
+        else None,
         **_skippable(flops),
         **_head(result.get("head")),
         "checkpoint": result["checkpoint"],
         "command": result["command"],
     }
-
-
-def _without_zero_terms(flops: dict[str, Any]) -> dict[str, float | None]:
-    """Both sides if all terms that are exactly zero were left out; of sites in the order of each input."""
-    both = flops.get("without_zero_terms") or dict.fromkeys(("dense", "pruned"))
-    return {f"nonzero_{side}_flops": None if value is None else round(value, 3) for side, value in both.items()}
 
 
 def _skippable(flops: dict[str, Any]) -> dict[str, float | None]:

@@ -24,7 +24,7 @@ from exprune.lab.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
-_MEASURED = ("slope", "offset", "sd", "order", "gradient", "rest")
+_MEASURED = ("slope", "offset", "sd", "order", "gradient", "rest", "magnitudes")
 
 
 def statistics_of(subject: Subject) -> dict[str, SiteStatistics]:
@@ -126,6 +126,7 @@ def _about(subject: Subject) -> dict[str, Any]:
         "stages": list(settings.stages),
         "order": settings.order,
         "scope": settings.scope,
+        "measured": list(_MEASURED),
         "inputs": [settings.inputs, _of_gradients(settings.inputs)],
         "limit": data.limit,
         "seed": subject.cfg.seed,

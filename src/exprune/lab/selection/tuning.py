@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from exprune.core import CalibratedTest, ExPrune, Heuristic
+from exprune.core import ExPrune, Heuristic, Magnitude
 from exprune.core.errors import SettingError
 from exprune.lab.evaluation.measure import TooFar, about, drop_and_saved
 from exprune.lab.evaluation.subject import Subject, plain
@@ -44,12 +44,12 @@ Maker = Callable[..., Heuristic | None]
 
 def maker(subject: Subject) -> Maker:
     """What makes the configured heuristic with given knobs, ready to run; its statistics are read or measured once."""
-    needed = isinstance(heuristic_of(subject.cfg), CalibratedTest)
+    needed = hasattr(heuristic_of(subject.cfg), "statistics")
     statistics = statistics_of(subject) if needed else None
 
     def make(**knobs: Any) -> Heuristic | None:
         heuristic = heuristic_of(subject.cfg, **knobs)
-        if isinstance(heuristic, CalibratedTest):
+        if heuristic is not None and hasattr(heuristic, "statistics"):
             heuristic.statistics = statistics
         return heuristic
 
@@ -77,11 +77,12 @@ def _found(subject: Subject, target: str, value: Any) -> tuple[Heuristic | None,
         raise SettingError(f"exprune.{target}={value}: a number, at least 0")
     knob = subject.cfg.exprune.knob
     dense, make, gain_ratio = subject.dense("valid"), maker(subject), plain(subject.cfg.exprune.gain_ratio)
+    at_level = _LEVELS["share" if isinstance(heuristic_of(subject.cfg), Magnitude) else knob]
     limit = value + _BEYOND if target == "target_drop" else math.inf
     with tqdm(desc=f"{target}={value}", unit=" passes", disable=None, leave=False) as bar:
 
         def tried(level: float) -> _Tried:
-            run = ExPrune(subject.sites, make(**{knob: _LEVELS[knob](level)}), gain_ratio=gain_ratio)
+            run = ExPrune(subject.sites, make(**{knob: at_level(level)}), gain_ratio=gain_ratio)
             file = subject.pass_file("valid", about(run, gain_ratio))
             if file not in _known:
                 bar.update()
@@ -92,7 +93,7 @@ def _found(subject: Subject, target: str, value: Any) -> tuple[Heuristic | None,
             return _Tried(level, *_known[file])
 
         found = (_most_within if target == "target_drop" else _least_that_saves)(tried, value)
-    setting = _LEVELS[knob](found.level)
+    setting = at_level(found.level)
     log.info(
         "%s=%s: %s=%.4g, on validation a drop of %.3f points, %.2f %% saved",
         target,
@@ -154,4 +155,5 @@ def _bisected(
 _LEVELS = {
     "tau": lambda level: NormalDist().cdf(-12 * (1 - level)),
     "lam": lambda level: 10 ** (26 * level - 30),
+    "share": lambda level: level,
 }

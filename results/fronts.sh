@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 plot() { # NETWORK TABLE: that and the others, where they are there
     local network=$1 table tables=()
-    for table in "$2" "${network}_search" "${network}_beyond"; do
+    for table in "$2" "${network}_search" "${network}_beyond" "${network}_input_order"; do
         [ ! -e "$table.csv" ] || tables+=("$table.csv")
     done
     python -m exprune.lab.fronts.pareto "${tables[@]}" --plot "${network}_fronts.png" > /dev/null

@@ -28,20 +28,24 @@ NETWORKS = {
 }
 PAPER_TESTS = ("Threshold", "StatsTest")
 BY_INPUT = "Optimal, `order=input`"
-COLUMNS = (*PAPER_TESTS, "Calibrated", "Optimal", "Optimal, `order=neuron`", BY_INPUT, "Oracle")
+COLUMNS = (*PAPER_TESTS, "Calibrated", "Optimal", "Optimal, `order=neuron`", BY_INPUT, "Magnitude", "Oracle")
 NOT_YET = "not measured yet"
 _MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def headline() -> str:
     """A row a network: the paper's range, the better of its tests, and ours; savings at both limits."""
-    columns = ("", "the paper saves", "its tests, searched", "`exprune=optimal`", "`exprune.order=input`", "oracle")
+    columns = ("", "the paper saves", "its tests, searched", "`exprune=optimal`", "`exprune.order=input`",
+               "`exprune=magnitude`", "oracle")  # fmt: skip
     lines = [_line(*columns), "|---" * len(columns) + "|"]
     for name, (network, figure, _) in NETWORKS.items():
         chosen = _chosen(name)
         best = [max(PAPER_TESTS, key=lambda test: chosen.loc[limit, test][figure]) for limit in _limits()]
         oracle = f"{chosen.loc[1.0, 'Oracle'][figure]:.1f}"
-        cells = [_at_both(chosen, two, figure) for two in (best, ["Optimal"] * 2, [BY_INPUT] * 2)]
+        cells = [
+            _at_both(chosen, two, figure)
+            for two in (best, *([test] * 2 for test in ("Optimal", BY_INPUT, "Magnitude")))
+        ]
         lines.append(_line(network, "<br>".join(_published(name, limit) for limit in _limits()), *cells, oracle))
     return "\n".join(lines) + "\n"
 
@@ -90,22 +94,25 @@ def beyond(name: str) -> str:
 
 
 def input_order() -> str:
-    """Optimal stopping in the order of each input, where it has been measured, without and with predictions."""
-    columns = ("", "outcomes", "target", "knob", "on validation: saved, drop", "saved", "without zero terms", "change")
+    """In the order of each input, where it has been measured: optimal stopping, small inputs left out, the oracle."""
+    columns = ("", "", "target", "knob", "on validation: saved, drop", "saved", "without zero terms", "change")
     lines = [_line(*columns), "|---" * len(columns) + "|"]
     made = []
     for name, (network, figure, _) in NETWORKS.items():
         if not (file := HERE / f"{name}_input_order.csv").exists():
             continue
         table = pd.read_csv(file)
-        for row in table.sort_values(["predict", "lam"]).to_dict("records"):
-            target = json.loads(row["target"])
-            outcomes = "zero, predicted, on" if row["predict"] else "zero, on"
+        for row in table.sort_values(["heuristic", "predict", "saved_percent"], ascending=[False, True, True]).to_dict(
+            "records"
+        ):
+            target = json.loads(row["target"]) if isinstance(row["target"], str) else {}
+            outcomes = row["heuristic"] + (", predicted" if row["heuristic"] == "Optimal" and row["predict"] else "")
             nonzero = f"{100 * (1 - row['pruned_flops'] / row['nonzero_dense_flops']):.1f} %"
             saved = f"{row['saved_percent']:.1f} %"
             if figure == "scope_saved_percent":
                 saved, nonzero = f"{row[figure]:.1f} % of `fc1`", f"{nonzero} of the network"
-            cells = (outcomes, target["target_drop"], _knob(row), _on_valid(target), saved, nonzero, _measured(row))
+            chosen = (target["target_drop"], _knob(row), _on_valid(target)) if target else ("", "", "")
+            cells = (outcomes, *chosen, saved, nonzero, _measured(row))
             lines.append(_line(network, *cells))
         made.append(_made(table, file.stem, f"bash results/input_order.sh {name}"))
     return "\n".join(lines) + "\n" + "".join(made)

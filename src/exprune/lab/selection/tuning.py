@@ -127,8 +127,8 @@ def _most_within(tried: Callable[[float], _Tried], drop: float) -> _Tried:
         low, _ = _bisected(tried, low, high, lambda at: at.drop > drop + _BEYOND, _COARSE)
     else:
         low = high
-    while low.drop > drop:
-        low = tried(low.level - _COARSE) if low.level > _COARSE else _NOTHING
+    while low.drop > drop and low.level > 0:
+        low = tried(max(0.0, low.level - _COARSE))
     return low
 
 

@@ -45,6 +45,25 @@ def test_no_risk_drops_nothing_and_goes_with_pruned_sites(command: CommandLine) 
     assert set(table["head_changed_share"].dropna()) == {0.0}
 
 
+def test_a_head_whose_logits_are_dropped_is_no_site(command: CommandLine) -> None:
+    """What is saved at the head counts once, and so do the zeros that reach the second layers."""
+    optimal = ("exprune=optimal", "exprune.lam=1e-9", "exprune.stages=[4,16]", "exprune.predict=true", "logger=none")
+    scope = ("exprune.order=input", "exprune.scope=all", "seed=2201", "data.limit=400")
+    outcome = command("evaluate.py", "-m", *TINY, "model=opt", *OPT, *optimal, *scope, "head=none,dominance")
+    assert outcome.code == 0, outcome.err
+    without, dropped = (json.loads((folder / "result.json").read_text()) for folder in outcome.runs()[:2])
+    pruned = [{site["name"] for site in result["sites"] if site["outputs"]} for result in (without, dropped)]
+    assert pruned[0] - pruned[1] == {"lm_head"}
+    (head,) = (site for site in dropped["sites"] if site["name"] == "lm_head")
+    assert head["reason"].startswith("its logits are dropped, with head.tau=")
+    alone = command(
+        "evaluate.py", *TINY, "model=opt", *OPT, *optimal, *scope, "exprune.sites=*fc2", "hydra.run.dir=fc2"
+    )
+    flops = json.loads((alone.folder / "fc2" / "result.json").read_text())["flops"]
+    assert flops["saved"] != 0 and flops["paper_scope"]["saved"] == 0  # of fc1 alone
+    assert without["flops"]["zero_skipping"] is None and without["flops"]["without_zero_terms"]["saved"] < 1
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

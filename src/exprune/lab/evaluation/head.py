@@ -1,12 +1,14 @@
 """Dominance prediction of a network's head, calibrated on inputs of the training split (docs/method.md, section 8)."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning
 import torch
 from omegaconf import DictConfig
 
-from exprune.core import Dominance, HeadRecorder
+from exprune.core import Dominance, HeadRecorder, Site
 from exprune.core.errors import SettingError
 from exprune.lab.data.splits import SplitData
 from exprune.lab.evaluation.passes import run_pass
@@ -24,6 +26,14 @@ def check_head(cfg: DictConfig, task: Task) -> None:
         )
     Dominance.check_tau(cfg.head.tau)
     HeadRecorder(task.head, cfg.head.stages)
+
+
+def without_head(cfg: DictConfig, task: Task, sites: Sequence[Site]) -> list[Site]:
+    """The sites, of which the head is none where ``head`` drops its logits: what it saves would count twice."""
+    if cfg.head.tau is None:
+        return list(sites)
+    why = f"its logits are dropped, with head.tau={cfg.head.tau:g}"
+    return [replace(site, reason=why, outcomes=()) if site.module is task.head else site for site in sites]
 
 
 def dominance(cfg: DictConfig, trainer: lightning.Trainer, task: Task, data: SplitData) -> Dominance | None:

@@ -31,9 +31,11 @@ class FlopsPerInput:
     """FLOPs per input, named in ``unit``.
 
     ``unpruned`` is the network before static pruning, ``dense`` without ExPrune, ``pruned`` with it; ``saved``
-    is a fraction of ``dense``. ``paper_scope`` holds the same in the scope of the published figure.
+    is a fraction of ``dense``. ``paper_scope`` holds the same in the scope of the published figure, of
+    which layers that feed no ReLU (``scope=all``) are no part.
     ``zero_skipping`` is what leaving out the products with zeros in a language model's fc2 would save beside that,
-    without (``dense``) and with ExPrune (``pruned``): exact, and part of no other figure here.
+    without (``dense``) and with ExPrune (``pruned``): exact, and part of no other figure here; None where such a layer
+    may be a site itself (``scope=all``).
     ``without_zero_terms`` has beside the same pruned network a dense one that skips the sites' terms that are exactly
     zero, where they are counted (``order=input``, in which the pruned one skips them); ``dense`` is charged for them.
     ``uncounted`` names operators that nobody has a formula for, with the number of their calls: none of the figures
@@ -143,18 +145,20 @@ def flops_per_input(unit: str, linear: Flops, dense_pass: Pass, pruned_pass: Pas
     def both(dense: int, pruned: int) -> dict[str, float]:
         return {"dense": dense / inputs, "pruned": pruned / inputs, "saved": 1 - pruned / dense}
 
+    others = [count for count in linear.sites if not count.site.before_relu]  # of scope=all
     skipping = None
-    if "zero_skipping" in totals:
+    if "zero_skipping" in totals and not others:
         skipping = {
             side: one.totals["zero_skipping"] / inputs for side, one in (("dense", dense_pass), ("pruned", pruned_pass))
         }
     outside = totals.get("outside_paper_scope", 0)
+    saved_outside = sum(count.dense_flops - count.pruned_flops for count in others)
     nonzero = linear.dense_without_zero_terms
     return FlopsPerInput(
         unit,
         unpruned=unpruned / inputs,
         **both(dense, pruned),
-        paper_scope=both(dense - outside, pruned - outside),
+        paper_scope=both(dense - outside, pruned - outside + saved_outside),
         zero_skipping=skipping,
         without_zero_terms=None if nonzero is None else both(nonzero + elementwise, linear.pruned + elementwise),
         uncounted=uncounted,

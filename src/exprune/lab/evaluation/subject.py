@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from exprune.core import ExPrune, Heuristic, Site, find_sites, select_sites
 from exprune.lab.data.splits import SplitData, batches_of, check_measurable
-from exprune.lab.evaluation.head import check_head
+from exprune.lab.evaluation.head import check_head, without_head
 from exprune.lab.evaluation.passes import Pass, run_pass
 from exprune.lab.models.masks import attach_masks
 from exprune.lab.tasks.task import Task
@@ -86,7 +86,7 @@ def prepare(cfg: DictConfig, heuristic: Heuristic | None, measured: Sequence[str
         check_measurable(task, loader, f"split={split}")
     sites = find_sites(task.network, *task.network_inputs(next(iter(loaders[cfg.split]))))
     if heuristic is not None:
-        sites = select_sites(sites, cfg.exprune.sites, cfg.exprune.scope)
+        sites = select_sites(without_head(cfg, task, sites), cfg.exprune.sites, cfg.exprune.scope)
     ExPrune(sites, heuristic, gain_ratio=plain(cfg.exprune.gain_ratio))  # what does not fit is said now
 
     weights = weights_for(cfg, data)

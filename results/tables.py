@@ -107,9 +107,14 @@ def input_order() -> str:
         ):
             target = json.loads(row["target"]) if isinstance(row["target"], str) else {}
             outcomes = row["heuristic"] + (", predicted" if row["heuristic"] == "Optimal" and row["predict"] else "")
+            everywhere = row["scope"] == "all"
+            if everywhere:
+                outcomes += ", every layer; the head by dominance" if row["head_saved_percent"] > 0 else ", every layer"
             nonzero = f"{100 * (1 - row['pruned_flops'] / row['nonzero_dense_flops']):.1f} %"
             saved = f"{row['saved_percent']:.1f} %"
-            if figure == "scope_saved_percent":
+            if everywhere and row["head_saved_percent"] > 0:
+                saved += f" of the network, {row['head_saved_percent']:.1f} % of the head"
+            elif figure == "scope_saved_percent":
                 saved, nonzero = f"{row[figure]:.1f} % of `fc1`", f"{nonzero} of the network"
             chosen = (target["target_drop"], _knob(row), _on_valid(target)) if target else ("", "", "")
             cells = (outcomes, *chosen, saved, nonzero, _measured(row))
@@ -171,9 +176,18 @@ def _chosen(name: str) -> pd.DataFrame:
     """What saves most within each limit, by limit and test."""
     by_input = HERE / f"{name}_input_order.csv"
     results = read([HERE / f"{name}_beyond.csv", *_fronts(name), *([by_input] if by_input.exists() else [])])
-    order = results["setting"].map(lambda setting: json.loads(setting).get("order"))
-    results["heuristic"] += order.map(lambda order: f", `order={order}`" if order in ("neuron", "input") else "")
-    return paper_table(results).set_index(["drop_limit", "heuristic"])
+    settings = results["setting"].map(json.loads)
+    shown = settings.map(lambda of: of.get("order") in ("neuron", "input")) & (results["heuristic"] != "Magnitude")
+    results["heuristic"] += settings.map(lambda of: f", `order={of.get('order')}`").where(shown, "")
+    results = results[settings.map(lambda of: of.get("scope")) != "all"]
+    chosen = paper_table(results).set_index(["drop_limit", "heuristic"])
+    measured = (
+        pd.read_csv(by_input).set_index(["saved_percent", "drop_points"]) if by_input.exists() else pd.DataFrame()
+    )
+    nonzero = {at: 100 * (1 - row["pruned_flops"] / row["nonzero_dense_flops"]) for at, row in measured.iterrows()}
+    return chosen.assign(
+        without_zeros=[nonzero.get(at) for at in zip(chosen["saved_percent"], chosen["drop_points"], strict=True)]
+    )
 
 
 def _fronts(name: str) -> list[Path]:
@@ -189,11 +203,16 @@ def _line(*cells: object) -> str:
 
 
 def _at_both(chosen: pd.DataFrame, tests: Sequence[str], figure: str) -> str:
-    """What a test saves at each limit, with the interval of the change."""
+    """What a test saves at each limit (of a dense network that skips zeros), with the interval of the change."""
     both = list(zip(_limits(), tests, strict=True))
     if not all(at in chosen.index for at in both):
         return NOT_YET
-    return "<br>".join(f"{chosen.loc[at][figure]:.1f} {_interval(chosen.loc[at])}" for at in both)
+    rows = [chosen.loc[at] for at in both]
+    without = [
+        "" if pd.isna(row["without_zeros"]) or figure == "scope_saved_percent" else f" ({row['without_zeros']:.1f})"
+        for row in rows
+    ]
+    return "<br>".join(f"{row[figure]:.1f}{beside} {_interval(row)}" for row, beside in zip(rows, without, strict=True))
 
 
 def _cell(chosen: pd.DataFrame, limit: float, test: str, figure: str) -> str:

@@ -20,17 +20,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from hydra import compose, initialize_config_dir
+from composed import subject_of
 from tqdm import tqdm
-
-import exprune.lab  # noqa: F401  repairs torchvision before lightning is imported
 
 import torch  # isort: skip
 from torch import Tensor, nn  # isort: skip
 from torch.overrides import TorchFunctionMode  # isort: skip
 
 from exprune.core import Calibrated, ExPrune, Heuristic, Optimal, Oracle, Prefix, Site, SiteStatistics, find_sites
-from exprune.lab.evaluation.subject import Subject, prepare
+from exprune.lab.evaluation.subject import Subject
 from exprune.lab.files import write_whole
 from exprune.lab.selection.calibration import calibrate
 
@@ -182,17 +180,8 @@ def main() -> None:
     options = parser.parse_args()
 
     def subject(order: str, stages: Sequence[int]) -> Subject:
-        overrides = [
-            f"model={options.model}",
-            "data=cifar10_jpeg",
-            "exprune=optimal",
-            "exprune.lam=1e-11",
-            "logger=none",
-        ]
-        overrides += [f"exprune.order={order}", f"exprune.stages={list(stages)}", "overrides=[]", "paths.output_dir=."]
-        with initialize_config_dir(str(HERE.parent / "conf"), version_base="1.3"):
-            cfg = compose("evaluate", overrides)
-        return prepare(cfg, Optimal(1e-11, stages))
+        optimal = ("exprune=optimal", "exprune.lam=1e-11", f"exprune.order={order}", f"exprune.stages={list(stages)}")
+        return subject_of(f"model={options.model}", "data=cifar10_jpeg", *optimal)
 
     first = subject("layer", STAGES)
     network = first.task.network.eval()

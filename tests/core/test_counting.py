@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
-from exprune.core import ExPrune, Threshold, find_sites
+from exprune.core import ExPrune, SettingError, Threshold, find_sites
 
 MODES = pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 
@@ -149,6 +149,8 @@ def test_counts_go_on_where_they_were() -> None:
     other = ExPrune(run.sites, None)
     other.load_state_dict(run.state_dict())
     assert other.flops == run.flops
+    with pytest.raises(SettingError, match="counts of version None of exprune's accounting"):
+        other.load_state_dict({key: value for key, value in run.state_dict().items() if key != "version"})
 
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.functional.classification import binary_auroc
 
 from exprune.core import ExPrune
+from exprune.core.accounting import ledger
 from exprune.lab.evaluation import measure, passes, subject
 from exprune.lab.files import load_tensors
 from exprune.lab.tasks.graphs import GraphTask
@@ -204,7 +205,7 @@ def test_a_sweep_runs_dense_once(command: CommandLine, monkeypatch: pytest.Monke
     assert counts.count("dense") == 2 and counts.count("pruned") == 4
 
 
-@pytest.mark.parametrize("dies_in", ["dense", "pruned"])
+@pytest.mark.parametrize("dies_in", ["dense", "pruned", "pruned, by another version"])
 def test_interrupted_evaluation_goes_on(
     command: CommandLine, monkeypatch: pytest.MonkeyPatch, session_cache: Path, dies_in: str
 ) -> None:
@@ -227,9 +228,12 @@ def test_interrupted_evaluation_goes_on(
     with pytest.raises(RuntimeError, match="power cut"):
         command("evaluate.py", *settings, "hydra.run.dir=again")
     monkeypatch.setattr(subject, "_last_dense", {})
+    if another := dies_in.endswith("another version"):
+        monkeypatch.setattr(ledger, "_VERSION", 0)
     again = command("evaluate.py", *settings, "hydra.run.dir=again")
     assert again.code == 0, again.err
-    assert len(seen) == 2 * 8 + 1  # the batch in which it died, twice
+    assert len(seen) == 2 * 8 + 1 + 3 * another  # the batch in which it died, twice; what it cannot know again
+    assert ("begins anew" in again.out) == another
     first, second = (json.loads((whole.folder / name / "result.json").read_text()) for name in ("whole", "again"))
     for key in ("metric", "flops", "sites"):
         assert first[key] == second[key]

@@ -5,8 +5,10 @@ from typing import Any
 
 from exprune.core.accounting.flops import Flops, SiteFlops
 from exprune.core.accounting.tally import FlopTally
+from exprune.core.errors import SettingError
 
 _COUNTED = ("outputs", "pruned_at", "negative", "wrong")
+_VERSION = 2  # of what the counts mean
 _BY_INPUT = ("left", "nonzero", "ranking")
 
 
@@ -35,11 +37,17 @@ class Ledger:
         for name, count in self.sites.items():
             if count.by_input is not None:
                 sites[name] |= {what: getattr(count.by_input, what) for what in _BY_INPUT}
-        uncounted = dict(self.tally.uncounted)
-        return {"flops": self.tally.flops, "zeros": self.zeros, "uncounted": uncounted, "sites": sites}
+        totals = {"flops": self.tally.flops, "zeros": self.zeros, "uncounted": dict(self.tally.uncounted)}
+        return {"version": _VERSION, **totals, "sites": sites}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the counts of another run of the same sites and stages."""
+        """Go on from the counts of another run of the same sites and stages.
+
+        Raises:
+            SettingError: they were counted by another version of this, in which they may mean something else.
+        """
+        if state.get("version") != _VERSION:
+            raise SettingError(f"counts of version {state.get('version')} of exprune's accounting, not {_VERSION}")
         self.tally.flops, self.zeros = state["flops"], state["zeros"]
         self.tally.uncounted.update(state.get("uncounted", {}))
         for name, fields in state["sites"].items():

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from exprune.core.errors import SettingError
 from exprune.lab.files import write_whole
 from exprune.lab.tasks.finite import not_finite_line
 from exprune.lab.tasks.task import Task
+
+log = logging.getLogger(__name__)
 
 SAVE_EVERY = 60.0  # seconds
 
@@ -118,9 +121,12 @@ class _Progress(Callback):
         self.batches: list[dict[str, Any]] = []
         self.before = 0.0
         if file is not None and (state := _kept(file)) is not None:
-            self.batches, self.before = state["batches"], state["seconds"]
-            if run is not None:
-                run.load_state_dict(state["run"])
+            try:
+                if run is not None:
+                    run.load_state_dict(state["run"])
+                self.batches, self.before = state["batches"], state["seconds"]
+            except SettingError as error:
+                log.warning("%s: %s; this pass begins anew", file, error)
         self.start = self.saved = time.perf_counter()
 
     def seconds(self) -> float:

@@ -10,8 +10,10 @@ calibration costs as a multiple of a dense pass over its inputs. Weights are ran
 
 import argparse
 import contextlib
+import resource
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -28,6 +30,8 @@ from exprune.lab.evaluation.subject import Subject, load_data
 from exprune.lab.selection.calibration import calibrate
 from exprune.lab.training.fit import make_trainer
 
+BY_INPUT = [8, 16, 32, 64, 128, 192, 256]  # stages
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,8 +40,10 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
 
+    by_input = ("exprune.order=input", f"exprune.stages={BY_INPUT}")
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        cfg = compose("evaluate", ["exprune=calibrated", *options.overrides, "overrides=[]", "paths.output_dir=."])
+        given = ["exprune=calibrated", *options.overrides, "overrides=[]", "paths.output_dir=."]
+        cfg, cfg_by_input = compose("evaluate", given), compose("evaluate", [*given, *by_input])
     data = load_data(cfg)
     torch.manual_seed(0)
     task = instantiate(cfg.model.task, network=instantiate(cfg.model.network)).eval()
@@ -46,7 +52,7 @@ def main() -> None:
 
     calibration = [task.network_inputs(batch) for batch in data.calibration_dataloader(cfg.exprune.inputs, None)]
     subject = Subject(cfg, make_trainer(cfg, devices=1, logger=False), task, data, sites, None)
-    statistics_of_sites = calibrate(subject)
+    statistics_of_sites, of_rows = calibrate(subject), calibrate(replace(subject, cfg=cfg_by_input))
     task.eval()
 
     def seconds(heuristic: Heuristic | None, batches: list = batches) -> float:
@@ -68,9 +74,13 @@ def main() -> None:
         "Threshold": Threshold(-0.05),
         "StatsTest": StatsTest(0.1),
         "Calibrated": Calibrated(0.05, cfg.exprune.stages, statistics_of_sites),
+        "order=input": Calibrated(0.05, BY_INPUT, of_rows),
     }
     with torch.inference_mode(), ExPrune(sites, StatsTest(0.1)):
         task.network(*batches[0])  # warm-up
+    before = _peak()
+    seconds(heuristics["order=input"], batches[:1])
+    more = _peak() - before
     rounds = [
         {name: seconds(heuristic) for name, heuristic in heuristics.items()}
         for _ in tqdm(range(options.rounds), disable=None, leave=False)
@@ -81,9 +91,10 @@ def main() -> None:
         times = [one[name] for one in rounds]
         ratios = [one[name] / one["dense"] for one in rounds]
         print(
-            f"{name:10} {statistics.median(times):7.2f} s   {statistics.median(ratios):5.2f} x dense "
+            f"{name:11} {statistics.median(times):7.2f} s   {statistics.median(ratios):5.2f} x dense "
             f"(min {min(ratios):.2f}, max {max(ratios):.2f} over {options.rounds} rounds)"
         )
+    print(f"order=input takes up to {more:.2f} GiB more than calibration and the other tests")
     print(f"calibration on {cfg.exprune.inputs} inputs: {statistics.median(of_calibration):.2f} x dense")
     if options.csv:
         ratios = {name: statistics.median(one[name] / one["dense"] for one in rounds) for name in heuristics}
@@ -92,10 +103,16 @@ def main() -> None:
             "processor": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
             **{name: round(ratio, 3) for name, ratio in ratios.items() if name != "dense"},
+            "order=input GiB": round(more, 2),
             "calibration": round(statistics.median(of_calibration), 3),
             "command": f"python benchmarks/pruned_pass.py {' '.join(options.overrides)} --rounds {options.rounds}",
         }
         _add(options.csv, row)
+
+
+def _peak() -> float:
+    """GiB that this process has had at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
 def _add(path: Path, row: dict[str, object]) -> None:

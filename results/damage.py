@@ -37,7 +37,7 @@ STAGES = [8, 16, 32, 64, 128, 192, 256]
 # Settings; the price at which the factors are measured, inputs of the calibration and of the validation data.
 NETWORKS: dict[str, tuple[tuple[str, ...], float, int, int]] = {
     "gnn": (("model=gnn", "data=ogbg_molhiv", "exprune.predict=true"), 5e-11, 500, 1000),
-    "opt": (("model=opt", "exprune.predict=true", "exprune.scope=all"), 5e-9, 4000, 4000),
+    "opt": (("model=opt", "exprune.predict=true", "exprune.scope=all", "head=dominance"), 1e-8, 4000, 4000),
     "vgg11_bn": (("model=vgg11_bn", "data=cifar10_jpeg"), 1e-11, 250, 500),
 }
 DECADES = (0.1, 1, 10, 100)  # times that price

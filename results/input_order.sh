@@ -12,7 +12,7 @@ run() { # NAME OVERRIDE...
     python evaluate.py -m "${settings[@]}" logger=none hydra.sweep.dir="$sweep/$1" "${@:2}"
     touch "$sweep/$1/done"
 }
-optimal=(exprune=optimal exprune.order=input "exprune.stages=[8,16,32,64,128,192,256]" exprune.target_drop=0.1,1)
+optimal=(exprune=optimal exprune.order=input exprune.target_drop=0.1,1)
 run zero "${optimal[@]}"
 run magnitude exprune=magnitude exprune.target_drop=0.1,1
 run predicted "${optimal[@]}" exprune.predict=true

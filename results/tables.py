@@ -123,6 +123,45 @@ def input_order() -> str:
     return "\n".join(lines) + "\n" + "".join(made)
 
 
+def parts() -> str:
+    """What each part of the order of each input is worth, in FLOPs saved at two levels of damage."""
+    columns = ("", "", "saved at 0.001 nats", "at 0.01 nats")
+    lines, made = [_line(*columns), "|---" * len(columns) + "|"], []
+    for name, (network, *_) in NETWORKS.items():
+        if not (file := HERE / f"{name}_input_order_ablation.csv").exists():
+            continue
+        table = pd.read_csv(file)
+        for row in table.to_dict("records"):
+            saved = (row[f"saved_percent_at_{level}"] for level in (0.001, 0.01))
+            cells = ("not reached" if pd.isna(one) else f"{one:.1f} %" for one in saved)
+            lines.append(_line(network.removesuffix(", of `fc1`"), row["variant"].strip(), *cells))
+        made.append(
+            f"\n`python results/input_order_ablation.py {name}` makes [the table](../results/{file.name}): "
+            f"{table['inputs'].iloc[0]:,} inputs of the validation split.\n"
+        )
+    return "\n".join(lines) + "\n" + "".join(made)
+
+
+def damage() -> str:
+    """What optimal stopping expects to do to the loss, and what it does."""
+    columns = ("", "lam", "saved", "expected", "with one factor a site", "measured")
+    lines, made = [_line(*columns), "|---" * len(columns) + "|"], []
+    for name, (network, *_) in NETWORKS.items():
+        if not (file := HERE / f"{name}_damage.csv").exists():
+            continue
+        table = pd.read_csv(file)
+        for row in table.to_dict("records"):
+            nats = (f"{row[key]:.2g}" for key in ("expected", "expected_with_factors", "measured"))
+            cells = (f"{row['lam']:.3g}", f"{row['saved_percent']:.1f} %", *nats)
+            lines.append(_line(network.removesuffix(", of `fc1`"), *cells))
+        made.append(
+            f"\n`python results/damage.py {name}` makes [the table](../results/{file.name}) and "
+            f"[its plot](../results/{name}_damage.png): {table['inputs'].iloc[0]:,} inputs of the validation split; "
+            f"factors {table['factors'].iloc[0]}.\n"
+        )
+    return "\n".join(lines) + "\n" + "".join(made)
+
+
 def one_tau(name: str) -> str:
     """The paper's tests with the same tau at every site, where they save anything."""
     _, figure, file = NETWORKS[name]
@@ -143,10 +182,11 @@ def one_tau(name: str) -> str:
 def passes() -> str:
     """What a pruned pass costs, as a multiple of a dense one in the same run."""
     table = pd.read_csv(HERE / "pruned_pass.csv")
-    columns = ("network", "processor, threads", "Threshold", "StatsTest", "Calibrated", "calibration", "command")
+    tests = ("Threshold", "StatsTest", "Calibrated", "order=input", "calibration")
+    columns = ("network", "processor, threads", *tests, "command")
     lines = [_line(*columns), "|---" * len(columns) + "|"]
     for row in table.to_dict("records"):
-        times = (f"{row[key]:.2f}" for key in ("Threshold", "StatsTest", "Calibrated", "calibration"))
+        times = (NOT_YET if pd.isna(row.get(key, float("nan"))) else f"{row[key]:.2f}" for key in tests)
         lines.append(_line(row["network"], f"{row['processor']}, {row['threads']}", *times, f"`{row['command']}`"))
     return "\n".join(lines) + "\n"
 
@@ -157,6 +197,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "searches": searches,
     "passes": passes,
     "input order": input_order,
+    "parts of the input order": parts,
+    "damage": damage,
     **{f"beyond {name}": lambda name=name: beyond(name) for name in NETWORKS},
     **{f"one tau {name}": lambda name=name: one_tau(name) for name in NETWORKS},
 }

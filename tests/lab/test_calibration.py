@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from torch import nn
 
 from exprune.core import ExPrune, Oracle, find_sites
@@ -93,6 +95,14 @@ def test_the_order_of_each_input(command: CommandLine, predict: str) -> None:
     flops, without = result["flops"], result["flops"]["without_zero_terms"]
     assert 0 < without["dense"] < flops["dense"] and 0 < without["pruned"] <= flops["pruned"]
     assert "zero terms" in run.out
+
+
+def test_the_stages_that_suit_an_order() -> None:
+    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
+        for order, first in (("layer", 32), ("input", 8)):
+            cfg = compose("evaluate", ["exprune=optimal", f"exprune.order={order}", "exprune.lam=0", "overrides=[]"])
+            stages = instantiate(cfg.exprune.heuristic, _convert_="all").stages
+            assert stages[0] == first and stages[-5:] == (32, 64, 128, 192, 256)
 
 
 def test_every_layer_is_a_site_of_what_predicts(command: CommandLine) -> None:

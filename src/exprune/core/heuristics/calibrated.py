@@ -21,6 +21,7 @@ from exprune.core.heuristics.heuristic import Heuristic, Prefix, Tau
 from exprune.core.sums.elementwise import below
 
 STAGES = (32, 64, 128, 192, 256)
+STAGES_BY_INPUT = (8, 16, *STAGES)  # in the order of each input the first terms tell more
 
 # In the order of each input: how much a row has left, in multiples of what is usual after so many terms, and in shares
 # of all that it had. Tests know both to a step, so that what a test needs of each neuron stands in a table.

@@ -1,0 +1,119 @@
+"""Makes NETWORK_input_order_ablation.csv: what each part of the order of each input is worth, on validation inputs.
+
+    python results/input_order_ablation.py gnn        (or opt, vgg11_bn)
+
+Each variant runs at several prices; a row says what it saves where its predictions are 0.001 and 0.01 nats (mean KL
+divergence, interpolated) from the dense network's. From the released checkpoint; EXPRUNE_DATA_DIR names the data.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from composed import subject_of
+from damage import first_batches, log_probabilities
+from tqdm import tqdm
+
+import torch  # isort: skip
+from torch import Tensor  # isort: skip
+
+from exprune.core import ExPrune, Heuristic, Magnitude, Optimal, Prefix
+from exprune.lab.evaluation.subject import Subject
+from exprune.lab.files import write_whole
+from exprune.lab.selection.calibration import statistics_of
+
+HERE = Path(__file__).parent
+FIVE, SEVEN = (32, 64, 128, 192, 256), (8, 16, 32, 64, 128, 192, 256)
+MANY = (8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448)
+NETWORKS: dict[str, tuple[tuple[str, ...], int]] = {
+    "gnn": (("model=gnn", "data=ogbg_molhiv"), 1000),
+    "opt": (("model=opt",), 4000),
+    "vgg11_bn": (("model=vgg11_bn", "data=cifar10_jpeg"), 500),
+}
+LAMS = {"gnn": (3e-12, 3e-11, 3e-10, 3e-9), "opt": (1e-9, 1e-8, 1e-7), "vgg11_bn": (3e-12, 3e-11, 3e-10)}
+TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+LEVELS = (0.001, 0.01)  # nats
+
+
+class OneWidth(Optimal):
+    """Takes every row's residual to be as wide as is usual after so many terms."""
+
+    def _of_rows(self, seen: Prefix) -> tuple[Tensor, Tensor, Tensor]:
+        assert self.statistics is not None and seen.rest is not None
+        of = self.statistics[seen.site.name]
+        assert of.rest is not None
+        usual = of.rest[of.stages.index(seen.n)].to(seen.rest)
+        return super()._of_rows(replace(seen, rest=torch.where(seen.rest > 0, usual, 0)))
+
+
+def variants(network: str) -> Iterator[tuple[str, Subject, Callable[[float], Heuristic], Sequence[float]]]:
+    settings, _ = NETWORKS[network]
+
+    def subject(order: str, stages: Sequence[int]) -> Subject:
+        optimal = ("exprune=optimal", "exprune.lam=1e-11", f"exprune.order={order}", f"exprune.stages={list(stages)}")
+        return subject_of(*settings, *optimal)
+
+    lams, first = LAMS[network], subject("input", SEVEN)
+    base = statistics_of(first)
+    first.task.network.eval()
+    yield "order of each input, 7 stages from 8 terms on", first, lambda lam: Optimal(lam, SEVEN, base), lams
+    yield "  one width for all rows", first, lambda lam: OneWidth(lam, SEVEN, base), lams
+    yield "  with predictions", first, lambda lam: Optimal(lam, SEVEN, base, predict=True), lams
+    yield "  without looking ahead", first, lambda lam: Optimal(lam, SEVEN, base, ahead=False), lams
+    even = {name: replace(of, gradient=torch.ones_like(of.gradient)) for name, of in base.items()}
+    scale = float(torch.cat([of.gradient for of in base.values()]).mean())
+    yield "  all neurons of equal weight", first, lambda lam: Optimal(lam / scale, SEVEN, even), lams
+    for name, stages in (("5 stages from 32 terms on", FIVE), (f"{len(MANY)} stages from 8 terms on", MANY)):
+        other = subject("input", stages)
+        found = statistics_of(other)
+        other.task.network.eval()
+        yield f"  {name}", other, lambda lam, of=found, stages=stages: Optimal(lam, stages, of), lams
+    yield "small inputs left out (magnitude)", first, lambda tau: Magnitude(tau, base), TAUS
+    layer = subject("layer", SEVEN)
+    of_layer = statistics_of(layer)
+    layer.task.network.eval()
+    yield "order of the layer, 7 stages from 8 terms on", layer, lambda lam: Optimal(lam, SEVEN, of_layer), lams
+
+
+def at_levels(points: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """The saving at each level of damage that lies between the points' own, interpolated over its logarithm."""
+    points = sorted(points, key=lambda point: point[1])
+    saved, apart = np.array(points).T
+    apart = np.maximum(apart, 1e-9)
+    return {
+        f"saved_percent_at_{level}": float(np.interp(math.log(level), np.log(apart), saved))
+        for level in LEVELS
+        if apart[0] <= level <= apart[-1]
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=NETWORKS)
+    network = parser.parse_args().network
+    rows, batches, dense = [], None, None
+    for name, subject, make, knobs in tqdm(variants(network), disable=None):
+        if batches is None:
+            batches, dense = first_batches(subject.loader("valid"), subject, NETWORKS[network][1])
+        points, nonzero = [], []
+        for knob in knobs:
+            with ExPrune(subject.sites, make(knob), gain_ratio=1000) as run:
+                pruned = log_probabilities(subject, batches, run)
+            apart = float((dense.exp() * (dense - pruned)).sum(1).mean())
+            points.append((100 * run.flops.saved, apart))
+            without = run.flops.dense_without_zero_terms
+            nonzero.append(None if without is None else round(100 * (1 - run.flops.pruned / without), 2))
+        found = {key: round(value, 2) for key, value in at_levels(points).items()}
+        saved, apart = ([round(of, 6) for of in both] for both in zip(*points, strict=True))
+        rows.append({"variant": name, **found, "saved_percent": saved, "without_zero_terms": nonzero, "kl": apart})
+        table = pd.DataFrame(rows).assign(inputs=len(dense))
+        write_whole(HERE / f"{network}_input_order_ablation.csv", lambda partial: table.to_csv(partial, index=False))  # noqa: B023
+    print(table.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

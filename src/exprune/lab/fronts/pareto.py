@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -174,7 +175,10 @@ def plot(table: pd.DataFrame, path: Path) -> None:
 def _plot_panel(rows: pd.DataFrame, axes: Axes, data: str, split: str, metric: str) -> None:
     pruned = rows[rows["heuristic"] != "none"]
     by_site = pruned["tau"].astype(str).str.startswith(_MANY_TAUS)  # a search's points are no part of a sweep's curve
-    for _, curve in pruned.groupby([*CURVE, by_site], dropna=False):
+    curves = list(pruned.groupby([*CURVE, by_site], dropna=False))
+    if len(curves) > 10:  # as many as the usual colours
+        axes.set_prop_cycle(color=colormaps["tab20"].colors)  # type: ignore[attr-defined]
+    for _, curve in curves:
         drop, low, high = (curve[column] for column in ("drop_points", "drop_low", "drop_high"))
         errors = ((high - drop).clip(lower=0), (drop - low).clip(lower=0))
         style: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, "label": curve_label(curve)}

@@ -180,7 +180,7 @@ def test_help_names_the_axes(command: CommandLine) -> None:
     assert outcome.code == 0
     for word in (
         "model: gnn",
-        "exprune: calibrated, none, optimal, oracle, stats_test, threshold",
+        "exprune: calibrated, magnitude, none, optimal, oracle, stats_test, threshold",
         "exprune.tau",
         "trainer: auto, cpu, gpu",
     ):

@@ -30,8 +30,6 @@ from exprune.lab.evaluation.subject import Subject, load_data
 from exprune.lab.selection.calibration import calibrate
 from exprune.lab.training.fit import make_trainer
 
-BY_INPUT = [8, 16, 32, 64, 128, 192, 256]  # stages
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,10 +38,9 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
 
-    by_input = ("exprune.order=input", f"exprune.stages={BY_INPUT}")
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         given = ["exprune=calibrated", *options.overrides, "overrides=[]", "paths.output_dir=."]
-        cfg, cfg_by_input = compose("evaluate", given), compose("evaluate", [*given, *by_input])
+        cfg, cfg_by_input = compose("evaluate", given), compose("evaluate", [*given, "exprune.order=input"])
     data = load_data(cfg)
     torch.manual_seed(0)
     task = instantiate(cfg.model.task, network=instantiate(cfg.model.network)).eval()
@@ -74,7 +71,7 @@ def main() -> None:
         "Threshold": Threshold(-0.05),
         "StatsTest": StatsTest(0.1),
         "Calibrated": Calibrated(0.05, cfg.exprune.stages, statistics_of_sites),
-        "order=input": Calibrated(0.05, BY_INPUT, of_rows),
+        "order=input": Calibrated(0.05, cfg_by_input.exprune.stages, of_rows),
     }
     with torch.inference_mode(), ExPrune(sites, StatsTest(0.1)):
         task.network(*batches[0])  # warm-up

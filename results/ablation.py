@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import copy
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from composed import subject_of
+from composed import at_levels, divergence, subject_of
 from tqdm import tqdm
 
 import torch  # isort: skip
@@ -200,7 +199,7 @@ def main() -> None:
     ) -> tuple[float, float]:
         with ExPrune(sites, heuristic, gain_ratio=1.0) as run, inside or contextlib.nullcontext():
             pruned = predicted(model)
-        return 100 * run.flops.saved, (dense.exp() * (dense - pruned)).sum(1).mean().item()
+        return 100 * run.flops.saved, divergence(dense, pruned)
 
     def with_expected_values(lam: float, statistics: Statistics) -> tuple[float, float]:
         heuristic = Remembering(lam, statistics)
@@ -225,11 +224,8 @@ def main() -> None:
 
     def add(name: str, points: Sequence[tuple[float, float]]) -> None:
         saved, apart = np.array(points).T
-        at = {f"saved_percent_at_{level}": np.interp(math.log(level), np.log(apart), saved) for level in LEVELS}
-        known = {
-            key: value for (key, value), level in zip(at.items(), LEVELS, strict=True) if apart[0] <= level <= apart[-1]
-        }
-        rows.append({"variant": name, **known, "saved_percent": saved.round(2).tolist(), "kl": apart.round(5).tolist()})
+        figures = {"saved_percent": saved.round(2).tolist(), "kl": apart.round(5).tolist()}
+        rows.append({"variant": name, **at_levels(points, LEVELS), **figures})
 
     for name, make, knobs in tqdm(list(variants(of, residuals)), disable=None):
         add(name, [measured(network, first.sites, make(knob)) for knob in knobs])

@@ -12,28 +12,24 @@ estimates is larger.
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from composed import subject_of
+from composed import divergence, first_batches, log_probabilities, subject_of
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import torch  # isort: skip
 from torch import Tensor  # isort: skip
-from torch.nn import functional as F  # isort: skip
 
 from exprune.core import ExPrune, Optimal, Prefix, select_sites
-from exprune.core.heuristics.stopping import half_moment, predicted_moment, unit_moment
-from exprune.lab.data.tokens import NO_TARGET
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.files import write_whole
 from exprune.lab.selection.tuning import maker
 
 HERE = Path(__file__).parent
-STAGES = [8, 16, 32, 64, 128, 192, 256]
 # Settings; the price at which the factors are measured, inputs of the calibration and of the validation data.
 NETWORKS: dict[str, tuple[tuple[str, ...], float, int, int]] = {
     "gnn": (("model=gnn", "data=ogbg_molhiv", "exprune.predict=true"), 5e-11, 500, 1000),
@@ -70,34 +66,7 @@ class Expecting(Optimal):
         assert of.gradient is not None
         sd = seen.rest * of.sd[of.stages.index(seen.n)].to(seen.s)
         u = (self.prediction(seen) / sd.clamp(min=torch.finfo(sd.dtype).tiny)).clamp(-10, 10)
-        predicted = predicted_moment if seen.site.before_relu else unit_moment
-        return of.gradient.to(sd) / 2 * sd**2 * (predicted if self.predicts else half_moment)(u)
-
-
-@torch.inference_mode()
-def log_probabilities(subject: Subject, batches: Iterable[Any], run: ExPrune | None = None) -> Tensor:
-    """(inputs, classes) of the network's predictions."""
-    task, found = subject.task, []
-    for batch in batches:
-        if run is not None and hasattr(task, "data_rows"):
-            run.rows = task.data_rows(batch)
-        out = task.network(*task.network_inputs(batch))
-        logits = out.logits[batch.targets != NO_TARGET] if hasattr(out, "logits") else out
-        both = torch.cat([logits, -logits], 1)
-        found.append((F.logsigmoid(both) if logits.shape[1] == 1 else logits.log_softmax(1)).double())
-    return torch.cat(found)
-
-
-def first_batches(loader: Iterable[Any], subject: Subject, inputs: int) -> tuple[list[Any], Tensor]:
-    """So many batches that they have as many inputs, and what the dense network predicts of them."""
-    batches, dense = [], torch.empty(0)
-    for batch in loader:
-        batches.append(batch)
-        more = log_probabilities(subject, [batch])
-        dense = torch.cat([dense, more]) if len(dense) else more
-        if len(dense) >= inputs:
-            break
-    return batches, dense
+        return of.gradient.to(sd) / 2 * sd**2 * self._moment(seen)(u)
 
 
 def damages(
@@ -108,13 +77,13 @@ def damages(
     chosen = select_sites(subject.sites, sites, subject.cfg.exprune.scope)
     with ExPrune(chosen, expecting, gain_ratio=subject.cfg.exprune.gain_ratio) as run:
         pruned = log_probabilities(subject, batches, run)
-    measured = float((dense.exp() * (dense - pruned)).sum(1).mean())
-    return {name: of / len(dense) for name, of in expecting.expected.items()}, measured, run.flops.saved
+    expected = {name: of / len(dense) for name, of in expecting.expected.items()}
+    return expected, divergence(dense, pruned), run.flops.saved
 
 
 def table_of(network: str) -> pd.DataFrame:
     settings, price, some, inputs = NETWORKS[network]
-    optimal = ("exprune=optimal", f"exprune.lam={price}", "exprune.order=input", f"exprune.stages={STAGES}")
+    optimal = ("exprune=optimal", f"exprune.lam={price}", "exprune.order=input")
     subject = subject_of(*settings, *optimal)
     make = maker(subject)
     subject.task.network.eval()

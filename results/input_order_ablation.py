@@ -7,27 +7,25 @@ divergence, interpolated) from the dense network's. From the released checkpoint
 """
 
 import argparse
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from composed import subject_of
-from damage import first_batches, log_probabilities
+from composed import at_levels, divergence, first_batches, log_probabilities, subject_of
 from tqdm import tqdm
 
 import torch  # isort: skip
 from torch import Tensor  # isort: skip
 
 from exprune.core import ExPrune, Heuristic, Magnitude, Optimal, Prefix
+from exprune.core.heuristics.calibrated import STAGES, STAGES_BY_INPUT
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.files import write_whole
 from exprune.lab.selection.calibration import statistics_of
 
 HERE = Path(__file__).parent
-FIVE, SEVEN = (32, 64, 128, 192, 256), (8, 16, 32, 64, 128, 192, 256)
+FIVE, SEVEN = STAGES, STAGES_BY_INPUT
 MANY = (8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448)
 NETWORKS: dict[str, tuple[tuple[str, ...], int]] = {
     "gnn": (("model=gnn", "data=ogbg_molhiv"), 1000),
@@ -79,18 +77,6 @@ def variants(network: str) -> Iterator[tuple[str, Subject, Callable[[float], Heu
     yield "order of the layer, 7 stages from 8 terms on", layer, lambda lam: Optimal(lam, SEVEN, of_layer), lams
 
 
-def at_levels(points: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """The saving at each level of damage that lies between the points' own, interpolated over its logarithm."""
-    points = sorted(points, key=lambda point: point[1])
-    saved, apart = np.array(points).T
-    apart = np.maximum(apart, 1e-9)
-    return {
-        f"saved_percent_at_{level}": float(np.interp(math.log(level), np.log(apart), saved))
-        for level in LEVELS
-        if apart[0] <= level <= apart[-1]
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=NETWORKS)
@@ -103,11 +89,10 @@ def main() -> None:
         for knob in knobs:
             with ExPrune(subject.sites, make(knob), gain_ratio=1000) as run:
                 pruned = log_probabilities(subject, batches, run)
-            apart = float((dense.exp() * (dense - pruned)).sum(1).mean())
-            points.append((100 * run.flops.saved, apart))
+            points.append((100 * run.flops.saved, divergence(dense, pruned)))
             without = run.flops.dense_without_zero_terms
             nonzero.append(None if without is None else round(100 * (1 - run.flops.pruned / without), 2))
-        found = {key: round(value, 2) for key, value in at_levels(points).items()}
+        found = {key: round(value, 2) for key, value in at_levels(points, LEVELS).items()}
         saved, apart = ([round(of, 6) for of in both] for both in zip(*points, strict=True))
         rows.append({"variant": name, **found, "saved_percent": saved, "without_zero_terms": nonzero, "kl": apart})
         table = pd.DataFrame(rows).assign(inputs=len(dense))

@@ -7,7 +7,7 @@ python results/tables.py --check    # says where a document is not what the tabl
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -98,10 +98,8 @@ def input_order() -> str:
     columns = ("", "", "target", "knob", "on validation: saved, drop", "saved", "without zero terms", "change")
     lines = [_line(*columns), "|---" * len(columns) + "|"]
     made = []
-    for name, (network, figure, _) in NETWORKS.items():
-        if not (file := HERE / f"{name}_input_order.csv").exists():
-            continue
-        table = pd.read_csv(file)
+    for name, table in _tables("input_order"):
+        network, figure, _ = NETWORKS[name]
         for row in table.sort_values(["heuristic", "predict", "saved_percent"], ascending=[False, True, True]).to_dict(
             "records"
         ):
@@ -119,7 +117,7 @@ def input_order() -> str:
             chosen = (target["target_drop"], _knob(row), _on_valid(target)) if target else ("", "", "")
             cells = (outcomes, *chosen, saved, nonzero, _measured(row))
             lines.append(_line(network, *cells))
-        made.append(_made(table, file.stem, f"bash results/input_order.sh {name}"))
+        made.append(_made(table, f"{name}_input_order", f"bash results/input_order.sh {name}"))
     return "\n".join(lines) + "\n" + "".join(made)
 
 
@@ -127,16 +125,14 @@ def parts() -> str:
     """What each part of the order of each input is worth, in FLOPs saved at two levels of damage."""
     columns = ("", "", "saved at 0.001 nats", "at 0.01 nats")
     lines, made = [_line(*columns), "|---" * len(columns) + "|"], []
-    for name, (network, *_) in NETWORKS.items():
-        if not (file := HERE / f"{name}_input_order_ablation.csv").exists():
-            continue
-        table = pd.read_csv(file)
+    for name, table in _tables("input_order_ablation"):
         for row in table.to_dict("records"):
             saved = (row[f"saved_percent_at_{level}"] for level in (0.001, 0.01))
             cells = ("not reached" if pd.isna(one) else f"{one:.1f} %" for one in saved)
-            lines.append(_line(network.removesuffix(", of `fc1`"), row["variant"].strip(), *cells))
+            lines.append(_line(_whole(name), row["variant"].strip(), *cells))
         made.append(
-            f"\n`python results/input_order_ablation.py {name}` makes [the table](../results/{file.name}): "
+            f"\n`python results/input_order_ablation.py {name}` makes "
+            f"[the table](../results/{name}_input_order_ablation.csv): "
             f"{table['inputs'].iloc[0]:,} inputs of the validation split.\n"
         )
     return "\n".join(lines) + "\n" + "".join(made)
@@ -146,16 +142,13 @@ def damage() -> str:
     """What optimal stopping expects to do to the loss, and what it does."""
     columns = ("", "lam", "saved", "expected", "with one factor a site", "measured")
     lines, made = [_line(*columns), "|---" * len(columns) + "|"], []
-    for name, (network, *_) in NETWORKS.items():
-        if not (file := HERE / f"{name}_damage.csv").exists():
-            continue
-        table = pd.read_csv(file)
+    for name, table in _tables("damage"):
         for row in table.to_dict("records"):
             nats = (f"{row[key]:.2g}" for key in ("expected", "expected_with_factors", "measured"))
             cells = (f"{row['lam']:.3g}", f"{row['saved_percent']:.1f} %", *nats)
-            lines.append(_line(network.removesuffix(", of `fc1`"), *cells))
+            lines.append(_line(_whole(name), *cells))
         made.append(
-            f"\n`python results/damage.py {name}` makes [the table](../results/{file.name}) and "
+            f"\n`python results/damage.py {name}` makes [the table](../results/{name}_damage.csv) and "
             f"[its plot](../results/{name}_damage.png): {table['inputs'].iloc[0]:,} inputs of the validation split; "
             f"factors {table['factors'].iloc[0]}.\n"
         )
@@ -208,6 +201,18 @@ _BESIDE = {"sparsity": "weights left", "site_selection": "sites"}
 def renewed(document: str) -> str:
     """A document with every marked table as the measured tables give it now."""
     return _MARKED.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[3]}", document)
+
+
+def _tables(of: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Of the networks that have been measured so their names and tables."""
+    for name in NETWORKS:
+        if (file := HERE / f"{name}_{of}.csv").exists():
+            yield name, pd.read_csv(file)
+
+
+def _whole(name: str) -> str:
+    """What a network is called where the figures are of all of it."""
+    return NETWORKS[name][0].removesuffix(", of `fc1`")
 
 
 def _limits() -> Sequence[float]:

@@ -80,19 +80,24 @@ class Row:
     norm: float = 0.0
 
 
-def rows_of(model: Block, x: Tensor) -> list[Row]:
-    layer = model.layer
-    weight = layer.weight.detach()
+def terms_and_patches(model: Block, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every row the terms of each neuron, (rows, outputs, N), and the inputs that they are of, (rows, N, K)."""
+    layer, weight = model.layer, model.layer.weight.detach()
     with torch.no_grad():
-        hidden, z = model.hidden(x), model.z(x)
-        if weight.dim() == 4:
-            terms = conv_terms(hidden, weight, layer.stride, layer.padding, layer.dilation)
-            terms = terms.movedim(1, -2).flatten(0, -3)  # rows, outputs, N
-            patches = F.unfold(hidden, 3, layer.dilation, layer.padding, layer.stride).movedim(1, 2)
-            patches = patches.reshape(len(terms), 9, 9)
-        else:
-            terms, patches = linear_terms(hidden, weight), hidden[..., None]
-        z = z.movedim(1, -1).flatten(0, -2)
+        hidden = model.hidden(x)
+        if weight.dim() == 2:
+            return linear_terms(hidden, weight), hidden[..., None]
+        terms = conv_terms(hidden, weight, layer.stride, layer.padding, layer.dilation)
+        terms = terms.movedim(1, -2).flatten(0, -3)
+        patches = F.unfold(hidden, 3, layer.dilation, layer.padding, layer.stride).movedim(1, 2)
+        return terms, patches.reshape(len(terms), 9, 9)
+
+
+def rows_of(model: Block, x: Tensor) -> list[Row]:
+    weight = model.layer.weight.detach()
+    terms, patches = terms_and_patches(model, x)
+    with torch.no_grad():
+        z = model.z(x).movedim(1, -1).flatten(0, -2)
         if model.relu:
             a = model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()
             terms = terms * a[:, None]

@@ -6,28 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from exprune.core import ExPrune, Magnitude, SettingError, find_sites
 from exprune.core.calibration.histogram import Histogram
-from tests.core.brute_force import conv_terms, linear_terms
-from tests.core.test_input_order import CASES, Block, block, calibrated
+from tests.core.test_input_order import CASES, block, calibrated, terms_and_patches
 
 TAU = 0.5
-
-
-def terms_and_norms(model: Block, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of every row the terms of each neuron, (rows, outputs, N), and the norms of their inputs, (rows, N)."""
-    layer = model.layer
-    with torch.no_grad():
-        hidden = model.hidden(x)
-        if hidden.dim() == 2:
-            return linear_terms(hidden, layer.weight), hidden.abs()
-        terms = conv_terms(hidden, layer.weight, layer.stride, layer.padding, layer.dilation)
-        terms = terms.movedim(1, -2).flatten(0, -3)
-        patches = F.unfold(hidden, 3, layer.dilation, layer.padding, layer.stride).movedim(1, 2)
-        return terms, patches.reshape(len(terms), 9, 9).square().sum(2).sqrt()
 
 
 @pytest.mark.parametrize(("conv", "options"), CASES)
@@ -35,7 +20,8 @@ def terms_and_norms(model: Block, x: Tensor) -> tuple[Tensor, Tensor]:
 def test_small_inputs_are_left_out_as_the_loop_leaves_them_out(conv: bool, options: dict, tau: float) -> None:
     model, x, site = block(conv, **options)
     measured = calibrated(model, x, site)
-    terms, norms = terms_and_norms(model, x)
+    terms, patches = terms_and_patches(model, x)
+    norms = patches.square().sum(2).sqrt()
     cut = sorted(norms.flatten().tolist())[math.ceil(TAU * norms.numel()) - 1] if tau else 0.0
     heuristic = Magnitude(tau, measured)
     assert cut <= heuristic.cut(site, tau) <= cut * 1.004

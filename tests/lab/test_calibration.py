@@ -30,6 +30,13 @@ def result_of(run) -> dict:
     return json.loads((folder / "result.json").read_text())
 
 
+def evaluated(command: CommandLine, *settings: str) -> tuple[dict, str]:
+    """The result of a small evaluation, and what it printed."""
+    run = command("evaluate.py", *SMALL, *settings)
+    assert run.code == 0, run.err
+    return result_of(run), run.out
+
+
 def calibrations(cache: Path, inputs: int = 24) -> dict[Path, int]:
     """Those on so many inputs, which no other file of tests asks for: tests in other processes share the cache."""
     files = {path: path.stat().st_mtime_ns for path in (cache / "calibrations").glob("gnn-nci-*.safetensors")}
@@ -64,37 +71,20 @@ def test_calibrated_measures_once(command: CommandLine, session_cache: Path) -> 
 
 @pytest.mark.parametrize("order", ["model", "neuron"])
 def test_orders(command: CommandLine, order: str) -> None:
-    run = command(
-        "evaluate.py",
-        *SMALL,
-        "exprune=calibrated",
-        "exprune.tau=0.1",
-        f"exprune.order={order}",
-        "exprune.stages=[8,100]",
-    )
-    assert run.code == 0, run.err
-    result = result_of(run)
+    settings = ("exprune=calibrated", "exprune.tau=0.1", f"exprune.order={order}", "exprune.stages=[8,100]")
+    result, _ = evaluated(command, *settings)
     assert result["order"] == order
     assert [stage["n"] for stage in result["sites"][0]["stages"]] == [8, 100]
 
 
 @pytest.mark.parametrize("predict", ["false", "true"])
 def test_the_order_of_each_input(command: CommandLine, predict: str) -> None:
-    run = command(
-        "evaluate.py",
-        *SMALL,
-        "exprune=optimal",
-        "exprune.lam=1e-9",
-        "exprune.order=input",
-        "exprune.stages=[8,100]",
-        f"exprune.predict={predict}",
-    )
-    assert run.code == 0, run.err
-    result = result_of(run)
+    settings = ("exprune=optimal", "exprune.lam=1e-9", "exprune.order=input", "exprune.stages=[8,100]")
+    result, printed = evaluated(command, *settings, f"exprune.predict={predict}")
     assert (result["order"], result["predict"], result["scope"]) == ("input", predict == "true", "relu")
     flops, without = result["flops"], result["flops"]["without_zero_terms"]
     assert 0 < without["dense"] < flops["dense"] and 0 < without["pruned"] <= flops["pruned"]
-    assert "zero terms" in run.out
+    assert "zero terms" in printed
 
 
 def test_the_stages_that_suit_an_order() -> None:
@@ -113,10 +103,8 @@ def test_every_layer_is_a_site_of_what_predicts(command: CommandLine) -> None:
 
 
 def test_small_inputs_left_out(command: CommandLine) -> None:
-    run = command("evaluate.py", *SMALL, "exprune=magnitude", "exprune.tau=0.5")
-    assert run.code == 0, run.err
-    assert "Magnitude, tau 0.5 " in run.out
-    result = result_of(run)
+    result, printed = evaluated(command, "exprune=magnitude", "exprune.tau=0.5")
+    assert "Magnitude, tau 0.5 " in printed
     assert (result["heuristic"], result["n"], result["order"], result["predict"]) == ("Magnitude", None, "input", True)
     flops, without = result["flops"], result["flops"]["without_zero_terms"]
     assert 0 < without["saved"] < flops["saved"]  # behind ReLUs many inputs are zero

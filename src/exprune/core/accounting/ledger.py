@@ -8,8 +8,8 @@ from exprune.core.accounting.tally import FlopTally
 from exprune.core.errors import SettingError
 
 _COUNTED = ("outputs", "pruned_at", "negative", "wrong")
-_VERSION = 2  # of what the counts mean
 _BY_INPUT = ("left", "nonzero", "ranking")
+_VERSION = 2  # of what the counts mean
 
 
 @dataclass

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from exprune.core import ExPrune, Heuristic, Magnitude
+from exprune.core import ExPrune, Heuristic
 from exprune.core.errors import SettingError
 from exprune.lab.evaluation.measure import TooFar, about, drop_and_saved
 from exprune.lab.evaluation.subject import Subject, plain
@@ -77,7 +77,7 @@ def _found(subject: Subject, target: str, value: Any) -> tuple[Heuristic | None,
         raise SettingError(f"exprune.{target}={value}: a number, at least 0")
     knob = subject.cfg.exprune.knob
     dense, make, gain_ratio = subject.dense("valid"), maker(subject), plain(subject.cfg.exprune.gain_ratio)
-    at_level = _LEVELS["share" if isinstance(heuristic_of(subject.cfg), Magnitude) else knob]
+    at_level = _LEVELS[subject.cfg.exprune.get("levels", knob)]
     limit = value + _BEYOND if target == "target_drop" else math.inf
     with tqdm(desc=f"{target}={value}", unit=" passes", disable=None, leave=False) as bar:
 

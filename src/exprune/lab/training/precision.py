@@ -33,8 +33,9 @@ def _times_as_long(device: torch.device) -> float:
     """How long a convolution and a linear layer take forward and back in bfloat16, as a multiple of float32."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):  # a training draws the same numbers whether this was measured or not
-        network = nn.Sequential(nn.Conv2d(64, 128, 3, padding=1), nn.Flatten(), nn.Linear(128 * 8 * 8, 64))
-        images = torch.randn(8, 64, 8, 8)
+        # Of many rows, so that it is products that take the time, as in training, and not the weights' conversion.
+        network = nn.Sequential(nn.Conv2d(64, 128, 3, padding=1), nn.Flatten(2), nn.Linear(16 * 16, 512))
+        images = torch.randn(16, 64, 16, 16)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = images.to(device, memory_format=torch.channels_last)
 

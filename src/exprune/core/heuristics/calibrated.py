@@ -7,13 +7,13 @@ Each is one comparison a neuron: with the line and the residual spread of :class
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from exprune.core.accounting.plan import BY_INPUT, checked
+from exprune.core.accounting.plan import BY_INPUT, Plan, checked
 from exprune.core.calibration.lines import SiteStatistics, floored
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
@@ -98,6 +98,19 @@ class CalibratedTest(Heuristic):
             r = torch.as_tensor(seen.r, dtype=seen.part.dtype, device=seen.part.device)
             return below(torch.addcmul(r, seen.part, slope), bound)
         return below(seen.part, bound)
+
+    def bounds(self, site: Site, plan: Plan, tau: float | None, bias: Tensor) -> Tensor:
+        """Below which sum of its first terms a neuron stops, after each stage of the plan: (stages, outputs) float32.
+
+        Of a site without a residual, in an order that all of its neurons and inputs share.
+
+        Args:
+            tau: the site's knob, if the test has one.
+            bias: (outputs,), what is added to the terms.
+        """
+        part = torch.zeros(1, len(bias))
+        seen = Prefix(site, 0, plan.stages[0].n, plan.terms, tau, part, None, None, bias.to(part), plan)
+        return torch.stack([self._folded(replace(seen, stage=stage))[1] for stage in range(len(plan.stages))])
 
     def prediction(self, seen: Prefix) -> Tensor:
         lines = self._lines(seen)

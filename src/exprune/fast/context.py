@@ -1,0 +1,176 @@
+"""The context in which a ReLU network decodes faster on a CPU (docs/method.md, section 9)."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from exprune.core import CalibratedTest, Heuristic, Site, SiteStatistics
+from exprune.core.accounting.plan import BY_INPUT, Plan, make_plan
+from exprune.core.errors import SettingError
+from exprune.core.heuristics.heuristic import per_site
+from exprune.fast.layers import Down, FastLayer, Up
+from exprune.fast.storage import check_dtype
+
+_ROUNDS = 5  # of timing the dense layers
+
+
+class faster:
+    """Decode with the tests of a heuristic deciding which weights are read: ``with faster(model, sites, heuristic):``.
+
+    Inside the context a call of a few rows evaluates the sites stage by stage, for the neurons that are left, and the
+    layer after each site's ReLU for the inputs that are not zero. Calls of more rows (a prompt, a large batch) run
+    the layers densely, from the same copy of the weights, in which the sites' own parameters read NaN meanwhile.
+    At the end, and after an exception, all is as it was. For inference on a CPU, in as many threads as torch may use.
+
+    Args:
+        model: in eval mode; its weights in float32, float16 or bfloat16.
+        sites: from :func:`~exprune.core.find_sites`; the eligible ones are Linear layers before a ReLU (squared or
+            not), each with another Linear layer behind it in the same module.
+        heuristic: Calibrated or Optimal, in an order that all inputs share; None: zeros alone are skipped.
+        switch: a layer whose kernel takes its first rows longer than the dense layer takes goes back to that. Which
+            ones do, time decides; False keeps the kernels, and with them what stops, the same in every run.
+
+    Attributes:
+        layers: what was replaced, with the share of the weights that was read (``density``), the ``seconds`` of the
+            first rows beside ``dense_seconds``, and whether the kernel was in use to the end (``kept``).
+
+    Raises:
+        SettingError: model, sites and heuristic do not suit; inside, training mode or gradients; at the end, a weight
+            was changed meanwhile.
+    """
+
+    def __init__(
+        self, model: nn.Module, sites: Sequence[Site], heuristic: Heuristic | None, switch: bool = True
+    ) -> None:
+        self.layers: list[FastLayer] = []
+        self._model, self._heuristic, self._switch = model, heuristic, switch
+        self._sites = [site for site in sites if site.eligible]
+        if not self._sites:
+            raise SettingError("faster: there is no eligible site")
+        self._pairs = [_pair(model, site) for site in self._sites]
+        self._plans = {} if heuristic is None else _plans(heuristic, self._sites)
+        self._taus = {} if heuristic is None else per_site(heuristic.tau, self._sites)
+
+    def __enter__(self) -> "faster":
+        self._check()
+        involved = [layer for pair in self._pairs for layer in (pair.layer, pair.behind)]
+        dense = _dense_seconds(involved) if self._switch else dict.fromkeys(involved)
+        try:
+            for pair in self._pairs:
+                up = None
+                if self._heuristic is not None:
+                    up = self._up(pair, dense[pair.layer])
+                    self.layers.append(up)
+                self.layers.append(Down(pair.name_behind, pair.behind, dense[pair.behind], up))
+        except BaseException:
+            self._restore()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        changed = [layer.name for layer in self.layers if layer.active and layer.changed]
+        self._restore()
+        if changed and exception[0] is None:
+            raise SettingError(f"faster: the weight of {changed[0]} was changed inside the context")
+
+    def _restore(self) -> None:
+        for layer in self.layers:
+            if layer.active:
+                layer.restore()
+
+    def _check(self) -> None:
+        if any(module.training for module in self._model.modules()):
+            raise SettingError("faster: the model is in training mode; call model.eval()")
+        owners = Counter(id(p) for module in self._model.modules() for p in module._parameters.values())
+        named = [(pair.site.name, pair.layer) for pair in self._pairs]
+        for name, layer in named + [(pair.name_behind, pair.behind) for pair in self._pairs]:
+            if "forward" in layer.__dict__:
+                raise SettingError(f"faster: {name} has a forward of its own already, as inside another faster context")
+            check_dtype(layer.weight, name)
+            if owners[id(layer.weight)] > 1:
+                raise SettingError(f"faster: {name} shares its weight with another layer")
+
+    def _up(self, pair: "_Pair", dense_seconds: float | None) -> Up:
+        assert isinstance(self._heuristic, CalibratedTest)
+        site, layer, plan = pair.site, pair.layer, self._plans[pair.site.name]
+        order = torch.cat([_indices(stage.channels, site.terms) for stage in plan.stages])
+        rest = _indices(plan.rest, site.terms)
+        widths = [*(len(_indices(stage.channels, site.terms)) for stage in plan.stages), len(rest)]
+        bias = torch.zeros(site.outputs) if layer.bias is None else layer.bias.detach().float()
+        bounds = self._heuristic.bounds(site, plan, self._taus[site.name], bias)
+        return Up(site.name, layer, widths, torch.cat([order, rest]), bounds, dense_seconds)
+
+
+class _Pair(NamedTuple):
+    """A site and the layer behind its ReLU."""
+
+    site: Site
+    layer: nn.Linear
+    name_behind: str
+    behind: nn.Linear
+
+
+def _indices(channels: slice | Tensor | None, terms: int) -> Tensor:
+    return torch.arange(terms)[channels] if channels is not None else torch.arange(0)
+
+
+def _pair(model: nn.Module, site: Site) -> _Pair:
+    """The layer that reads a site's ReLU is the next Linear one in the same module."""
+    if site.kind != "linear" or not isinstance(site.module, nn.Linear):
+        raise SettingError(f"faster: {site.name} is a {site.kind}; it serves Linear layers, which select_sites names")
+    if not site.before_relu or site.residual:
+        why = "has something added to it before its ReLU" if site.before_relu else "feeds no ReLU"
+        raise SettingError(f"faster: {site.name} {why}; choose others with select_sites")
+    if site.mask is not None:
+        raise SettingError(f"faster: {site.name} is under a static mask, for which there is no kernel")
+    parent, _, own = site.name.rpartition(".")
+    children = list(model.get_submodule(parent).named_children())
+    names = [name for name, _ in children]
+    for name, child in children[names.index(own) + 1 :] if own in names else []:
+        if isinstance(child, nn.Linear):
+            if child.in_features == site.outputs:
+                return _Pair(site, site.module, f"{parent}.{name}" if parent else name, child)
+            break
+    raise SettingError(f"faster: {site.name} has no Linear layer of {site.outputs} inputs behind it in the same module")
+
+
+def _plans(heuristic: Heuristic, sites: Sequence[Site]) -> dict[str, Plan]:
+    kind = type(heuristic).__name__
+    if not isinstance(heuristic, CalibratedTest):
+        raise SettingError(f"faster: there is no kernel for {kind}; Calibrated and Optimal have one")
+    if heuristic.predicts:
+        raise SettingError(f"faster: {kind} with predict=true outputs predictions, for which there is no kernel")
+    plans = {}
+    for site in sites:
+        statistics: SiteStatistics | None = (heuristic.statistics or {}).get(site.name)
+        if statistics is None:
+            raise SettingError(f"{kind}: no statistics of site {site.name}; calibrate first")
+        order = statistics.order
+        if isinstance(order, str) or (order is not None and order.dim() == 2):
+            which = BY_INPUT if isinstance(order, str) else "neuron"
+            raise SettingError(
+                f"faster: order={which} at {site.name}: the kernel reads the same terms first for all neurons "
+                "and inputs; order=layer or model"
+            )
+        plans[site.name] = make_plan(site, heuristic.stages, 1.0, order)
+        if not plans[site.name].stages:
+            raise SettingError(f"faster: {site.name} has {site.terms} terms, none behind the first stage")
+    return plans
+
+
+def _dense_seconds(layers: Sequence[nn.Linear]) -> dict[nn.Module, float]:
+    """What one row takes each layer: all in turn, so that a layer is as cold in the cache as it is when decoding."""
+    rows = {layer: torch.randn(1, layer.in_features).to(layer.weight.dtype) for layer in layers}
+    seconds: dict[nn.Module, list[float]] = {layer: [] for layer in layers}
+    with torch.inference_mode():
+        for _ in range(_ROUNDS):
+            for layer in layers:
+                start = time.perf_counter()
+                F.linear(rows[layer], layer.weight, layer.bias)
+                seconds[layer].append(time.perf_counter() - start)
+    return {layer: sorted(times)[_ROUNDS // 2] for layer, times in seconds.items()}

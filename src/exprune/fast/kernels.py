@@ -1,0 +1,160 @@
+"""The compiled loops of a decoding step: only the rows of a matrix that are needed are read (method.md, section 9).
+
+Matrices hold float32, float16 (as uint16) or bfloat16 (as int16); sums are float32. Eight rows at a time, far from each
+other: that many streams from memory keep one core busy. All functions stand at module level, where numba keeps their
+compiled form on disk.
+"""
+
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+# Not nnan, ninf: bounds may be infinite, and what is not finite is to stay so.
+_jit = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "arcp", "nsz"}, error_model="numpy")
+_zero = numba.float32(0)
+
+
+@intrinsic
+def _wide(typing: Any, value: Any) -> Any:
+    """The float32 that a stored number stands for."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        (given,) = args
+        if signature.args[0] == types.uint16:  # float16: one instruction for a whole register of them
+            return builder.fpext(builder.bitcast(given, ir.HalfType()), ir.FloatType())
+        if signature.args[0] == types.int16:  # bfloat16: the upper half of a float32
+            bits = builder.shl(builder.zext(given, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
+            return builder.bitcast(bits, ir.FloatType())
+        return given
+
+    return types.float32(value), generate
+
+
+@_jit
+def _spread(rows, low, high):  # type: ignore[no-untyped-def]
+    """Fill rows[low:high] with low to high, so that eight neighbours lie an eighth of them apart."""
+    eighth = (high - low) // 8
+    for i in range(8 * eighth):
+        rows[low + i] = low + (i % 8) * eighth + i // 8
+    for i in range(low + 8 * eighth, high):
+        rows[i] = i
+
+
+@_jit
+def _add_products(flat, start, width, x, rows, sums):  # type: ignore[no-untyped-def]
+    """Add to the sums of some rows their products with ``x`` (width,); row j lies at start + j * width."""
+    whole = len(rows) - len(rows) % 8
+    for i in range(0, whole, 8):
+        j0, j1, j2, j3 = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
+        j4, j5, j6, j7 = rows[i + 4], rows[i + 5], rows[i + 6], rows[i + 7]
+        w0 = flat[start + j0 * width : start + (j0 + 1) * width]
+        w1 = flat[start + j1 * width : start + (j1 + 1) * width]
+        w2 = flat[start + j2 * width : start + (j2 + 1) * width]
+        w3 = flat[start + j3 * width : start + (j3 + 1) * width]
+        w4 = flat[start + j4 * width : start + (j4 + 1) * width]
+        w5 = flat[start + j5 * width : start + (j5 + 1) * width]
+        w6 = flat[start + j6 * width : start + (j6 + 1) * width]
+        w7 = flat[start + j7 * width : start + (j7 + 1) * width]
+        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = _zero
+        for k in range(width):
+            v = x[k]
+            s0 += _wide(w0[k]) * v
+            s1 += _wide(w1[k]) * v
+            s2 += _wide(w2[k]) * v
+            s3 += _wide(w3[k]) * v
+            s4 += _wide(w4[k]) * v
+            s5 += _wide(w5[k]) * v
+            s6 += _wide(w6[k]) * v
+            s7 += _wide(w7[k]) * v
+        sums[j0] += s0
+        sums[j1] += s1
+        sums[j2] += s2
+        sums[j3] += s3
+        sums[j4] += s4
+        sums[j5] += s5
+        sums[j6] += s6
+        sums[j7] += s7
+    for i in range(whole, len(rows)):
+        j = rows[i]
+        w = flat[start + j * width : start + (j + 1) * width]
+        s = _zero
+        for k in range(width):
+            s += _wide(w[k]) * x[k]
+        sums[j] += s
+
+
+@_jit
+def up(flat, widths, bounds, bias, x, low, high, rows, out):  # type: ignore[no-untyped-def]
+    """The neurons low to high of a layer before a ReLU, stage by stage, those that are left.
+
+    Args:
+        flat: (outputs * terms,), of each stage the block (outputs, width) of the weights, one after the other.
+        widths: (stages + 1,) terms of each block.
+        bounds: (stages, outputs) float32: a neuron stops where the sum so far lies below.
+        bias: (outputs,) float32.
+        x: (terms,) float32, in the order of the blocks' terms.
+        rows: (outputs,) int32, to work with.
+        out: (outputs,) float32: what the ReLU makes of each; 0 of those that stopped.
+
+    Returns:
+        The weights read.
+    """
+    outputs = len(bias)
+    _spread(rows, low, high)
+    out[low:high] = 0
+    count = high - low
+    start = first = read = 0
+    for stage in range(len(widths)):
+        width = widths[stage]
+        alive = rows[low : low + count]
+        _add_products(flat, start, width, x[first : first + width], alive, out)
+        read += count * width
+        start += outputs * width
+        first += width
+        if stage < len(bounds):
+            bound = bounds[stage]
+            left = 0
+            for j in alive:  # without a branch: nothing foretells which neurons stop
+                stops = out[j] < bound[j]
+                alive[left] = j
+                left += not stops
+                out[j] = _zero if stops else out[j]
+            count = left
+    for j in rows[low : low + count]:
+        z = out[j] + bias[j]
+        out[j] = _zero if z <= 0 else z  # NaN stays
+    return read
+
+
+@_jit
+def down(weight, h, low, high, rows, out):  # type: ignore[no-untyped-def]
+    """Add to ``out`` (outputs,) float32 the products of ``h`` (inputs,) with the rows low to high of ``weight``.
+
+    The rows (of all ``inputs``, of length ``outputs``) at which ``h`` is 0 are not read. Returns the weights read.
+    """
+    _spread(rows, low, high)
+    count = 0
+    for j in rows[low:high]:
+        rows[low + count] = j
+        count += h[j] != 0
+    active = rows[low : low + count]
+    whole = count - count % 8
+    for i in range(0, whole, 8):
+        j0, j1, j2, j3 = active[i], active[i + 1], active[i + 2], active[i + 3]
+        j4, j5, j6, j7 = active[i + 4], active[i + 5], active[i + 6], active[i + 7]
+        w0, w1, w2, w3 = weight[j0], weight[j1], weight[j2], weight[j3]
+        w4, w5, w6, w7 = weight[j4], weight[j5], weight[j6], weight[j7]
+        h0, h1, h2, h3 = h[j0], h[j1], h[j2], h[j3]
+        h4, h5, h6, h7 = h[j4], h[j5], h[j6], h[j7]
+        for k in range(len(out)):
+            first = _wide(w0[k]) * h0 + _wide(w1[k]) * h1 + _wide(w2[k]) * h2 + _wide(w3[k]) * h3
+            second = _wide(w4[k]) * h4 + _wide(w5[k]) * h5 + _wide(w6[k]) * h6 + _wide(w7[k]) * h7
+            out[k] += first + second
+    for i in range(whole, count):
+        w, v = weight[active[i]], h[active[i]]
+        for k in range(len(out)):
+            out[k] += _wide(w[k]) * v
+    return count * len(out)

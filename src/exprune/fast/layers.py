@@ -1,0 +1,230 @@
+"""The two layers around a ReLU, as a decoding step runs them: weights laid out anew, and what takes forward's place."""
+
+import statistics
+import time
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from exprune.core.errors import SettingError
+from exprune.fast import kernels
+from exprune.fast.storage import numbers, room, without_values
+from exprune.fast.threads import shared
+
+MOST_ROWS = 8  # of one call; more are quicker as a matrix product
+_TRIALS = 8  # rows after which a layer that is slower than dense goes back
+
+
+class FastLayer:
+    """A Linear layer whose forward is replaced, with its weight laid out anew, until :meth:`restore`.
+
+    Attributes:
+        dense_seconds: what a row takes the layer's own forward, to which a kernel that takes longer gives way; None: it
+            never does.
+        seconds: what the first rows took the kernel.
+        read: weights read by the kernel. rows: those that it served.
+        active: whether the layer is replaced now. kept: whether it was when the context ended, or still is.
+    """
+
+    def __init__(self, name: str, layer: nn.Linear, dense_seconds: float | None = None) -> None:
+        self.name, self.layer, self.dense_seconds = name, layer, dense_seconds
+        self.read = self.rows = 0
+        self.seconds: list[float] = []
+        self.active = self.kept = True
+        self.bias = np.zeros(layer.out_features, np.float32)
+        if layer.bias is not None:
+            self.bias[:] = layer.bias.detach().float().numpy()
+        self._strides = layer.weight.stride()
+        self._shape = tuple(layer.weight.shape)
+        layer.weight.data = self._lay_out(layer.weight.detach())
+        self._version = layer.weight._version, layer.weight.data_ptr()
+        layer.forward = self._forward  # type: ignore[assignment, method-assign]
+
+    @property
+    def terms(self) -> int:
+        return self._shape[1]
+
+    @property
+    def density(self) -> float:
+        """The share of the weights that was read, of the rows that the kernel served; NaN where there were none."""
+        return self.read / (self.rows * self._shape[0] * self._shape[1]) if self.rows else float("nan")
+
+    @property
+    def changed(self) -> bool:
+        """Whether someone wrote to the weight, or put another in its place."""
+        return (self.layer.weight._version, self.layer.weight.data_ptr()) != self._version
+
+    def restore(self) -> None:
+        """Bring back the weight and the layer's own forward."""
+        self.active = False
+        weight = torch.empty_strided(self._shape, self._strides, dtype=self.layer.weight.dtype)
+        self._write_back(weight)
+        self.layer.weight.data = weight
+        del self.layer.forward
+
+    def _lay_out(self, weight: Tensor) -> Tensor:
+        """Copy the weight; what stands in its place until it is restored."""
+        raise NotImplementedError
+
+    def _write_back(self, weight: Tensor) -> None:
+        raise NotImplementedError
+
+    def _dense(self, x: Tensor) -> Tensor:
+        """The layer's own output, from the same copy of the weights."""
+        raise NotImplementedError
+
+    def _row(self, x: NDArray, out: NDArray) -> int:
+        """Compute one row; returns how many weights were read."""
+        raise NotImplementedError
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if self.layer.training:
+            raise SettingError(f"faster: {self.name} is in training mode; call model.eval()")
+        if torch.is_grad_enabled():
+            raise SettingError("faster: gradients are enabled, and the kernels have none; use torch.inference_mode()")
+        rows = x.numel() // self.terms
+        if rows > MOST_ROWS:
+            return self._dense(x)
+        given = x.detach().reshape(rows, self.terms).float().numpy()
+        out = torch.empty(rows, self._shape[0])
+        start = time.perf_counter()
+        for row, values in zip(given, out.numpy(), strict=True):
+            self.read += self._row(row, values)
+        self.rows += rows
+        if len(self.seconds) < _TRIALS:
+            self._tried((time.perf_counter() - start) / rows)
+        return out.to(x.dtype).view(*x.shape[:-1], self._shape[0])
+
+    def _tried(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        slower = self.dense_seconds is not None and statistics.median(self.seconds) > self.dense_seconds
+        if slower and len(self.seconds) == _TRIALS:
+            self.restore()
+            self.kept = False
+
+
+class Up(FastLayer):
+    """A layer before a ReLU: its neurons stop stage by stage.
+
+    Its output is what the ReLU makes of it, which another ReLU leaves as it is.
+
+    Attributes:
+        first: the output of its first call by the kernel, until it was seen what becomes of it.
+
+    Args:
+        widths: terms of each stage and of the rest.
+        order: (terms,) in which they are evaluated.
+        bounds: (stages, outputs): below which sum a neuron stops.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layer: nn.Linear,
+        widths: list[int],
+        order: Tensor,
+        bounds: Tensor,
+        dense_seconds: float | None = None,
+    ) -> None:
+        self._widths, self._order, self._stages = widths, order, np.array(widths)
+        self._take = None if torch.equal(order, torch.arange(len(order))) else order.numpy()
+        self._bounds = bounds.float().contiguous().numpy()
+        self._scratch = np.empty(layer.out_features, np.int32)
+        self.first: Tensor | None = None
+        super().__init__(name, layer, dense_seconds)
+
+    def _lay_out(self, weight: Tensor) -> Tensor:
+        self._flat = room((weight.numel(),), weight.dtype)
+        for block, terms in self._blocks():
+            torch.index_select(weight, 1, terms, out=block)
+        self._numbers = numbers(self._flat)
+        return without_values(weight)
+
+    def _write_back(self, weight: Tensor) -> None:
+        for block, terms in self._blocks():
+            weight[:, terms] = block
+
+    def _blocks(self) -> list[tuple[Tensor, Tensor]]:
+        """Of each stage its weights (outputs, width) and its terms."""
+        outputs = self._shape[0]
+        pieces = self._flat.split([outputs * width for width in self._widths])
+        parts = zip(pieces, self._order.split(self._widths), strict=True)
+        return [(piece.view(outputs, -1), terms) for piece, terms in parts]
+
+    def _forward(self, x: Tensor) -> Tensor:
+        out = super()._forward(x)
+        if self.rows and self.rows <= MOST_ROWS and self.first is None:
+            self.first = out
+        return out
+
+    def _dense(self, x: Tensor) -> Tensor:
+        (first, terms), *others = self._blocks()
+        out = F.linear(x[..., terms], first, self.layer.bias)
+        for block, terms in others:
+            out = out + F.linear(x[..., terms], block)
+        return out
+
+    def _row(self, x: NDArray, out: NDArray) -> int:
+        x = np.ascontiguousarray(x) if self._take is None else x[self._take]
+        args = self._numbers, self._stages, self._bounds, self.bias, x
+
+        def work(part: int, low: int, high: int) -> int:
+            return kernels.up(*args, low, high, self._scratch, out)
+
+        return shared(work, len(out))
+
+
+class Down(FastLayer):
+    """A layer behind a ReLU: the weights of inputs that are exactly zero are not read.
+
+    Args:
+        before: the layer before that ReLU, if it is replaced too.
+    """
+
+    def __init__(
+        self, name: str, layer: nn.Linear, dense_seconds: float | None = None, before: "Up | None" = None
+    ) -> None:
+        self._scratch, self._before = np.empty(layer.in_features, np.int32), before
+        super().__init__(name, layer, dense_seconds)
+
+    def _lay_out(self, weight: Tensor) -> Tensor:
+        turned = room((weight.shape[1], weight.shape[0]), weight.dtype)
+        turned.copy_(weight.t())
+        self._numbers = numbers(turned)
+        return turned.t()
+
+    def _write_back(self, weight: Tensor) -> None:
+        weight.copy_(self.layer.weight.detach())
+
+    def _dense(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.layer.weight, self.layer.bias)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if self._before is not None and self._before.first is not None:
+            self._check_relu(x, self._before.first)
+            self._before.first = None
+            self._before = None
+        return super()._forward(x)
+
+    def _check_relu(self, x: Tensor, before: Tensor) -> None:
+        """The layer before has applied the ReLU already: nothing but that, or its square, may lie between the two."""
+        assert self._before is not None
+        if x.numel() != before.numel() or not any(torch.equal(x.flatten(), of.flatten()) for of in (before, before**2)):
+            raise SettingError(
+                f"faster: what {self.name} reads is not the ReLU of {self._before.name}, nor its square; "
+                "choose other sites with select_sites"
+            )
+
+    def _row(self, x: NDArray, out: NDArray) -> int:
+        sums = np.zeros((torch.get_num_threads(), len(out)), np.float32)
+        x = np.ascontiguousarray(x)
+
+        def work(part: int, low: int, high: int) -> int:
+            return kernels.down(self._numbers, x, low, high, self._scratch, sums[part])
+
+        read = shared(work, self.terms)
+        np.add(sums.sum(0), self.bias, out=out)
+        return read

@@ -12,7 +12,9 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from exprune.core import (
     Calibrated,
+    Dominance,
     ExPrune,
+    HeadRecorder,
     Heuristic,
     InputVariances,
     Optimal,
@@ -182,6 +184,8 @@ def test_all_is_as_it_was() -> None:
                 same, values, stride = before[name]
                 assert p is same and torch.equal(p, values) and p.stride() == stride
             assert not any("forward" in module.__dict__ for module in model.modules())
+    model(torch.randn(3, 12)).sum().backward()  # and can be trained further
+    assert model.mlp[0].weight.grad is not None
 
 
 def test_a_kernel_that_is_slower_gives_way() -> None:
@@ -221,6 +225,38 @@ def test_generate_gives_the_same_tokens_where_nothing_stops(dtype: torch.dtype) 
     assert all(layer.rows == 19 and 0.2 < layer.density < 0.8 for layer in fast.layers)
     again = model.generate(prompt, **greedy)
     assert torch.equal(again, want)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("order", [None, "reversed"])
+def test_the_head_drops_what_dominance_drops(tied: bool, order: str | None) -> None:
+    model = opt()
+    if not tied:
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    with torch.no_grad():
+        model.lm_head.weight.mul_(torch.linspace(2, 0.1, 64))
+    some, prompt = torch.randint(3, 50, (40, 12)), torch.randint(3, 50, (1, 9))
+    turned = None if order is None else torch.arange(64).flip(0)
+    with torch.no_grad(), HeadRecorder(model.lm_head, (8, 24, 40), turned) as recorder:
+        model(some)
+    head = Dominance(model.lm_head, recorder.statistics(), 0.01)
+    sites = find_sites(model, prompt)
+    x = torch.randint(3, 50, (30, 5))
+    with torch.inference_mode():
+        dense = model(x).logits
+        with head:
+            simulated = torch.cat([model(row[None]).logits for row in x])
+        with faster(model, sites, None, head, switch=False) as fast:
+            quick = torch.cat([model(row[None]).logits for row in x])
+    assert torch.equal(model(x).logits.argmax(-1), dense.argmax(-1))  # the embedding is as it was
+    dropped = simulated.isinf()
+    assert 0.02 < dropped.float().mean() < 1
+    assert (dropped == quick.isinf()).float().mean() > 0.999
+    torch.testing.assert_close(quick.masked_fill(dropped, 0), simulated.masked_fill(dropped, 0), atol=1e-4, rtol=1e-4)
+    assert fast.layers[-1].density < 1
+    nothing = Dominance(model.lm_head, recorder.statistics(), 0.0)
+    with torch.inference_mode(), faster(model, sites, None, nothing, switch=False):
+        torch.testing.assert_close(model(x[:1]).logits, dense[:1], atol=1e-5, rtol=1e-5)
 
 
 def conv_net() -> tuple[nn.Module, list[Site]]:

@@ -1,5 +1,6 @@
 """The context in which a ReLU network decodes faster on a CPU (docs/method.md, section 9)."""
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exprune.core import CalibratedTest, Heuristic, Site, SiteStatistics
+from exprune.core import CalibratedTest, Dominance, Heuristic, Site, SiteStatistics
 from exprune.core.accounting.plan import BY_INPUT, Plan, make_plan
 from exprune.core.errors import SettingError
 from exprune.core.heuristics.heuristic import per_site
-from exprune.fast.layers import Down, FastLayer, Up
+from exprune.fast.layers import Down, FastLayer, Head, Up
 from exprune.fast.storage import check_dtype
 
 _ROUNDS = 5  # of timing the dense layers
@@ -32,6 +33,8 @@ class faster:
         sites: from :func:`~exprune.core.find_sites`; the eligible ones are Linear layers before a ReLU (squared or
             not), each with another Linear layer behind it in the same module.
         heuristic: Calibrated or Optimal, in an order that all inputs share; None: zeros alone are skipped.
+        head: which logits of the network's head to drop, where the largest alone is wanted (greedy decoding); they
+            become -inf, in this context and not in its own.
         switch: a layer whose kernel takes its first rows longer than the dense layer takes goes back to that. Which
             ones do, time decides; False keeps the kernels, and with them what stops, the same in every run.
 
@@ -45,10 +48,15 @@ class faster:
     """
 
     def __init__(
-        self, model: nn.Module, sites: Sequence[Site], heuristic: Heuristic | None, switch: bool = True
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        heuristic: Heuristic | None,
+        head: Dominance | None = None,
+        switch: bool = True,
     ) -> None:
         self.layers: list[FastLayer] = []
-        self._model, self._heuristic, self._switch = model, heuristic, switch
+        self._model, self._heuristic, self._switch, self._head = model, heuristic, switch, head
         self._sites = [site for site in sites if site.eligible]
         if not self._sites:
             raise SettingError("faster: there is no eligible site")
@@ -59,6 +67,7 @@ class faster:
     def __enter__(self) -> "faster":
         self._check()
         involved = [layer for pair in self._pairs for layer in (pair.layer, pair.behind)]
+        involved += [] if self._head is None else [self._head.head]
         dense = _dense_seconds(involved) if self._switch else dict.fromkeys(involved)
         try:
             for pair in self._pairs:
@@ -67,6 +76,8 @@ class faster:
                     up = self._up(pair, dense[pair.layer])
                     self.layers.append(up)
                 self.layers.append(Down(pair.name_behind, pair.behind, dense[pair.behind], up))
+            if self._head is not None:
+                self.layers.append(self._fast_head(self._head, dense[self._head.head]))
         except BaseException:
             self._restore()
             raise
@@ -88,12 +99,35 @@ class faster:
             raise SettingError("faster: the model is in training mode; call model.eval()")
         owners = Counter(id(p) for module in self._model.modules() for p in module._parameters.values())
         named = [(pair.site.name, pair.layer) for pair in self._pairs]
-        for name, layer in named + [(pair.name_behind, pair.behind) for pair in self._pairs]:
+        named += [(pair.name_behind, pair.behind) for pair in self._pairs]
+        if self._head is not None:
+            named.append((self._name_of(self._head.head), self._head.head))
+            owners[id(self._head.head.weight)] -= self._embedding(self._head.head) is not None
+        for name, layer in named:
             if "forward" in layer.__dict__:
                 raise SettingError(f"faster: {name} has a forward of its own already, as inside another faster context")
             check_dtype(layer.weight, name)
             if owners[id(layer.weight)] > 1:
                 raise SettingError(f"faster: {name} shares its weight with another layer")
+
+    def _name_of(self, layer: nn.Module) -> str:
+        found = [name for name, module in self._model.named_modules() if module is layer]
+        if not found:
+            raise SettingError("faster: the head is no layer of this model")
+        return found[0]
+
+    def _embedding(self, head: nn.Linear) -> nn.Embedding | None:
+        """What looks up rows of the head's weight."""
+        found = [one for one in self._model.modules() if isinstance(one, nn.Embedding) and one.weight is head.weight]
+        return found[0] if len(found) == 1 else None
+
+    def _fast_head(self, head: Dominance, dense_seconds: float | None) -> Head:
+        terms = head.head.in_features
+        stages = [0, *head.stages, terms] if head.tau else [0, terms]
+        widths = [end - start for start, end in itertools.pairwise(stages)]
+        order = torch.arange(terms) if head.order is None else head.order
+        embedding, name = self._embedding(head.head), self._name_of(head.head)
+        return Head(name, head.head, widths, order, head.lines(), embedding, dense_seconds)
 
     def _up(self, pair: "_Pair", dense_seconds: float | None) -> Up:
         assert isinstance(self._heuristic, CalibratedTest)

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 # Not nnan, ninf: bounds may be infinite, and what is not finite is to stay so.
 _jit = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "arcp", "nsz"}, error_model="numpy")
-_zero = numba.float32(0)
+_zero, _infinity = numba.float32(0), numba.float32(float("inf"))
 
 
 @intrinsic
@@ -126,6 +126,46 @@ def up(flat, widths, bounds, bias, x, low, high, rows, out):  # type: ignore[no-
     for j in rows[low : low + count]:
         z = out[j] + bias[j]
         out[j] = _zero if z <= 0 else z  # NaN stays
+    return read
+
+
+@_jit
+def leading(flat, widths, slopes, uppers, margins, bias, x, low, high, rows, out):  # type: ignore[no-untyped-def]
+    """The logits low to high, stage by stage, those that may still be the largest of them.
+
+    Args:
+        slopes, uppers, margins: (stages, outputs) float32: a logit lies below ``slope * sum + upper`` and above that
+            less the margin.
+        out: (outputs,) float32: the logits, -inf where another is larger.
+
+    The others, and what it returns, are as of :func:`up`.
+    """
+    outputs = len(bias)
+    _spread(rows, low, high)
+    out[low:high] = 0
+    count = high - low
+    start = first = read = 0
+    for stage in range(len(widths)):
+        width = widths[stage]
+        alive = rows[low : low + count]
+        _add_products(flat, start, width, x[first : first + width], alive, out)
+        read += count * width
+        start += outputs * width
+        first += width
+        if stage < len(slopes):
+            slope, upper, margin = slopes[stage], uppers[stage], margins[stage]
+            leader = -_infinity
+            for j in alive:
+                leader = max(leader, slope[j] * out[j] + upper[j] - margin[j])
+            left = 0
+            for j in alive:
+                drops = slope[j] * out[j] + upper[j] < leader
+                alive[left] = j
+                left += not drops
+                out[j] = -_infinity if drops else out[j]
+            count = left
+    for j in rows[low : low + count]:
+        out[j] += bias[j]
     return read
 
 

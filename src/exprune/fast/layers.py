@@ -1,4 +1,4 @@
-"""The two layers around a ReLU, as a decoding step runs them: weights laid out anew, and what takes forward's place."""
+"""Layers as a decoding step runs them: weights laid out anew, and what takes the place of forward."""
 
 import statistics
 import time
@@ -39,7 +39,8 @@ class FastLayer:
             self.bias[:] = layer.bias.detach().float().numpy()
         self._strides = layer.weight.stride()
         self._shape = tuple(layer.weight.shape)
-        layer.weight.data = self._lay_out(layer.weight.detach())
+        with torch.inference_mode(False), torch.no_grad():  # or the weight could not be trained again
+            layer.weight.data = self._lay_out(layer.weight.detach())
         self._version = layer.weight._version, layer.weight.data_ptr()
         layer.forward = self._forward  # type: ignore[assignment, method-assign]
 
@@ -60,9 +61,10 @@ class FastLayer:
     def restore(self) -> None:
         """Bring back the weight and the layer's own forward."""
         self.active = False
-        weight = torch.empty_strided(self._shape, self._strides, dtype=self.layer.weight.dtype)
-        self._write_back(weight)
-        self.layer.weight.data = weight
+        with torch.inference_mode(False), torch.no_grad():
+            weight = torch.empty_strided(self._shape, self._strides, dtype=self.layer.weight.dtype)
+            self._write_back(weight)
+            self.layer.weight.data = weight
         del self.layer.forward
 
     def _lay_out(self, weight: Tensor) -> Tensor:
@@ -106,7 +108,52 @@ class FastLayer:
             self.kept = False
 
 
-class Up(FastLayer):
+class Blocked(FastLayer):
+    """A layer whose weights stand in one block for each stage, and one for the rest; its own parameter reads NaN.
+
+    Args:
+        widths: terms of each stage and of the rest.
+        order: (terms,) in which they are evaluated.
+    """
+
+    def __init__(
+        self, name: str, layer: nn.Linear, widths: list[int], order: Tensor, dense_seconds: float | None
+    ) -> None:
+        self._widths, self._order, self._stages = widths, order, np.array(widths)
+        self._take = None if torch.equal(order, torch.arange(len(order))) else order.numpy()
+        self._scratch = np.empty(layer.out_features, np.int32)
+        super().__init__(name, layer, dense_seconds)
+
+    def blocks(self) -> list[tuple[Tensor, Tensor]]:
+        """Of each stage, and of the rest, the weights (outputs, width) and which terms they are of."""
+        outputs = self._shape[0]
+        pieces = self._flat.split([outputs * width for width in self._widths])
+        parts = zip(pieces, self._order.split(self._widths), strict=True)
+        return [(piece.view(outputs, -1), terms) for piece, terms in parts]
+
+    def _lay_out(self, weight: Tensor) -> Tensor:
+        self._flat = room((weight.numel(),), weight.dtype)
+        for block, terms in self.blocks():
+            torch.index_select(weight, 1, terms, out=block)
+        self._numbers = numbers(self._flat)
+        return without_values(weight)
+
+    def _write_back(self, weight: Tensor) -> None:
+        for block, terms in self.blocks():
+            weight[:, terms] = block
+
+    def _dense(self, x: Tensor) -> Tensor:
+        (first, terms), *others = self.blocks()
+        out = F.linear(x[..., terms], first, self.layer.bias)
+        for block, terms in others:
+            out = out + F.linear(x[..., terms], block)
+        return out
+
+    def _ordered(self, x: NDArray) -> NDArray:
+        return np.ascontiguousarray(x) if self._take is None else x[self._take]
+
+
+class Up(Blocked):
     """A layer before a ReLU: its neurons stop stage by stage.
 
     Its output is what the ReLU makes of it, which another ReLU leaves as it is.
@@ -115,8 +162,6 @@ class Up(FastLayer):
         first: the output of its first call by the kernel, until it was seen what becomes of it.
 
     Args:
-        widths: terms of each stage and of the rest.
-        order: (terms,) in which they are evaluated.
         bounds: (stages, outputs): below which sum a neuron stops.
     """
 
@@ -129,30 +174,9 @@ class Up(FastLayer):
         bounds: Tensor,
         dense_seconds: float | None = None,
     ) -> None:
-        self._widths, self._order, self._stages = widths, order, np.array(widths)
-        self._take = None if torch.equal(order, torch.arange(len(order))) else order.numpy()
         self._bounds = bounds.float().contiguous().numpy()
-        self._scratch = np.empty(layer.out_features, np.int32)
         self.first: Tensor | None = None
-        super().__init__(name, layer, dense_seconds)
-
-    def _lay_out(self, weight: Tensor) -> Tensor:
-        self._flat = room((weight.numel(),), weight.dtype)
-        for block, terms in self._blocks():
-            torch.index_select(weight, 1, terms, out=block)
-        self._numbers = numbers(self._flat)
-        return without_values(weight)
-
-    def _write_back(self, weight: Tensor) -> None:
-        for block, terms in self._blocks():
-            weight[:, terms] = block
-
-    def _blocks(self) -> list[tuple[Tensor, Tensor]]:
-        """Of each stage its weights (outputs, width) and its terms."""
-        outputs = self._shape[0]
-        pieces = self._flat.split([outputs * width for width in self._widths])
-        parts = zip(pieces, self._order.split(self._widths), strict=True)
-        return [(piece.view(outputs, -1), terms) for piece, terms in parts]
+        super().__init__(name, layer, widths, order, dense_seconds)
 
     def _forward(self, x: Tensor) -> Tensor:
         out = super()._forward(x)
@@ -160,19 +184,55 @@ class Up(FastLayer):
             self.first = out
         return out
 
-    def _dense(self, x: Tensor) -> Tensor:
-        (first, terms), *others = self._blocks()
-        out = F.linear(x[..., terms], first, self.layer.bias)
-        for block, terms in others:
-            out = out + F.linear(x[..., terms], block)
-        return out
-
     def _row(self, x: NDArray, out: NDArray) -> int:
-        x = np.ascontiguousarray(x) if self._take is None else x[self._take]
-        args = self._numbers, self._stages, self._bounds, self.bias, x
+        args = self._numbers, self._stages, self._bounds, self.bias, self._ordered(x)
 
         def work(part: int, low: int, high: int) -> int:
             return kernels.up(*args, low, high, self._scratch, out)
+
+        return shared(work, len(out))
+
+
+class Head(Blocked):
+    """A prediction head, of which the largest output is wanted: the others are dropped stage by stage, to -inf.
+
+    In several threads each drops those that are smaller than another of its own part.
+
+    Args:
+        lines: slope, upper bound's offset and margin (stages, outputs), as of :class:`~exprune.core.Dominance`.
+        embedding: what looks up rows of the same weight, if anything does: served from the blocks.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layer: nn.Linear,
+        widths: list[int],
+        order: Tensor,
+        lines: tuple[Tensor, Tensor, Tensor],
+        embedding: nn.Embedding | None,
+        dense_seconds: float | None = None,
+    ) -> None:
+        self._lines = [values.float().contiguous().numpy() for values in lines]
+        self._embedding, self._back = embedding, order.argsort()
+        super().__init__(name, layer, widths, order, dense_seconds)
+        if embedding is not None:
+            embedding.forward = self._look_up  # type: ignore[assignment, method-assign]
+
+    def restore(self) -> None:
+        super().restore()
+        if self._embedding is not None:
+            del self._embedding.forward
+
+    def _look_up(self, ids: Tensor) -> Tensor:
+        rows = torch.cat([F.embedding(ids, block) for block, _ in self.blocks()], dim=-1)
+        return rows if self._take is None else rows[..., self._back]
+
+    def _row(self, x: NDArray, out: NDArray) -> int:
+        args: tuple = (self._numbers, self._stages, *self._lines, self.bias, self._ordered(x))
+
+        def work(part: int, low: int, high: int) -> int:
+            return kernels.leading(*args, low, high, self._scratch, out)
 
         return shared(work, len(out))
 

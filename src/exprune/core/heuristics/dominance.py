@@ -138,6 +138,12 @@ class Dominance(_Head):
         """Raises SettingError where ``tau`` is none."""
         real(tau, "tau", "a number in [0, 0.5]", lambda tau: 0 <= tau <= 0.5, "Dominance")
 
+    def lines(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Slope, offset and margin (stages, outputs): a logit lies below ``slope * sum + offset``, and above that less
+        the margin. No stages where nothing is dropped."""
+        stages = len(self.stages) if self.tau else 0
+        return self._slope[:stages], self._upper[:stages], self._width[:stages]
+
     @property
     def saved(self) -> float:
         """The fraction of the head's FLOPs that was saved; negative where the tests cost more."""

@@ -1,0 +1,1 @@
+"""Decoding a text one token at a time."""

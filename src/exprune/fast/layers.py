@@ -229,10 +229,11 @@ class Head(Blocked):
         return rows if self._take is None else rows[..., self._back]
 
     def _row(self, x: NDArray, out: NDArray) -> int:
-        args: tuple = (self._numbers, self._stages, *self._lines, self.bias, self._ordered(x))
+        slope, upper, margin = self._lines
+        of_layer = self._numbers, self._stages, slope, upper, margin, self.bias, self._ordered(x)
 
         def work(part: int, low: int, high: int) -> int:
-            return kernels.leading(*args, low, high, self._scratch, out)
+            return kernels.leading(*of_layer, low, high, self._scratch, out)
 
         return shared(work, len(out))
 

@@ -2,11 +2,13 @@
 
 import logging
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from exprune.core.errors import SettingError
+from exprune.lab.decoding.engine import decoded, engine
 from exprune.lab.evaluation.head import dominance
 from exprune.lab.evaluation.measure import measure
 from exprune.lab.evaluation.report import log_result, print_result
@@ -37,10 +39,13 @@ def evaluate(cfg: DictConfig) -> Result:
     subject = prepare(cfg, heuristic_of(cfg), ["valid"] if knob_to_find(cfg) else [])
     heuristic, target = tuned(subject)
     head = dominance(cfg, subject.trainer, subject.task, subject.data)
+    fast = engine(subject, heuristic, head)
     folder = Path(cfg.paths.output_dir)
     command = shlex.join(["python", "evaluate.py", *cfg.overrides])
     with tracked(cfg, "evaluate") as tracker:
         result, examples = measure(subject, heuristic, plain(cfg.exprune.gain_ratio), cfg.split, command, target, head)
+        if fast is not None:
+            result = replace(result, engine=decoded(subject, fast, examples))
         write_whole(folder / "examples.parquet", examples.to_parquet)
         result.write(folder / "result.json")
         log_result(tracker, result, folder)

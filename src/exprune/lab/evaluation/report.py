@@ -27,6 +27,18 @@ def print_result(result: Result, console: Console | None = None) -> None:
         calls = ", ".join(f"{name} ({count} calls)" for name, count in result.flops.uncounted.items())
         console.print(f"not counted, for want of a formula: {calls}", highlight=False)
     console.print("FLOPs are counted; this simulation does not run faster.", highlight=False)
+    if result.engine:
+        console.print(_engine(result.engine), highlight=False)
+
+
+def _engine(row: dict[str, Any]) -> str:
+    """One line on what the kernels made of a part of the inputs."""
+    speed, (low, high) = row["tokens_per_second"], row["interval"]
+    return (
+        f"{row['tokens']:,} tokens through the kernels, one at a time on {row['threads']} threads: "
+        f"{speed['pruned']:.1f} tokens/s for {speed['dense']:.1f} densely, {row['pruned']:.4f} for {row['dense']:.4f}, "
+        f"drop {row['drop']:+.2f} points [{low:+.2f}, {high:+.2f}], {row['agreement']:.2%} predicted as simulated"
+    )
 
 
 def _summary(result: Result) -> Table:
@@ -106,6 +118,10 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
+def _speed(result: Result) -> dict[str, float]:
+    return result.engine["tokens_per_second"] if result.engine else {}
+
+
 def log_result(run: Any | None, result: Result, folder: Path) -> None:
     """Metric and FLOPs as scalars, the sites as a table, result.json as a file."""
     if run is None:
@@ -115,6 +131,8 @@ def log_result(run: Any | None, result: Result, folder: Path) -> None:
         {
             **{f"metric/{key}": value for key, value in values["metric"].items() if isinstance(value, float)},
             **{f"flops/{key}": value for key, value in values["flops"].items() if isinstance(value, float)},
+            **{f"engine/{key}": value for key, value in (result.engine or {}).items() if isinstance(value, float)},
+            **{f"engine/{key}_tokens_per_second": value for key, value in _speed(result).items()},
         }
     )
     columns = ["name", "kind", "eligible", "reason", "terms", "tau", "outputs", "pruned", "negative", "wrong"]

@@ -59,6 +59,8 @@ class Result:
 
     ``head`` is what dropping logits did to the last layer and what that saves beside ``flops``, whose figures it is
     no part of; None where all were computed. It does count in the metric.
+    ``engine`` is what a part of the inputs became through the kernels of :mod:`exprune.fast`, beside the passes that
+    all else is of; None where they were not asked for.
     """
 
     model: str
@@ -87,6 +89,7 @@ class Result:
     versions: dict[str, str]
     command: str
     head: dict[str, Any] | None = None
+    engine: dict[str, Any] | None = None
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from exprune.core import ExPrune, Heuristic, Site, find_sites, select_sites
 from exprune.lab.data.splits import SplitData, batches_of, check_measurable
+from exprune.lab.decoding.check import check_engine
 from exprune.lab.evaluation.head import check_head, without_head
 from exprune.lab.evaluation.passes import Pass, run_pass
 from exprune.lab.models.masks import attach_masks
@@ -82,6 +83,7 @@ def prepare(cfg: DictConfig, heuristic: Heuristic | None, measured: Sequence[str
     loaders = {split: batches_of(data, split) for split in (cfg.split, *measured)}
     task = instantiate(cfg.data.get("task") or cfg.model.task, network=instantiate(cfg.model.network))
     check_head(cfg, task)
+    check_engine(cfg, task)
     for split, loader in loaders.items():
         check_measurable(task, loader, f"split={split}")
     sites = find_sites(task.network, *task.network_inputs(next(iter(loaders[cfg.split]))))

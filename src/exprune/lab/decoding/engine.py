@@ -1,0 +1,98 @@
+"""A language model measured through the kernels of :mod:`exprune.fast`, token by token as they decode."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from exprune.core import Dominance, Heuristic
+from exprune.lab.data.tokens import NO_TARGET
+from exprune.lab.decoding.loop import Decoder
+from exprune.lab.evaluation.subject import Subject
+from exprune.lab.tasks.intervals import paired_bootstrap
+from exprune.lab.tasks.language import NextTokenTask
+
+if TYPE_CHECKING:  # numba is optional
+    from exprune.fast import faster
+
+
+def engine(subject: Subject, heuristic: Heuristic | None, head: Dominance | None) -> "faster | None":
+    """The context that runs the task's network through the kernels; None with ``engine=simulated``.
+
+    Raises:
+        SettingError: there is no kernel for such layers, or such a heuristic.
+    """
+    if subject.cfg.engine.tokens is None:
+        return None
+    from exprune.fast import faster
+
+    return faster(subject.task.network, subject.sites, heuristic, head, switch=False)
+
+
+def decoded(subject: Subject, fast: "faster", examples: pd.DataFrame) -> dict[str, Any]:
+    """What the first tokens of the split become, densely and through the kernels.
+
+    Args:
+        fast: of :func:`engine`.
+        examples: every token's target, ``dense`` and ``pruned`` prediction of the passes before, and its text.
+
+    Returns:
+        The metric of both, its drop in points with a 95 % interval; ``agreement``, the share of predictions that are
+        those of the simulation; tokens per second; and each layer with the share of its weights that was read.
+    """
+    cfg, task = subject.cfg, subject.task
+    assert isinstance(task, NextTokenTask)
+    network, tokens = task.network.cpu().eval(), cfg.engine.tokens
+    texts = [(ids, targets) for batch in subject.loader(cfg.split) for ids, targets in _unpadded(batch)]
+    decoder = Decoder(network)
+    found: dict[str, NDArray] = {}
+    speed = {}
+    for side, context in (("dense", contextlib.nullcontext()), ("pruned", fast)):
+        with context, tqdm(total=tokens, desc=f"decoding, {side}", unit=" tokens", disable=None, leave=False) as bar:
+            start = time.perf_counter()
+            found[side] = np.array(list(_predictions(decoder, texts, tokens, bar)))
+            speed[side] = len(found[side]) / (time.perf_counter() - start)
+    of = examples[: len(found["dense"])]
+    targets, groups = of["target"].to_numpy(), of["group"].to_numpy()
+    both = found["dense"], found["pruned"]
+    intervals = paired_bootstrap(task.weighted_metric, *both, targets, cfg.bootstrap, cfg.seed, groups)
+    dense, pruned = (task.score(one, targets) for one in both)
+    return {
+        "tokens": len(of),
+        "threads": torch.get_num_threads(),
+        "dense": dense,
+        "pruned": pruned,
+        "drop": 100 * (dense - pruned),
+        "interval": [100 * bound for bound in intervals.drop],
+        "agreement": float((found["pruned"] == of["pruned"].to_numpy()).mean()),
+        "tokens_per_second": speed,
+        "layers": [{"name": layer.name, "read": layer.density} for layer in fast.layers],
+    }
+
+
+def _unpadded(batch: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    for ids, mask, targets in zip(batch.input_ids, batch.attention_mask, batch.targets, strict=True):
+        length = int(mask.sum())
+        yield ids[:length], targets[:length]
+
+
+def _predictions(decoder: Decoder, texts: list[tuple[Tensor, Tensor]], tokens: int, bar: tqdm) -> Iterator[int]:
+    """The most probable next token after each that has a target, of so many."""
+    left = tokens
+    for ids, targets in texts:
+        decoder.reset()
+        for at in range(len(ids)):
+            if not left:
+                return
+            logits = decoder(ids[at : at + 1])
+            if targets[at] != NO_TARGET:
+                left -= 1
+                bar.update()
+                yield int(logits.argmax())

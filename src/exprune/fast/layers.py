@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from exprune.core.errors import SettingError
 from exprune.fast import kernels
 from exprune.fast.storage import numbers, room, without_values
-from exprune.fast.threads import shared
+from exprune.fast.threads import parts_of, shared
 
 MOST_ROWS = 8  # of one call; more are quicker as a matrix product
 _TRIALS = 8  # rows after which a layer that is slower than dense goes back
@@ -33,20 +34,17 @@ class FastLayer:
         self.name, self.layer, self.dense_seconds = name, layer, dense_seconds
         self.read = self.rows = 0
         self.seconds: list[float] = []
-        self.active = self.kept = True
+        self.active = self.kept = self._trying = True
         self.bias = np.zeros(layer.out_features, np.float32)
         if layer.bias is not None:
             self.bias[:] = layer.bias.detach().float().numpy()
         self._strides = layer.weight.stride()
         self._shape = tuple(layer.weight.shape)
+        self.terms = self._shape[1]
         with torch.inference_mode(False), torch.no_grad():  # or the weight could not be trained again
             layer.weight.data = self._lay_out(layer.weight.detach())
         self._version = layer.weight._version, layer.weight.data_ptr()
         layer.forward = self._forward  # type: ignore[assignment, method-assign]
-
-    @property
-    def terms(self) -> int:
-        return self._shape[1]
 
     @property
     def density(self) -> float:
@@ -78,8 +76,8 @@ class FastLayer:
         """The layer's own output, from the same copy of the weights."""
         raise NotImplementedError
 
-    def _row(self, x: NDArray, out: NDArray) -> int:
-        """Compute one row; returns how many weights were read."""
+    def _row(self, given: int, out: int) -> int:
+        """Compute one row, from one address to the other; returns how many weights were read."""
         raise NotImplementedError
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -90,20 +88,23 @@ class FastLayer:
         rows = x.numel() // self.terms
         if rows > MOST_ROWS:
             return self._dense(x)
-        given = x.detach().reshape(rows, self.terms).float().numpy()
-        out = torch.empty(rows, self._shape[0])
-        start = time.perf_counter()
-        for row, values in zip(given, out.numpy(), strict=True):
-            self.read += self._row(row, values)
+        # The weights that stream by have thrown the interpreter out of the cache: every call here takes its time.
+        given = x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
+        out = torch.empty(*x.shape[:-1], self._shape[0])
+        start = time.perf_counter() if self._trying else 0.0
+        at, to = given.data_ptr(), out.data_ptr()
+        for row in range(rows):
+            self.read += self._row(at + 4 * row * self.terms, to + 4 * row * self._shape[0])
         self.rows += rows
-        if len(self.seconds) < _TRIALS:
+        if self._trying:
             self._tried((time.perf_counter() - start) / rows)
-        return out.to(x.dtype).view(*x.shape[:-1], self._shape[0])
+        return out if x.dtype is torch.float32 else out.to(x.dtype)
 
     def _tried(self, seconds: float) -> None:
         self.seconds.append(seconds)
+        self._trying = len(self.seconds) < _TRIALS
         slower = self.dense_seconds is not None and statistics.median(self.seconds) > self.dense_seconds
-        if slower and len(self.seconds) == _TRIALS:
+        if slower and not self._trying:
             self.restore()
             self.kept = False
 
@@ -111,18 +112,27 @@ class FastLayer:
 class Blocked(FastLayer):
     """A layer whose weights stand in one block for each stage, and one for the rest; its own parameter reads NaN.
 
+    A subclass names its kernel.
+
     Args:
         widths: terms of each stage and of the rest.
         order: (terms,) in which they are evaluated.
     """
 
+    _kernel: Callable[..., int]
+
     def __init__(
         self, name: str, layer: nn.Linear, widths: list[int], order: Tensor, dense_seconds: float | None
     ) -> None:
-        self._widths, self._order, self._stages = widths, order, np.array(widths)
-        self._take = None if torch.equal(order, torch.arange(len(order))) else order.numpy()
-        self._scratch = np.empty(layer.out_features, np.int32)
+        self._widths, self._order = widths, order
         super().__init__(name, layer, dense_seconds)
+        self._args = (numbers(self._flat), np.array(widths), order.numpy(), self.bias, self._tests())
+        self._rows = np.empty(layer.out_features, np.int32)
+        self._x = [np.empty(layer.in_features, np.float32)]
+
+    def _tests(self) -> NDArray:
+        """What the kernel tests with."""
+        raise NotImplementedError
 
     def blocks(self) -> list[tuple[Tensor, Tensor]]:
         """Of each stage, and of the rest, the weights (outputs, width) and which terms they are of."""
@@ -135,7 +145,6 @@ class Blocked(FastLayer):
         self._flat = room((weight.numel(),), weight.dtype)
         for block, terms in self.blocks():
             torch.index_select(weight, 1, terms, out=block)
-        self._numbers = numbers(self._flat)
         return without_values(weight)
 
     def _write_back(self, weight: Tensor) -> None:
@@ -149,8 +158,17 @@ class Blocked(FastLayer):
             out = out + F.linear(x[..., terms], block)
         return out
 
-    def _ordered(self, x: NDArray) -> NDArray:
-        return np.ascontiguousarray(x) if self._take is None else x[self._take]
+    def _row(self, given: int, out: int) -> int:
+        outputs = self._shape[0]
+        if (threads := parts_of(outputs)) == 1:
+            return self._kernel(*self._args, self._rows, self._x[0], given, out, 0, outputs)
+        while len(self._x) < threads:
+            self._x.append(np.empty_like(self._x[0]))
+
+        def work(part: int, low: int, high: int) -> int:
+            return self._kernel(*self._args, self._rows, self._x[part], given, out, low, high)
+
+        return shared(work, outputs, threads)
 
 
 class Up(Blocked):
@@ -164,6 +182,8 @@ class Up(Blocked):
     Args:
         bounds: (stages, outputs): below which sum a neuron stops.
     """
+
+    _kernel = staticmethod(kernels.up)
 
     def __init__(
         self,
@@ -184,13 +204,8 @@ class Up(Blocked):
             self.first = out
         return out
 
-    def _row(self, x: NDArray, out: NDArray) -> int:
-        args = self._numbers, self._stages, self._bounds, self.bias, self._ordered(x)
-
-        def work(part: int, low: int, high: int) -> int:
-            return kernels.up(*args, low, high, self._scratch, out)
-
-        return shared(work, len(out))
+    def _tests(self) -> NDArray:
+        return self._bounds
 
 
 class Head(Blocked):
@@ -203,6 +218,8 @@ class Head(Blocked):
         embedding: what looks up rows of the same weight, if anything does: served from the blocks.
     """
 
+    _kernel = staticmethod(kernels.leading)
+
     def __init__(
         self,
         name: str,
@@ -213,7 +230,7 @@ class Head(Blocked):
         embedding: nn.Embedding | None,
         dense_seconds: float | None = None,
     ) -> None:
-        self._lines = [values.float().contiguous().numpy() for values in lines]
+        self._lines = torch.stack(lines, 1).float().numpy()
         self._embedding, self._back = embedding, order.argsort()
         super().__init__(name, layer, widths, order, dense_seconds)
         if embedding is not None:
@@ -226,16 +243,10 @@ class Head(Blocked):
 
     def _look_up(self, ids: Tensor) -> Tensor:
         rows = torch.cat([F.embedding(ids, block) for block, _ in self.blocks()], dim=-1)
-        return rows if self._take is None else rows[..., self._back]
+        return rows[..., self._back]
 
-    def _row(self, x: NDArray, out: NDArray) -> int:
-        slope, upper, margin = self._lines
-        of_layer = self._numbers, self._stages, slope, upper, margin, self.bias, self._ordered(x)
-
-        def work(part: int, low: int, high: int) -> int:
-            return kernels.leading(*of_layer, low, high, self._scratch, out)
-
-        return shared(work, len(out))
+    def _tests(self) -> NDArray:
+        return self._lines
 
 
 class Down(FastLayer):
@@ -279,13 +290,16 @@ class Down(FastLayer):
                 "choose other sites with select_sites"
             )
 
-    def _row(self, x: NDArray, out: NDArray) -> int:
-        sums = np.zeros((torch.get_num_threads(), len(out)), np.float32)
-        x = np.ascontiguousarray(x)
+    def _row(self, given: int, out: int) -> int:
+        if (threads := parts_of(self.terms)) == 1:
+            return kernels.down(self._numbers, self.bias, self._scratch, given, out, 0, self.terms)
+        sums = np.zeros((threads, self._shape[0]), np.float32)
+        none = np.zeros_like(self.bias)
 
         def work(part: int, low: int, high: int) -> int:
-            return kernels.down(self._numbers, x, low, high, self._scratch, sums[part])
+            bias, to = (none, sums[part].ctypes.data) if part else (self.bias, out)
+            return kernels.down(self._numbers, bias, self._scratch, given, to, low, high)
 
-        read = shared(work, self.terms)
-        np.add(sums.sum(0), self.bias, out=out)
+        read = shared(work, self.terms, threads)
+        kernels.add(sums, out)
         return read

@@ -10,11 +10,13 @@ import torch
 _pool = ThreadPoolExecutor(thread_name_prefix="exprune")
 
 
-def shared(work: Callable[[int, int, int], int], rows: int) -> int:
-    """The sum of ``work(part, low, high)`` over the parts of the rows, one for each of ``torch.get_num_threads()``."""
-    threads = min(torch.get_num_threads(), max(1, rows // _LEAST))
-    if threads == 1:
-        return work(0, 0, rows)
+def parts_of(rows: int) -> int:
+    """How many threads are to share so many rows: ``torch.get_num_threads()``, or fewer."""
+    return min(torch.get_num_threads(), max(1, rows // _LEAST))
+
+
+def shared(work: Callable[[int, int, int], int], rows: int, threads: int) -> int:
+    """The sum of ``work(part, low, high)`` over so many parts of the rows, each in a thread."""
     bounds = [rows * part // threads for part in range(threads + 1)]
     others = [_pool.submit(work, part, bounds[part], bounds[part + 1]) for part in range(1, threads)]
     return work(0, 0, bounds[1]) + sum(other.result() for other in others)

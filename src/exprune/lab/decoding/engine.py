@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from exprune.core import Dominance, Heuristic
-from exprune.lab.data.tokens import NO_TARGET
+from exprune.lab.data.tokens import NO_TARGET, TokenBatch
 from exprune.lab.decoding.loop import Decoder
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.tasks.intervals import paired_bootstrap
@@ -50,14 +50,14 @@ def decoded(subject: Subject, fast: "faster", examples: pd.DataFrame) -> dict[st
     cfg, task = subject.cfg, subject.task
     assert isinstance(task, NextTokenTask)
     network, tokens = task.network.cpu().eval(), cfg.engine.tokens
-    texts = [(ids, targets) for batch in subject.loader(cfg.split) for ids, targets in _unpadded(batch)]
+    texts = texts_of(subject.loader(cfg.split))
     decoder = Decoder(network)
     found: dict[str, NDArray] = {}
     speed = {}
     for side, context in (("dense", contextlib.nullcontext()), ("pruned", fast)):
         with context, tqdm(total=tokens, desc=f"decoding, {side}", unit=" tokens", disable=None, leave=False) as bar:
             start = time.perf_counter()
-            found[side] = np.array(list(_predictions(decoder, texts, tokens, bar)))
+            found[side] = np.array(list(predictions(decoder, texts, tokens, bar)))
             speed[side] = len(found[side]) / (time.perf_counter() - start)
     of = examples[: len(found["dense"])]
     targets, groups = of["target"].to_numpy(), of["group"].to_numpy()
@@ -77,14 +77,14 @@ def decoded(subject: Subject, fast: "faster", examples: pd.DataFrame) -> dict[st
     }
 
 
-def _unpadded(batch: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    for ids, mask, targets in zip(batch.input_ids, batch.attention_mask, batch.targets, strict=True):
-        length = int(mask.sum())
-        yield ids[:length], targets[:length]
+def texts_of(batches: Iterable[TokenBatch]) -> list[tuple[Tensor, Tensor]]:
+    """The tokens (length,) of each text of the batches, without padding, and the one after each."""
+    rows = [row for batch in batches for row in zip(batch.input_ids, batch.attention_mask, batch.targets, strict=True)]
+    return [(ids[: int(mask.sum())], targets[: int(mask.sum())]) for ids, mask, targets in rows]
 
 
-def _predictions(decoder: Decoder, texts: list[tuple[Tensor, Tensor]], tokens: int, bar: tqdm) -> Iterator[int]:
-    """The most probable next token after each that has a target, of so many."""
+def predictions(decoder: Decoder, texts: list[tuple[Tensor, Tensor]], tokens: int, bar: tqdm) -> Iterator[int]:
+    """The most probable next token after each that has a target, of the first so many."""
     left = tokens
     for ids, targets in texts:
         decoder.reset()

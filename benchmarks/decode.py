@@ -1,0 +1,348 @@
+"""Tokens per second of greedy decoding at batch 1, from real text, the arms in turn in one process.
+
+    python benchmarks/decode.py model=opt_wide --json decode.json
+    python benchmarks/decode.py --shape opt-1.3b --read 0.5 --positive 0.1
+
+Takes the overrides of evaluate.py. The arms: ``eager``, transformers' own loop; ``dense``, our loop with torch's
+layers; ``zeros``, the same with the zeros behind the ReLUs skipped, which changes no output; ``stopped``, with early
+stopping, its knob as the overrides say (by default found on validation for a drop of 0.1 points); ``head``, with
+dominance prediction of the largest logit beside. All weights lie in huge pages in every arm, as the kernels' do, which
+torch alone asks for where THP_MEM_ALLOC_ENABLE=1 is set. Ratios are to ``dense`` of the same round, their median with a
+95 % bootstrap interval. ``--shape`` takes an OPT of that size with random weights instead,
+whose fc1 reads the given share of its weights and leaves the given share of neurons positive.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist, median
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+from tqdm import tqdm
+
+import exprune.lab  # noqa: F401  repairs torchvision before lightning is imported
+
+import torch  # isort: skip
+from torch import Tensor, nn
+from transformers import OPTConfig, OPTForCausalLM
+
+from exprune.core import CalibratedTest, Dominance, Heuristic, Site, SiteStatistics, find_sites
+from exprune.fast import faster
+from exprune.fast.kernels import down
+from exprune.fast.storage import room
+from exprune.lab.decoding.engine import predictions, texts_of
+from exprune.lab.decoding.loop import Decoder
+from exprune.lab.evaluation.head import dominance
+from exprune.lab.evaluation.subject import prepare
+from exprune.lab.selection.tuning import heuristic_of, knob_to_find, tuned
+
+SHAPES = {"opt-125m": (768, 12, 12), "opt-350m": (1024, 24, 16), "opt-1.3b": (2048, 24, 32)}
+
+
+@dataclass
+class Case:
+    """What is decoded: a network with its sites, tests and head, prompts, and held-out texts to measure a drop on."""
+
+    network: OPTForCausalLM
+    sites: list[Site]
+    heuristic: Heuristic
+    head: Dominance | None
+    prompts: list[Tensor]
+    texts: list[tuple[Tensor, Tensor]]
+    label: str
+
+    def arms(self) -> dict[str, Callable[[], Any]]:
+        arms: dict[str, Callable[[], Any]] = {"eager": contextlib.nullcontext, "dense": contextlib.nullcontext}
+        arms["zeros"] = lambda: faster(self.network, self.sites, None)
+        arms["stopped"] = lambda: faster(self.network, self.sites, self.heuristic)
+        if self.head is not None:
+            arms["head"] = lambda: faster(self.network, self.sites, self.heuristic, self.head)
+        return arms
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="of evaluate.py's configuration")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=64, help="decoded in each arm and round")
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of it")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--drop-tokens", type=int, default=2000, help="of the test split, for what the arms lose")
+    parser.add_argument("--shape", choices=SHAPES)
+    parser.add_argument("--read", type=float, default=0.5, help="with --shape: share of fc1's weights")
+    parser.add_argument("--positive", type=float, default=0.1, help="with --shape: share of the neurons")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    case = shaped(options) if options.shape else trained(options)
+    into_huge_pages(case.network)
+    print(f"{case.label}; {_processor()}, {options.threads} threads, {case.network.dtype}")
+    report = measured(case, options)
+    report |= {"label": case.label, "processor": _processor(), "threads": options.threads, "bandwidth": bandwidth()}
+    report |= {"dtype": str(case.network.dtype).removeprefix("torch.")}
+    if case.texts and options.drop_tokens:
+        report |= drops(case, options.drop_tokens)
+    show(report)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2, allow_nan=False))
+
+
+def trained(options: argparse.Namespace) -> Case:
+    """The network of the overrides, with its released or newly trained weights."""
+    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        given = ["model=opt_wide", "exprune=optimal", "logger=none", "head=dominance", *options.overrides]
+        cfg = compose("evaluate", [*given, "overrides=[]", "paths.output_dir=."])
+    subject = prepare(cfg, heuristic_of(cfg), ["valid"] if knob_to_find(cfg) else [])
+    heuristic, _ = tuned(subject)
+    assert heuristic is not None
+    head = dominance(cfg, subject.trainer, subject.task, subject.data)
+    texts = texts_of(subject.loader("test"))
+    long = [ids[: options.prompt] for ids, _ in texts if len(ids) >= options.prompt]
+    knob = cfg.exprune.get("knob", "tau")
+    label = f"{cfg.model.name} on {cfg.data.name}, {type(heuristic).__name__}, {knob}={getattr(heuristic, knob):.3g}"
+    subject.task.eval()
+    return Case(subject.task.network.eval(), subject.sites, heuristic, head, long, texts, label)
+
+
+class AtShare(CalibratedTest):
+    """Goes on after the first stage with so many of the neurons of random weights."""
+
+    def __init__(self, share: float, stage: int, statistics: dict[str, SiteStatistics]) -> None:
+        super().__init__(None, (stage,), statistics)
+        self.bound = -NormalDist().inv_cdf(share) * math.sqrt(stage) * _SD
+
+    def margin(self, seen: Any, sd: Tensor, gradient: Tensor | None) -> float:
+        return math.inf
+
+    def bounds(self, site: Site, plan: Any, tau: float | None, bias: Tensor) -> Tensor:
+        return torch.full((1, site.outputs), self.bound)
+
+
+_SD = 0.02  # of random weights
+
+
+def shaped(options: argparse.Namespace) -> Case:
+    """Random weights: a first stage of an eighth of the terms, then so many neurons that fc1 reads what is asked."""
+    hidden, layers, heads = SHAPES[options.shape]
+    torch.manual_seed(0)
+    config = OPTConfig(
+        hidden_size=hidden, word_embed_proj_dim=hidden, ffn_dim=4 * hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, use_cache=True, eos_token_id=None,
+    )  # fmt: skip
+    network = OPTForCausalLM(config).eval()
+    stage = hidden // 8
+    share = (options.read - 1 / 8) / (7 / 8)
+    if not 0 < share < 1:
+        raise SystemExit(f"error: --read={options.read}: between 0.125, which the first stage reads, and 1")
+    # The bias that leaves so many positive of those that went on: from a sample of both partial sums.
+    early, late = torch.randn(2, 10**6) * torch.tensor([[math.sqrt(stage)], [math.sqrt(hidden - stage)]]) * _SD
+    statistics = {}
+    unknown = torch.zeros(1, 4 * hidden, dtype=torch.float64)
+    heuristic = AtShare(share, stage, statistics)
+    totals = torch.where(early >= heuristic.bound, early + late, -torch.inf)
+    for name, layer in network.named_modules():
+        if name.endswith("fc1"):
+            nn.init.normal_(layer.weight, std=_SD)
+            nn.init.constant_(layer.bias, -float(totals.quantile(1 - options.positive)))
+            statistics[name] = SiteStatistics((stage,), unknown, unknown, unknown + 1)
+    prompts = [torch.randint(3, config.vocab_size, (options.prompt,)) for _ in range(options.rounds)]
+    sites = find_sites(network, prompts[0][None])
+    label = f"{options.shape}'s shape, random weights (densities set, not learned)"
+    return Case(network, sites, heuristic, None, prompts, [], label)
+
+
+def into_huge_pages(network: nn.Module) -> None:
+    """Every weight into memory as the kernels' own, so that no arm owes its speed to that."""
+    for parameter in network.parameters():
+        parameter.data = room(tuple(parameter.shape), parameter.dtype).copy_(parameter.data)
+
+
+def measured(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    decoder, arms = Decoder(case.network), case.arms()
+    speeds: dict[str, list[float]] = {arm: [] for arm in arms}
+    same: dict[str, list[float]] = {arm: [] for arm in arms}
+    layers: dict[str, list[Any]] = {}
+    parts: dict[str, dict[str, float]] = {}
+    decode(decoder, case.prompts[0], 4)
+    with arms["head" if case.head is not None else "stopped"]():
+        decode(decoder, case.prompts[0], 4)  # compiles, or loads what was
+    for index in tqdm(range(options.rounds), disable=None, leave=False):
+        prompt, tokens = case.prompts[index % len(case.prompts)], {}
+        for arm in list(arms) if index % 2 == 0 else list(arms)[::-1]:
+            with arms[arm]() as context:
+                run = eager if arm == "eager" else decode
+                tokens[arm], seconds = run(case.network if arm == "eager" else decoder, prompt, options.tokens)
+                speeds[arm].append(options.tokens / seconds)
+                if arm != "eager" and index == 0:
+                    parts[arm] = by_part(decoder, prompt, options.tokens)
+            if arm not in ("eager", "dense"):
+                layers[arm] = context.layers
+        for arm in arms:
+            same[arm].append(float((tokens[arm] == tokens["dense"]).float().mean()))
+    total = sum(p.numel() for name, p in case.network.named_parameters() if "embed" not in name and p.dim() == 2)
+    head = case.network.lm_head.weight
+    total += head.numel() if head is case.network.model.decoder.embed_tokens.weight else 0
+    size = head.element_size()
+    found = {}
+    for arm in arms:
+        unread = sum((1 - one.density) * one.layer.weight.numel() for one in layers.get(arm, []) if one.kept)
+        ratios = [a / b for a, b in zip(speeds[arm], speeds["dense"], strict=True)]
+        found[arm] = {
+            "ratio": median(ratios),
+            "interval": _interval(ratios),
+            "same_tokens": float(np.mean(same[arm])),
+            "read": 1 - unread / total,
+            "gb_per_second": (total - unread) * size * median(speeds[arm]) / 1e9,
+            "parts": parts.get(arm, {}),
+            "layers": [
+                {"name": one.name, "read": one.density if one.rows else None, "kernel": one.kept}
+                for one in layers.get(arm, [])
+            ],
+        }
+    return {"arms": {arm: median(speeds[arm]) for arm in arms}, "of_arm": found, "rounds": options.rounds}
+
+
+@torch.inference_mode()
+def decode(decoder: Decoder, prompt: Tensor, tokens: int) -> tuple[Tensor, float]:
+    """The tokens after a prompt, and the seconds that they took."""
+    decoder.reset()
+    found = [decoder(prompt).argmax()[None]]
+    start = time.perf_counter()
+    for _ in range(tokens):
+        found.append(decoder(found[-1]).argmax()[None])
+    return torch.cat(found), time.perf_counter() - start
+
+
+@torch.inference_mode()
+def eager(network: OPTForCausalLM, prompt: Tensor, tokens: int) -> tuple[Tensor, float]:
+    settings: dict[str, Any] = {"attention_mask": torch.ones(1, len(prompt), dtype=torch.long), "do_sample": False}
+    settings |= {"use_cache": True, "eos_token_id": None, "pad_token_id": 1}
+    start = time.perf_counter()
+    network.generate(prompt[None], max_new_tokens=1, **settings)
+    middle = time.perf_counter()
+    found = network.generate(prompt[None], max_new_tokens=tokens + 1, **settings)
+    return found[0, len(prompt) :], (time.perf_counter() - middle) - (middle - start)
+
+
+def by_part(decoder: Decoder, prompt: Tensor, tokens: int) -> dict[str, float]:
+    """Shares of a token's time: attention's projections, fc1, fc2, the head; the rest is all else."""
+    spent = dict.fromkeys(("projections", "fc1", "fc2", "head"), 0.0)
+    timed = []
+    for name, module in decoder.network.named_modules():
+        last = name.rpartition(".")[2]
+        part = {"lm_head": "head", "fc1": "fc1", "fc2": "fc2"}.get(
+            last, "projections" if last.endswith("_proj") else None
+        )
+        if part is not None:
+            timed.append((module, part))
+    with contextlib.ExitStack() as stack:
+        for module, part in timed:
+            stack.enter_context(_timed(module, part, spent))
+        decode(decoder, prompt, 1)
+        spent |= dict.fromkeys(spent, 0.0)
+        _, seconds = decode(decoder, prompt[:1], tokens)
+    shares = {part: value / seconds for part, value in spent.items()}
+    return {**shares, "rest": 1 - sum(shares.values())}
+
+
+@contextlib.contextmanager
+def _timed(module: nn.Module, part: str, spent: dict[str, float]) -> Iterator[None]:
+    replaced, forward = "forward" in module.__dict__, module.forward
+
+    def timed(x: Tensor) -> Tensor:
+        start = time.perf_counter()
+        out = forward(x)
+        spent[part] += time.perf_counter() - start
+        return out
+
+    module.forward = timed
+    yield
+    if "forward" in module.__dict__ and module.forward is timed:
+        if replaced:
+            module.forward = forward
+        else:
+            del module.forward
+
+
+def drops(case: Case, tokens: int) -> dict[str, Any]:
+    """What the arms lose of the next-token accuracy, in points, through the kernels: on held-out text."""
+    decoder, found = Decoder(case.network), {}
+    arms = case.arms()
+    arms["stopped"] = lambda: faster(case.network, case.sites, case.heuristic, switch=False)
+    if case.head is not None:
+        arms["head"] = lambda: faster(case.network, case.sites, case.heuristic, case.head, switch=False)
+    del arms["eager"]
+    for arm, context in arms.items():
+        with context(), tqdm(total=tokens, desc=f"drop of {arm}", disable=None, leave=False) as bar:
+            found[arm] = torch.tensor(list(predictions(decoder, case.texts, tokens, bar)))
+    targets = torch.cat([targets for _, targets in case.texts])
+    targets = targets[targets != -100][: len(found["dense"])]
+    right = {arm: (one == targets).double().mean().item() for arm, one in found.items()}
+    lost = {arm: 100 * (right["dense"] - value) for arm, value in right.items()}
+    return {"drop": lost["stopped"], "drops": lost, "drop_tokens": len(targets), "accuracy": right["dense"]}
+
+
+def bandwidth() -> float:
+    """GB/s that one thread reads, of a matrix that no cache holds."""
+    weight = np.ones((2**16, 2**10), np.float32)
+    h, rows = np.ones(len(weight), np.float32), np.empty(len(weight), np.int32)
+    out, into = np.zeros(2**10, np.float32), np.empty(2**10, np.float32)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        down(weight, out, rows, h.ctypes.data, into.ctypes.data, 0, len(weight))
+        seconds.append(time.perf_counter() - start)
+    return weight.nbytes / min(seconds) / 1e9
+
+
+def show(report: dict[str, Any]) -> None:
+    print(f"one thread reads {report['bandwidth']:.1f} GB/s")
+    for arm, speed in report["arms"].items():
+        of = report["of_arm"][arm]
+        low, high = of["interval"]
+        parts = ", ".join(f"{part} {share:.0%}" for part, share in of["parts"].items())
+        print(
+            f"{arm:8} {speed:7.2f} tokens/s  {of['ratio']:.2f} x dense [{low:.2f}, {high:.2f}]  reads {of['read']:.0%} "
+            f"at {of['gb_per_second']:.1f} GB/s  {of['same_tokens']:.0%} the same tokens  {parts}"
+        )
+    for arm, of in report["of_arm"].items():
+        kernels = [
+            f"{one['name']} {one['read']:.0%}" for one in of["layers"] if one["kernel"] and one["read"] is not None
+        ]
+        dense = [one["name"] for one in of["layers"] if not one["kernel"]]
+        if of["layers"]:
+            print(f"{arm}: kernels read {_some(kernels)}{f'; dense was faster at {_some(dense)}' if dense else ''}")
+    if "drops" in report:
+        lost = ", ".join(f"{arm} {points:+.2f}" for arm, points in report["drops"].items())
+        print(f"drop in points over {report['drop_tokens']:,} tokens of the test split: {lost}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    drawn = np.random.default_rng(0).choice(np.array(values), (2000, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+if __name__ == "__main__":
+    main()

@@ -17,6 +17,8 @@ import contextlib
 import json
 import math
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -75,6 +77,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="decoded in each arm and round")
     parser.add_argument("--prompt", type=int, default=32, help="tokens of it")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="of the weights")
     parser.add_argument("--drop-tokens", type=int, default=2000, help="of the test split, for what the arms lose")
     parser.add_argument("--shape", choices=SHAPES)
     parser.add_argument("--read", type=float, default=0.5, help="with --shape: share of fc1's weights")
@@ -83,11 +86,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     case = shaped(options) if options.shape else trained(options)
-    into_huge_pages(case.network)
+    into_huge_pages(case.network.to(getattr(torch, options.dtype)))
     print(f"{case.label}; {_processor()}, {options.threads} threads, {case.network.dtype}")
     report = measured(case, options)
     report |= {"label": case.label, "processor": _processor(), "threads": options.threads, "bandwidth": bandwidth()}
     report |= {"dtype": str(case.network.dtype).removeprefix("torch.")}
+    report["command"] = shlex.join(["python", "benchmarks/decode.py", *sys.argv[1:]]).partition(" --json")[0]
     if case.texts and options.drop_tokens:
         report |= drops(case, options.drop_tokens)
     show(report)

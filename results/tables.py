@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+from speed import decoding, kernels, shares
 
 from exprune.lab.files import write_whole
 from exprune.lab.fronts.paper_table import PUBLISHED, paper_table, read
@@ -192,6 +193,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "input order": input_order,
     "parts of the input order": parts,
     "damage": damage,
+    "decoding": decoding,
+    "decoding, in shares": shares,
+    "kernels": kernels,
     **{f"beyond {name}": lambda name=name: beyond(name) for name in NETWORKS},
     **{f"one tau {name}": lambda name=name: one_tau(name) for name in NETWORKS},
 }

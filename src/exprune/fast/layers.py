@@ -1,5 +1,7 @@
 """Layers as a decoding step runs them: weights laid out anew, and what takes the place of forward."""
 
+import functools
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +19,15 @@ from exprune.fast.threads import parts_of, shared
 
 MOST_ROWS = 8  # of one call; more are quicker as a matrix product
 _TRIALS = 8  # rows after which a layer that is slower than dense goes back
+
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def _say_dense() -> None:
+    """Once in a process: every prompt is such a call."""
+    log.info("faster: calls of more than %d rows, prompts and large batches, run densely", MOST_ROWS)
 
 
 class FastLayer:
@@ -87,6 +98,7 @@ class FastLayer:
             raise SettingError("faster: gradients are enabled, and the kernels have none; use torch.inference_mode()")
         rows = x.numel() // self.terms
         if rows > MOST_ROWS:
+            _say_dense()
             return self._dense(x)
         # The weights that stream by have thrown the interpreter out of the cache: every call here takes its time.
         given = x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()

@@ -1,0 +1,79 @@
+"""Tables of what decoding takes, from what the benchmarks wrote beside this file."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+HERE = Path(__file__).parent
+ARMS = ("eager", "dense", "zeros", "stopped", "head")
+
+
+def decoding() -> str:
+    """A row a run of benchmarks/decode.py: tokens per second, and as a multiple of the dense loop's."""
+    columns = ("", "", *ARMS, "change of the accuracy, points: stopped, head")
+    lines = [_line(columns), "|---" * len(columns) + "|"]
+    for run in _runs():
+        where = f"{_short(run['processor'])}, {_threads(run)}, {run['dtype']}"
+        cells = [_speed(run, arm) for arm in ARMS]
+        lost = ", ".join(f"{-run['drops'][arm]:+.2f}" for arm in ("stopped", "head")) if "drops" in run else ""
+        lines.append(_line((run["label"], where, *cells, lost)))
+    commands = "".join(f"\n`{run['command']}`" for run in _runs())
+    return "\n".join(lines) + "\n" + commands + "\n"
+
+
+def shares() -> str:
+    """Of the same runs what each arm reads of the weights, how fast, and where a token's time goes."""
+    columns = ("", "arm", "weights read", "GB/s", "projections", "fc1", "fc2", "head", "rest")
+    lines = [_line(columns), "|---" * len(columns) + "|"]
+    for run in _runs():
+        for arm in ARMS[1:]:
+            if arm in run["of_arm"]:
+                of = run["of_arm"][arm]
+                parts = (f"{100 * of['parts'][part]:.0f} %" for part in columns[4:])
+                name = f"{run['label'].partition(',')[0]}, {_threads(run)}"
+                lines.append(_line((name, arm, f"{100 * of['read']:.0f} %", f"{of['gb_per_second']:.1f}", *parts)))
+    return "\n".join(lines) + "\n"
+
+
+def kernels() -> str:
+    """The kernels alone: how many times as fast as torch, by the share of the neurons that is left."""
+    table = pd.read_csv(HERE / "ffn.csv")
+    alive = sorted(table["alive"].unique())
+    columns = ("hidden size", "dtype", *(f"{100 * share:.0f} % left" for share in alive))
+    lines = [_line(columns), "|---" * len(columns) + "|"]
+    for (hidden, dtype), rows in table.groupby(["hidden", "dtype"], sort=False):
+        cells = (
+            f"{row['over_torch']:.1f} of {row['bound']:.1f}" for row in rows.sort_values("alive").to_dict("records")
+        )
+        lines.append(_line((hidden, dtype, *cells)))
+    row = table.iloc[0]
+    return "\n".join(lines) + f"\n\n`python benchmarks/ffn.py`, {row['processor']}, {row['threads']} thread.\n"
+
+
+def _runs() -> Iterator[dict[str, Any]]:
+    for path in sorted(HERE.glob("decode_*.json")):
+        yield json.loads(path.read_text())
+
+
+def _speed(run: dict[str, Any], arm: str) -> str:
+    if arm not in run["arms"]:
+        return ""
+    of = run["of_arm"][arm]
+    low, high = of["interval"]
+    ratio = "" if arm == "dense" else f" ({of['ratio']:.2f} x [{low:.2f}, {high:.2f}])"
+    return f"{run['arms'][arm]:.1f}{ratio}"
+
+
+def _threads(run: dict[str, Any]) -> str:
+    return f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
+
+
+def _short(processor: str) -> str:
+    return processor.replace("(R)", "").replace(" Processor", "")
+
+
+def _line(cells: tuple[object, ...]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"

@@ -1,7 +1,9 @@
 """Writing files so that none is ever half-written."""
 
 import contextlib
+import math
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,23 +35,51 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             partial.unlink()
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors as safetensors, a format that cannot carry code."""
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], most: float = math.inf
+) -> Path:
+    """Write tensors as safetensors, a format that cannot carry code; returns the file to name to load them.
+
+    Args:
+        most: bytes of a file: more of them go into ``STEM-1of3.safetensors``, ``STEM-2of3.safetensors``, and so on.
+    """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, lambda partial: save_file(contiguous, partial, metadata=dict(metadata)))
+    parts: list[dict[str, Tensor]] = [{}]
+    for name, tensor in contiguous.items():
+        if parts[-1] and sum(one.nbytes for one in parts[-1].values()) + tensor.nbytes > most:
+            parts.append({})
+        parts[-1][name] = tensor
+    paths = [path] if len(parts) == 1 else parts_of(path, len(parts))
+    for one, part in zip(paths, parts, strict=True):
+        write_whole(one, lambda partial, part=part: save_file(part, partial, metadata=dict(metadata)))  # type: ignore[misc]
+    return paths[0]
+
+
+def parts_of(path: Path, count: int) -> list[Path]:
+    """What the parts of a file are called."""
+    return [path.with_stem(f"{path.stem}-{number}of{count}") for number in range(1, count + 1)]
 
 
 def load_tensors(path: Path, cached: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; ``cached``: one of our own, which can be made again.
+    """Tensors and metadata of a safetensors file; of the first of several parts, those of all.
+
+    ``cached``: one of our own, which can be made again.
 
     Raises:
         SettingError: the file is missing, truncated or of another format.
     """
-    if not path.is_file():
-        raise SettingError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        advice = "delete it, it is made again" if cached else "name another"
-        raise SettingError(f"{path}: not a whole safetensors file ({error}); {advice}") from error
+    first = re.fullmatch(r"(.+)-1of(\d+)", path.stem)
+    paths = parts_of(path.with_stem(first[1]), int(first[2])) if first else [path]
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for one in paths:
+        if not one.is_file():
+            raise SettingError(f"{one}: no such file")
+        try:
+            with safe_open(one, framework="pt") as file:
+                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata |= file.metadata() or {}
+        except (OSError, SafetensorError) as error:
+            advice = "delete it, it is made again" if cached else "name another"
+            raise SettingError(f"{one}: not a whole safetensors file ({error}); {advice}") from error
+    return tensors, metadata

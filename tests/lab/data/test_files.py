@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from exprune.core.errors import SettingError
 from exprune.lab.files import load_tensors, save_tensors, write_whole
 
 from .conftest import Refused
@@ -163,3 +164,15 @@ def test_no_file_is_refused(kind: str, tmp_path: Path, refused: Refused) -> None
         path = path / "weights.safetensors"
     with refused(path, "no such file"):
         load_tensors(path)
+
+
+def test_large_files_are_written_in_parts(tmp_path: Path) -> None:
+    tensors = {name: torch.randn(size) for name, size in (("a", 10), ("b", 60), ("c", 300), ("d", 5))}
+    first = save_tensors(tmp_path / "big.safetensors", tensors, {"note": "n"}, most=400)
+    assert first.name == "big-1of3.safetensors" and len(list(tmp_path.iterdir())) == 3
+    read, metadata = load_tensors(first)
+    assert metadata == {"note": "n"} and read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], value) for name, value in tensors.items())
+    (tmp_path / "big-2of3.safetensors").unlink()
+    with pytest.raises(SettingError, match=r"big-2of3\.safetensors: no such file"):
+        load_tensors(first)

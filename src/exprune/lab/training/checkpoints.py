@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from exprune.lab.models.masks import masked_layers, refresh_weights
 
 # Settings of a data set that its training split does not depend on, or that stand elsewhere (model.epochs, cutout).
 _NOT_LEARNED = ("module", "task", "epochs", "cutouts", "eval_batch_size", "num_workers")
+
+_RELEASED_BYTES = 25e6  # of one file
 
 
 def training_config(cfg: DictConfig) -> dict[str, Any]:
@@ -57,14 +60,19 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
     if cfg.checkpoint is not None:
         return Path(cfg.checkpoint).expanduser()
     cached = cached_path(cfg)
-    released = Path(cfg.paths.released) / cached.name
-    return next((path for path in (cached, released) if path.exists()), None)
+    for path in (cached, Path(cfg.paths.released) / cached.name):
+        if path.exists():
+            return path
+        if parts := sorted(path.parent.glob(f"{path.stem}-1of*{path.suffix}")):
+            return parts[0]
+    return None
 
 
-def save_weights(path: Path, network: nn.Module, cfg: DictConfig, dtype: str, history: dict[str, str]) -> None:
-    """Write the network's floating-point tensors as ``dtype``, with its training configuration.
+def save_weights(path: Path, network: nn.Module, cfg: DictConfig, dtype: str, history: dict[str, str]) -> Path:
+    """Write the network's floating-point tensors as ``dtype``, with its training configuration; returns the file.
 
-    Of a layer with a mask only the weights that are left are written, and the mask as bits.
+    Of a layer with a mask only the weights that are left are written, and the mask as bits. In float16, as weights are
+    released, no file is larger than 25 MB: there are parts then, of which the first is named to load them.
     """
     if dtype not in ("float32", "float16"):
         raise SettingError(f"checkpoint_dtype={dtype}: float32 or float16")
@@ -77,7 +85,8 @@ def save_weights(path: Path, network: nn.Module, cfg: DictConfig, dtype: str, hi
     weights = {k: v.to(target) if v.is_floating_point() else v for k, v in weights.items()}
     if (wrong := _not_finite(weights)) is not None:
         raise SettingError(f"{path}: {wrong} as {dtype}; nothing was written")
-    save_tensors(path, weights, {"config": json.dumps(training_config(cfg), sort_keys=True), **history})
+    about = {"config": json.dumps(training_config(cfg), sort_keys=True), **history}
+    return save_tensors(path, weights, about, most=_RELEASED_BYTES if dtype == "float16" else math.inf)
 
 
 def _weights_of(network: nn.Module) -> dict[str, Tensor]:

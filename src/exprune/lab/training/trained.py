@@ -91,6 +91,6 @@ def _train(cfg: DictConfig, data: SplitData) -> Path:
                 load_weights(dense, task.network, cfg.model.name)
             history = prune_and_train(task, data, cfg, logger)
     path = Path(cfg.checkpoint).expanduser() if cfg.checkpoint is not None else cached_path(cfg)
-    save_weights(path, task.network, cfg, cfg.checkpoint_dtype, history)
+    path = save_weights(path, task.network, cfg, cfg.checkpoint_dtype, history)
     log.info("weights of epoch %s (%s %s): %s", history["epoch"], task.monitor, history[task.monitor], path)
     return path

@@ -170,7 +170,7 @@ def into_huge_pages(network: nn.Module) -> None:
 
 
 def measured(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    decoder, arms = Decoder(case.network), case.arms()
+    decoder, arms = Decoder(case.network, room), case.arms()
     speeds: dict[str, list[float]] = {arm: [] for arm in arms}
     same: dict[str, list[float]] = {arm: [] for arm in arms}
     layers: dict[str, list[Any]] = {}
@@ -239,14 +239,11 @@ def eager(network: OPTForCausalLM, prompt: Tensor, tokens: int) -> tuple[Tensor,
 def by_part(decoder: Decoder, prompt: Tensor, tokens: int) -> dict[str, float]:
     """Shares of a token's time: attention's projections, fc1, fc2, the head; the rest is all else."""
     spent = dict.fromkeys(("projections", "fc1", "fc2", "head"), 0.0)
-    timed = []
+    timed = [(module, "projections") for module in decoder.fused]
     for name, module in decoder.network.named_modules():
         last = name.rpartition(".")[2]
-        part = {"lm_head": "head", "fc1": "fc1", "fc2": "fc2"}.get(
-            last, "projections" if last.endswith("_proj") else None
-        )
-        if part is not None:
-            timed.append((module, part))
+        if last in ("fc1", "fc2", "lm_head", "out_proj"):
+            timed.append((module, {"lm_head": "head", "out_proj": "projections"}.get(last, last)))
     with contextlib.ExitStack() as stack:
         for module, part in timed:
             stack.enter_context(_timed(module, part, spent))
@@ -278,7 +275,7 @@ def _timed(module: nn.Module, part: str, spent: dict[str, float]) -> Iterator[No
 
 def drops(case: Case, tokens: int) -> dict[str, Any]:
     """What the arms lose of the next-token accuracy, in points, through the kernels: on held-out text."""
-    decoder, found = Decoder(case.network), {}
+    decoder, found = Decoder(case.network, room), {}
     arms = case.arms()
     arms["stopped"] = lambda: faster(case.network, case.sites, case.heuristic, switch=False)
     if case.head is not None:

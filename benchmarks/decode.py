@@ -6,10 +6,11 @@
 Takes the overrides of evaluate.py. The arms: ``eager``, transformers' own loop; ``dense``, our loop with torch's
 layers; ``zeros``, the same with the zeros behind the ReLUs skipped, which changes no output; ``stopped``, with early
 stopping, its knob as the overrides say (by default found on validation for a drop of 0.1 points); ``head``, with
-dominance prediction of the largest logit beside. All weights lie in huge pages in every arm, as the kernels' do, which
-torch alone asks for where THP_MEM_ALLOC_ENABLE=1 is set. Ratios are to ``dense`` of the same round, their median with a
-95 % bootstrap interval. ``--shape`` takes an OPT of that size with random weights instead,
-whose fc1 reads the given share of its weights and leaves the given share of neurons positive.
+dominance prediction of the largest logit beside; ``eager, stopped``, transformers' loop under ``faster``. All weights
+lie in huge pages in every arm, as the kernels' do, which torch alone asks for where THP_MEM_ALLOC_ENABLE=1 is set.
+Ratios are to ``dense`` of the same round, their median with a 95 % bootstrap interval. ``--shape`` takes an OPT of that
+size with random weights instead, whose fc1 reads the given share of its weights and leaves the given share of neurons
+positive.
 """
 
 import argparse
@@ -64,7 +65,7 @@ class Case:
     def arms(self) -> dict[str, Callable[[], Any]]:
         arms: dict[str, Callable[[], Any]] = {"eager": contextlib.nullcontext, "dense": contextlib.nullcontext}
         arms["zeros"] = lambda: faster(self.network, self.sites, None)
-        arms["stopped"] = lambda: faster(self.network, self.sites, self.heuristic)
+        arms["stopped"] = arms["eager, stopped"] = lambda: faster(self.network, self.sites, self.heuristic)
         if self.head is not None:
             arms["head"] = lambda: faster(self.network, self.sites, self.heuristic, self.head)
         return arms
@@ -182,10 +183,12 @@ def measured(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         prompt, tokens = case.prompts[index % len(case.prompts)], {}
         for arm in list(arms) if index % 2 == 0 else list(arms)[::-1]:
             with arms[arm]() as context:
-                run = eager if arm == "eager" else decode
-                tokens[arm], seconds = run(case.network if arm == "eager" else decoder, prompt, options.tokens)
+                if theirs := arm.startswith("eager"):
+                    tokens[arm], seconds = eager(case.network, prompt, options.tokens)
+                else:
+                    tokens[arm], seconds = decode(decoder, prompt, options.tokens)
                 speeds[arm].append(options.tokens / seconds)
-                if arm != "eager" and index == 0:
+                if not theirs and index == 0:
                     parts[arm] = by_part(decoder, prompt, options.tokens)
             if arm not in ("eager", "dense"):
                 layers[arm] = context.layers
@@ -280,7 +283,7 @@ def drops(case: Case, tokens: int) -> dict[str, Any]:
     arms["stopped"] = lambda: faster(case.network, case.sites, case.heuristic, switch=False)
     if case.head is not None:
         arms["head"] = lambda: faster(case.network, case.sites, case.heuristic, case.head, switch=False)
-    del arms["eager"]
+    del arms["eager"], arms["eager, stopped"]
     for arm, context in arms.items():
         with context(), tqdm(total=tokens, desc=f"drop of {arm}", disable=None, leave=False) as bar:
             found[arm] = torch.tensor(list(predictions(decoder, case.texts, tokens, bar)))
@@ -311,8 +314,8 @@ def show(report: dict[str, Any]) -> None:
         low, high = of["interval"]
         parts = ", ".join(f"{part} {share:.0%}" for part, share in of["parts"].items())
         print(
-            f"{arm:8} {speed:7.2f} tokens/s  {of['ratio']:.2f} x dense [{low:.2f}, {high:.2f}]  reads {of['read']:.0%} "
-            f"at {of['gb_per_second']:.1f} GB/s  {of['same_tokens']:.0%} the same tokens  {parts}"
+            f"{arm:14} {speed:7.2f} tokens/s  {of['ratio']:.2f} x dense [{low:.2f}, {high:.2f}]  "
+            f"reads {of['read']:.0%} at {of['gb_per_second']:.1f} GB/s  {of['same_tokens']:.0%} same tokens  {parts}"
         )
     for arm, of in report["of_arm"].items():
         kernels = [

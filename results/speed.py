@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 HERE = Path(__file__).parent
-ARMS = ("eager", "dense", "zeros", "stopped", "head")
+ARMS = ("eager", "eager, stopped", "dense", "zeros", "stopped", "head")
 
 
 def decoding() -> str:
@@ -29,7 +29,7 @@ def shares() -> str:
     columns = ("", "arm", "weights read", "GB/s", "projections", "fc1", "fc2", "head", "rest")
     lines = [_line(columns), "|---" * len(columns) + "|"]
     for run in _runs():
-        for arm in ARMS[1:]:
+        for arm in ARMS[2:]:
             if arm in run["of_arm"]:
                 of = run["of_arm"][arm]
                 parts = (f"{100 * of['parts'][part]:.0f} %" for part in columns[4:])

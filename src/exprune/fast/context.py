@@ -14,7 +14,8 @@ from exprune.core import CalibratedTest, Dominance, Heuristic, Site, SiteStatist
 from exprune.core.accounting.plan import BY_INPUT, Plan, make_plan
 from exprune.core.errors import SettingError
 from exprune.core.heuristics.heuristic import per_site
-from exprune.fast.layers import Down, FastLayer, Head, Up
+from exprune.fast.layer import FastLayer
+from exprune.fast.layers import Down, Head, Up
 from exprune.fast.storage import check_dtype
 
 _ROUNDS = 5  # of timing the dense layers

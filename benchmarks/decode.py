@@ -16,59 +16,31 @@ positive.
 import argparse
 import contextlib
 import json
-import math
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import NormalDist, median
+from statistics import median
 from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
+from cases import SHAPES, Case, into_huge_pages, shaped, trained
 from tqdm import tqdm
 
 import exprune.lab  # noqa: F401  repairs torchvision before lightning is imported
 
 import torch  # isort: skip
 from torch import Tensor, nn
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import OPTForCausalLM
 
-from exprune.core import CalibratedTest, Dominance, Heuristic, Site, SiteStatistics, find_sites
 from exprune.fast import faster
 from exprune.fast.kernels import down
 from exprune.fast.storage import room
-from exprune.lab.decoding.engine import predictions, texts_of
+from exprune.lab.decoding.engine import predictions
 from exprune.lab.decoding.loop import Decoder
-from exprune.lab.evaluation.head import dominance
-from exprune.lab.evaluation.subject import prepare
-from exprune.lab.selection.tuning import heuristic_of, knob_to_find, tuned
-
-SHAPES = {"opt-125m": (768, 12, 12), "opt-350m": (1024, 24, 16), "opt-1.3b": (2048, 24, 32)}
-
-
-@dataclass
-class Case:
-    """What is decoded: a network with its sites, tests and head, prompts, and held-out texts to measure a drop on."""
-
-    network: OPTForCausalLM
-    sites: list[Site]
-    heuristic: Heuristic
-    head: Dominance | None
-    prompts: list[Tensor]
-    texts: list[tuple[Tensor, Tensor]]
-    label: str
-
-    def arms(self) -> dict[str, Callable[[], Any]]:
-        arms: dict[str, Callable[[], Any]] = {"eager": contextlib.nullcontext, "dense": contextlib.nullcontext}
-        arms["zeros"] = lambda: faster(self.network, self.sites, None)
-        arms["stopped"] = arms["eager, stopped"] = lambda: faster(self.network, self.sites, self.heuristic)
-        if self.head is not None:
-            arms["head"] = lambda: faster(self.network, self.sites, self.heuristic, self.head)
-        return arms
+from exprune.lab.entry import hush_libraries
 
 
 def main() -> None:
@@ -85,6 +57,7 @@ def main() -> None:
     parser.add_argument("--positive", type=float, default=0.1, help="with --shape: share of the neurons")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    hush_libraries()
     torch.set_num_threads(options.threads)
     case = shaped(options) if options.shape else trained(options)
     into_huge_pages(case.network.to(getattr(torch, options.dtype)))
@@ -98,76 +71,6 @@ def main() -> None:
     show(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2, allow_nan=False))
-
-
-def trained(options: argparse.Namespace) -> Case:
-    """The network of the overrides, with its released or newly trained weights."""
-    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        given = ["model=opt_wide", "exprune=optimal", "logger=none", "head=dominance", *options.overrides]
-        cfg = compose("evaluate", [*given, "overrides=[]", "paths.output_dir=."])
-    subject = prepare(cfg, heuristic_of(cfg), ["valid"] if knob_to_find(cfg) else [])
-    heuristic, _ = tuned(subject)
-    assert heuristic is not None
-    head = dominance(cfg, subject.trainer, subject.task, subject.data)
-    texts = texts_of(subject.loader("test"))
-    long = [ids[: options.prompt] for ids, _ in texts if len(ids) >= options.prompt]
-    knob = cfg.exprune.get("knob", "tau")
-    label = f"{cfg.model.name} on {cfg.data.name}, {type(heuristic).__name__}, {knob}={getattr(heuristic, knob):.3g}"
-    subject.task.eval()
-    return Case(subject.task.network.eval(), subject.sites, heuristic, head, long, texts, label)
-
-
-class AtShare(CalibratedTest):
-    """Goes on after the first stage with so many of the neurons of random weights."""
-
-    def __init__(self, share: float, stage: int, statistics: dict[str, SiteStatistics]) -> None:
-        super().__init__(None, (stage,), statistics)
-        self.bound = -NormalDist().inv_cdf(share) * math.sqrt(stage) * _SD
-
-    def margin(self, seen: Any, sd: Tensor, gradient: Tensor | None) -> float:
-        return math.inf
-
-    def bounds(self, site: Site, plan: Any, tau: float | None, bias: Tensor) -> Tensor:
-        return torch.full((1, site.outputs), self.bound)
-
-
-_SD = 0.02  # of random weights
-
-
-def shaped(options: argparse.Namespace) -> Case:
-    """Random weights: a first stage of an eighth of the terms, then so many neurons that fc1 reads what is asked."""
-    hidden, layers, heads = SHAPES[options.shape]
-    torch.manual_seed(0)
-    config = OPTConfig(
-        hidden_size=hidden, word_embed_proj_dim=hidden, ffn_dim=4 * hidden, num_hidden_layers=layers,
-        num_attention_heads=heads, use_cache=True, eos_token_id=None,
-    )  # fmt: skip
-    network = OPTForCausalLM(config).eval()
-    stage = hidden // 8
-    share = (options.read - 1 / 8) / (7 / 8)
-    if not 0 < share < 1:
-        raise SystemExit(f"error: --read={options.read}: between 0.125, which the first stage reads, and 1")
-    # The bias that leaves so many positive of those that went on: from a sample of both partial sums.
-    early, late = torch.randn(2, 10**6) * torch.tensor([[math.sqrt(stage)], [math.sqrt(hidden - stage)]]) * _SD
-    statistics = {}
-    unknown = torch.zeros(1, 4 * hidden, dtype=torch.float64)
-    heuristic = AtShare(share, stage, statistics)
-    totals = torch.where(early >= heuristic.bound, early + late, -torch.inf)
-    for name, layer in network.named_modules():
-        if name.endswith("fc1"):
-            nn.init.normal_(layer.weight, std=_SD)
-            nn.init.constant_(layer.bias, -float(totals.quantile(1 - options.positive)))
-            statistics[name] = SiteStatistics((stage,), unknown, unknown, unknown + 1)
-    prompts = [torch.randint(3, config.vocab_size, (options.prompt,)) for _ in range(options.rounds)]
-    sites = find_sites(network, prompts[0][None])
-    label = f"{options.shape}'s shape, random weights (densities set, not learned)"
-    return Case(network, sites, heuristic, None, prompts, [], label)
-
-
-def into_huge_pages(network: nn.Module) -> None:
-    """Every weight into memory as the kernels' own, so that no arm owes its speed to that."""
-    for parameter in network.parameters():
-        parameter.data = room(tuple(parameter.shape), parameter.dtype).copy_(parameter.data)
 
 
 def measured(case: Case, options: argparse.Namespace) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class CommandLine:
     def __call__(self, script: str, *arguments: str) -> Outcome:
         self.monkeypatch.chdir(self.folder)
         self.monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments])
+        self.monkeypatch.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])
         self.capfd.readouterr()
         code = 0
         try:

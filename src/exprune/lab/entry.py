@@ -23,7 +23,7 @@ _failed: list[str] = []  # a line for each job that failed, and for what went wr
 
 def job(task: Callable[[DictConfig], object], cfg: DictConfig) -> None:
     """Run one job. In a multirun whatever goes wrong is recorded in the job's folder and the sweep goes on."""
-    _hush_libraries()
+    hush_libraries()
     resolve_paths(cfg)
     config = HydraConfig.get()
     if config.mode == RunMode.MULTIRUN:
@@ -82,7 +82,8 @@ def _end_sweeps() -> None:
         _failed.extend(end_sweep(_sweeps.pop()))
 
 
-def _hush_libraries() -> None:
+def hush_libraries() -> None:
+    """Keep what Lightning and others say of themselves from the user."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torch_geometric|torchmetrics)(\..*)?$")

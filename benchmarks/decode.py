@@ -1,16 +1,16 @@
 """Tokens per second of greedy decoding at batch 1, from real text, the arms in turn in one process.
 
-    python benchmarks/decode.py model=opt_wide --json decode.json
+    python benchmarks/decode.py exprune.lam=1.33e-9 --json decode.json
     python benchmarks/decode.py --shape opt-1.3b --read 0.5 --positive 0.1
 
-Takes the overrides of evaluate.py. The arms: ``eager``, transformers' own loop; ``dense``, our loop with torch's
-layers; ``zeros``, the same with the zeros behind the ReLUs skipped, which changes no output; ``stopped``, with early
-stopping, its knob as the overrides say (by default found on validation for a drop of 0.1 points); ``head``, with
-dominance prediction of the largest logit beside; ``eager, stopped``, transformers' loop under ``faster``. All weights
-lie in huge pages in every arm, as the kernels' do, which torch alone asks for where THP_MEM_ALLOC_ENABLE=1 is set.
-Ratios are to ``dense`` of the same round, their median with a 95 % bootstrap interval. ``--shape`` takes an OPT of that
-size with random weights instead, whose fc1 reads the given share of its weights and leaves the given share of neurons
-positive.
+Takes the overrides of evaluate.py, by default opt_wide and exprune=optimal in few stages. The arms: ``eager``,
+transformers' own loop; ``dense``, our loop with torch's layers; ``zeros``, the same with the zeros behind the ReLUs
+skipped, which changes no output; ``stopped``, with early stopping, its knob as the overrides say (else found on
+validation for a drop of 0.1 points, which takes long); ``head``, with dominance prediction of the largest logit beside;
+``eager, stopped``, transformers' loop under ``faster``. All weights lie in huge pages in every arm, as the kernels' do,
+which torch alone asks for where THP_MEM_ALLOC_ENABLE=1 is set. Ratios are to ``dense`` of the same round, their median
+with a 95 % bootstrap interval. ``--shape`` takes an OPT of that size with random weights instead, whose fc1 reads the
+given share of its weights and leaves the given share of neurons positive.
 """
 
 import argparse
@@ -58,8 +58,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     hush_libraries()
-    torch.set_num_threads(options.threads)
     case = shaped(options) if options.shape else trained(options)
+    torch.set_num_threads(options.threads)
     into_huge_pages(case.network.to(getattr(torch, options.dtype)))
     print(f"{case.label}; {_processor()}, {options.threads} threads, {case.network.dtype}")
     report = measured(case, options)
@@ -194,7 +194,9 @@ def drops(case: Case, tokens: int) -> dict[str, Any]:
     targets = targets[targets != -100][: len(found["dense"])]
     right = {arm: (one == targets).double().mean().item() for arm, one in found.items()}
     lost = {arm: 100 * (right["dense"] - value) for arm, value in right.items()}
-    return {"drop": lost["stopped"], "drops": lost, "drop_tokens": len(targets), "accuracy": right["dense"]}
+    changed = {arm: (one != found["dense"]).double().mean().item() for arm, one in found.items()}
+    of_dense = {"drop_tokens": len(targets), "accuracy": right["dense"]}
+    return {"drop": lost["stopped"], "drops": lost, "changed": changed, **of_dense}
 
 
 def bandwidth() -> float:
@@ -228,7 +230,10 @@ def show(report: dict[str, Any]) -> None:
         if of["layers"]:
             print(f"{arm}: kernels read {_some(kernels)}{f'; dense was faster at {_some(dense)}' if dense else ''}")
     if "drops" in report:
-        lost = ", ".join(f"{arm} {points:+.2f}" for arm, points in report["drops"].items())
+        lost = ", ".join(
+            f"{arm} {points:+.2f} ({report['changed'][arm]:.2%} predicted otherwise)"
+            for arm, points in report["drops"].items()
+        )
         print(f"drop in points over {report['drop_tokens']:,} tokens of the test split: {lost}")
 
 

@@ -18,10 +18,10 @@ def decoding() -> str:
     for run in _runs():
         where = f"{_short(run['processor'])}, {_threads(run)}, {run['dtype']}"
         cells = [_speed(run, arm) for arm in ARMS]
-        lost = ", ".join(f"{-run['drops'][arm]:+.2f}" for arm in ("stopped", "head")) if "drops" in run else ""
+        lost = ", ".join(f"{0 - run['drops'][arm]:+.2f}" for arm in ("stopped", "head")) if "drops" in run else ""
         lines.append(_line((run["label"], where, *cells, lost)))
-    commands = "".join(f"\n`{run['command']}`" for run in _runs())
-    return "\n".join(lines) + "\n" + commands + "\n"
+    commands = ";\n".join(f"`{run['command']}`" for run in _runs())
+    return "\n".join(lines) + "\n\n" + commands + ".\n"
 
 
 def shares() -> str:

@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
 # Makes decode_*.json and ffn.csv: what decoding takes on this machine, which should do nothing else meanwhile. The price
-# is what `python evaluate.py model=opt_wide exprune=optimal exprune.target_drop=0.1 ...` finds (docs/results.md).
-#   bash results/speed.sh LAM
+# is the one of results/opt_wide_stdlib.csv at a drop of 0.1 points, the shares that OPT-1.3B's shape is given its own.
+#   bash results/speed.sh
 set -euo pipefail
-lam=${1:?the price, loss per FLOP}
 cd "$(dirname "$0")/.."
 export OMP_WAIT_POLICY=passive
-python benchmarks/ffn.py --csv results/ffn.csv
-for threads in 1 2; do
-    python benchmarks/decode.py model=opt_wide exprune.lam="$lam" "exprune.stages=[64,128,256,512]" --rounds 12 \
-        --threads $threads --drop-tokens 10000 --json results/decode_opt_wide_$threads.json
-done
+network=(exprune.lam=1.334e-9)
+python benchmarks/decode.py "${network[@]}" --rounds 12 --drop-tokens 5000 --json results/decode_opt_wide_1.json
+python benchmarks/decode.py "${network[@]}" --rounds 12 --drop-tokens 0 --threads 2 --json results/decode_opt_wide_2.json
+python benchmarks/decode.py --shape opt-1.3b --read 0.34 --positive 0.12 --rounds 6 --tokens 16 --json results/decode_shape_1.json
+python benchmarks/ffn.py --hidden 1024 2048 --csv results/ffn.csv

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-# Kernels release the GIL. Handing work to a Python thread takes 35 to 100 microseconds; while it waits it does not spin,
-# as OpenMP's threads do, which would take a core from torch's.
+# Kernels release the GIL. Handing work to a Python thread takes 35 to 100 microseconds; while it waits it does not
+# spin, as OpenMP's threads do, which would take a core from torch's.
 _pool = ThreadPoolExecutor(thread_name_prefix="exprune")
 
 

@@ -40,12 +40,15 @@ class Case:
     texts: list[tuple[Tensor, Tensor]]
     label: str
 
-    def arms(self) -> dict[str, Callable[[], Any]]:
+    def arms(self, switch: bool = True) -> dict[str, Callable[[], Any]]:
+        """What makes the context of each; ``switch`` as of :class:`~exprune.fast.faster`."""
         arms: dict[str, Callable[[], Any]] = {"eager": contextlib.nullcontext, "dense": contextlib.nullcontext}
-        arms["zeros"] = lambda: faster(self.network, self.sites, None)
-        arms["stopped"] = arms["eager, stopped"] = lambda: faster(self.network, self.sites, self.heuristic)
+        arms["zeros"] = lambda: faster(self.network, self.sites, None, switch=switch)
+        arms["stopped"] = arms["eager, stopped"] = lambda: faster(
+            self.network, self.sites, self.heuristic, switch=switch
+        )
         if self.head is not None:
-            arms["head"] = lambda: faster(self.network, self.sites, self.heuristic, self.head)
+            arms["head"] = lambda: faster(self.network, self.sites, self.heuristic, self.head, switch)
         return arms
 
 

@@ -35,9 +35,9 @@ import torch  # isort: skip
 from torch import Tensor, nn
 from transformers import OPTForCausalLM
 
-from exprune.fast import faster
 from exprune.fast.kernels import down
 from exprune.fast.storage import room
+from exprune.lab.data.tokens import NO_TARGET
 from exprune.lab.decoding.engine import predictions
 from exprune.lab.decoding.loop import Decoder
 from exprune.lab.entry import hush_libraries
@@ -62,19 +62,20 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     into_huge_pages(case.network.to(getattr(torch, options.dtype)))
     print(f"{case.label}; {_processor()}, {options.threads} threads, {case.network.dtype}")
-    report = measured(case, options)
+    decoder = Decoder(case.network, room)
+    report = measured(case, decoder, options)
     report |= {"label": case.label, "processor": _processor(), "threads": options.threads, "bandwidth": bandwidth()}
     report |= {"dtype": str(case.network.dtype).removeprefix("torch.")}
     report["command"] = shlex.join(["python", "benchmarks/decode.py", *sys.argv[1:]]).partition(" --json")[0]
     if case.texts and options.drop_tokens:
-        report |= drops(case, options.drop_tokens)
+        report |= drops(case, decoder, options.drop_tokens)
     show(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2, allow_nan=False))
 
 
-def measured(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    decoder, arms = Decoder(case.network, room), case.arms()
+def measured(case: Case, decoder: Decoder, options: argparse.Namespace) -> dict[str, Any]:
+    arms = case.arms()
     speeds: dict[str, list[float]] = {arm: [] for arm in arms}
     same: dict[str, list[float]] = {arm: [] for arm in arms}
     layers: dict[str, list[Any]] = {}
@@ -179,19 +180,15 @@ def _timed(module: nn.Module, part: str, spent: dict[str, float]) -> Iterator[No
             del module.forward
 
 
-def drops(case: Case, tokens: int) -> dict[str, Any]:
+def drops(case: Case, decoder: Decoder, tokens: int) -> dict[str, Any]:
     """What the arms lose of the next-token accuracy, in points, through the kernels: on held-out text."""
-    decoder, found = Decoder(case.network, room), {}
-    arms = case.arms()
-    arms["stopped"] = lambda: faster(case.network, case.sites, case.heuristic, switch=False)
-    if case.head is not None:
-        arms["head"] = lambda: faster(case.network, case.sites, case.heuristic, case.head, switch=False)
+    found, arms = {}, case.arms(switch=False)
     del arms["eager"], arms["eager, stopped"]
     for arm, context in arms.items():
         with context(), tqdm(total=tokens, desc=f"drop of {arm}", disable=None, leave=False) as bar:
             found[arm] = torch.tensor(list(predictions(decoder, case.texts, tokens, bar)))
     targets = torch.cat([targets for _, targets in case.texts])
-    targets = targets[targets != -100][: len(found["dense"])]
+    targets = targets[targets != NO_TARGET][: len(found["dense"])]
     right = {arm: (one == targets).double().mean().item() for arm, one in found.items()}
     lost = {arm: 100 * (right["dense"] - value) for arm, value in right.items()}
     changed = {arm: (one != found["dense"]).double().mean().item() for arm, one in found.items()}

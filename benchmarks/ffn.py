@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from exprune.fast.layers import Down, Up
+from exprune.fast.layers import Down, Stages, Up
 from exprune.fast.storage import room
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -86,7 +86,7 @@ def timed(layers: list[Pair], share: float, rounds: int) -> dict[str, object]:
     ours = copied(layers, huge=False)
     for up, down in ours:
         up.bias.data.fill_(100.0)  # all that go on are positive
-        Up("fc1", up, [hidden // 8, hidden - hidden // 8], torch.arange(hidden), bounds)
+        Up("fc1", up, Stages.below([hidden // 8, hidden - hidden // 8], torch.arange(hidden), bounds))
         Down("fc2", down)
     sides = {"kernels": ours, "torch": layers, "huge": copied(layers, huge=True)}
     seconds: dict[str, list[float]] = {side: [] for side in sides}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from table_lines import heading, line
 
 HERE = Path(__file__).parent
 ARMS = ("eager", "eager, stopped", "dense", "zeros", "stopped", "head")
@@ -14,12 +15,12 @@ ARMS = ("eager", "eager, stopped", "dense", "zeros", "stopped", "head")
 def decoding() -> str:
     """A row a run of benchmarks/decode.py: tokens per second, and as a multiple of the dense loop's."""
     columns = ("", "", *ARMS, "change of the accuracy, points: stopped, head")
-    lines = [_line(columns), "|---" * len(columns) + "|"]
+    lines = heading(*columns)
     for run in _runs():
         where = f"{_short(run['processor'])}, {_threads(run)}, {run['dtype']}"
         cells = [_speed(run, arm) for arm in ARMS]
         lost = ", ".join(f"{0 - run['drops'][arm]:+.2f}" for arm in ("stopped", "head")) if "drops" in run else ""
-        lines.append(_line((run["label"], where, *cells, lost)))
+        lines.append(line(run["label"], where, *cells, lost))
     commands = ";\n".join(f"`{run['command']}`" for run in _runs())
     return "\n".join(lines) + "\n\n" + commands + ".\n"
 
@@ -27,14 +28,14 @@ def decoding() -> str:
 def shares() -> str:
     """Of the same runs what each arm reads of the weights, how fast, and where a token's time goes."""
     columns = ("", "arm", "weights read", "GB/s", "projections", "fc1", "fc2", "head", "rest")
-    lines = [_line(columns), "|---" * len(columns) + "|"]
+    lines = heading(*columns)
     for run in _runs():
         for arm in ARMS[2:]:
             if arm in run["of_arm"]:
                 of = run["of_arm"][arm]
                 parts = (f"{100 * of['parts'][part]:.0f} %" for part in columns[4:])
                 name = f"{run['label'].partition(',')[0]}, {_threads(run)}"
-                lines.append(_line((name, arm, f"{100 * of['read']:.0f} %", f"{of['gb_per_second']:.1f}", *parts)))
+                lines.append(line(name, arm, f"{100 * of['read']:.0f} %", f"{of['gb_per_second']:.1f}", *parts))
     return "\n".join(lines) + "\n"
 
 
@@ -43,12 +44,12 @@ def kernels() -> str:
     table = pd.read_csv(HERE / "ffn.csv")
     alive = sorted(table["alive"].unique())
     columns = ("hidden size", "dtype", *(f"{100 * share:.0f} % left" for share in alive))
-    lines = [_line(columns), "|---" * len(columns) + "|"]
+    lines = heading(*columns)
     for (hidden, dtype), rows in table.groupby(["hidden", "dtype"], sort=False):
         cells = (
             f"{row['over_torch']:.1f} of {row['bound']:.1f}" for row in rows.sort_values("alive").to_dict("records")
         )
-        lines.append(_line((hidden, dtype, *cells)))
+        lines.append(line(hidden, dtype, *cells))
     row = table.iloc[0]
     return "\n".join(lines) + f"\n\n`python benchmarks/ffn.py`, {row['processor']}, {row['threads']} thread.\n"
 
@@ -73,7 +74,3 @@ def _threads(run: dict[str, Any]) -> str:
 
 def _short(processor: str) -> str:
     return processor.replace("(R)", "").replace(" Processor", "")
-
-
-def _line(cells: tuple[object, ...]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 from speed import decoding, kernels, shares
+from table_lines import heading, line
 
 from exprune.lab.files import write_whole
 from exprune.lab.fronts.paper_table import PUBLISHED, paper_table, read
@@ -38,7 +39,7 @@ def headline() -> str:
     """A row a network: the paper's range, the better of its tests, and ours; savings at both limits."""
     columns = ("", "the paper saves", "its tests, searched", "`exprune=optimal`", "`exprune.order=input`",
                "`exprune=magnitude`", "oracle")  # fmt: skip
-    lines = [_line(*columns), "|---" * len(columns) + "|"]
+    lines = heading(*columns)
     for name, (network, figure, _) in NETWORKS.items():
         chosen = _chosen(name)
         best = [max(PAPER_TESTS, key=lambda test: chosen.loc[limit, test][figure]) for limit in _limits()]
@@ -47,25 +48,25 @@ def headline() -> str:
             _at_both(chosen, two, figure)
             for two in (best, *([test] * 2 for test in ("Optimal", BY_INPUT, "Magnitude")))
         ]
-        lines.append(_line(network, "<br>".join(_published(name, limit) for limit in _limits()), *cells, oracle))
+        lines.append(line(network, "<br>".join(_published(name, limit) for limit in _limits()), *cells, oracle))
     return "\n".join(lines) + "\n"
 
 
 def tests() -> str:
     """Two rows a network, every test: the FLOPs saved within a drop, and the change on test."""
-    lines = [_line("", "drop up to", "paper", *COLUMNS), "|---" * (3 + len(COLUMNS)) + "|"]
+    lines = heading("", "drop up to", "paper", *COLUMNS)
     for name, (network, figure, _) in NETWORKS.items():
         chosen = _chosen(name)
         for limit in _limits():
             cells = [_cell(chosen, limit, column, figure) for column in COLUMNS]
-            lines.append(_line(network, f"{limit:g}", _published(name, limit), *cells))
+            lines.append(line(network, f"{limit:g}", _published(name, limit), *cells))
     return "\n".join(lines) + "\n"
 
 
 def searches() -> str:
     """Two rows a search: chosen on the validation split, measured on test."""
     columns = ("", "", "drop up to", "on validation: saved, drop", "on test: saved", "change, points", "paper")
-    lines = [_line(*columns), "|---" * len(columns) + "|"]
+    lines = heading(*columns)
     for name, (network, figure, _) in NETWORKS.items():
         for front in _fronts(name):
             for row in paper_table(read([front])).to_dict("records"):
@@ -74,7 +75,7 @@ def searches() -> str:
                 if not pd.isna(row["saved_percent"]):
                     on_valid = f"{row['valid_saved_percent']:.1f} %, {row['valid_drop_points']:.2f}"
                     found = (on_valid, f"{row[figure]:.1f} %", f"{_change(row)} {_interval(row)}")
-                lines.append(_line(network, row["heuristic"], f"{limit:g}", *found, _published(name, limit)))
+                lines.append(line(network, row["heuristic"], f"{limit:g}", *found, _published(name, limit)))
     return "\n".join(lines) + "\n"
 
 
@@ -83,21 +84,21 @@ def beyond(name: str) -> str:
     table, (_, figure, _) = pd.read_csv(HERE / f"{name}_beyond.csv"), NETWORKS[name]
     scoped = figure == "scope_saved_percent"
     columns = ("", "knob", "target", "on validation: saved, drop", "saved", *(["of `fc1`"] if scoped else []), "change")
-    lines = [_line(*columns), "|---" * len(columns) + "|"]
+    lines = heading(*columns)
     for row in table.to_dict("records"):
         test = row["heuristic"] + (", `order=neuron`" if row["order"] == "neuron" else "")
         knob = "" if row["heuristic"] == "Oracle" else _knob(row)
         target = json.loads(row["target"]) if isinstance(row["target"], str) else {}
         on_valid = _on_valid(target) if target else ""
         saved = [f"{row['saved_percent']:.1f} %", *([f"{row[figure]:.1f} %"] if scoped else [])]
-        lines.append(_line(test, knob, target.get("target_drop", ""), on_valid, *saved, _measured(row)))
+        lines.append(line(test, knob, target.get("target_drop", ""), on_valid, *saved, _measured(row)))
     return "\n".join(lines) + "\n" + _made(table, f"{name}_beyond", f"bash results/beyond.sh {name}")
 
 
 def input_order() -> str:
     """In the order of each input, where it has been measured: optimal stopping, small inputs left out, the oracle."""
     columns = ("", "", "target", "knob", "on validation: saved, drop", "saved", "without zero terms", "change")
-    lines = [_line(*columns), "|---" * len(columns) + "|"]
+    lines = heading(*columns)
     made = []
     for name, table in _tables("input_order"):
         network, figure, _ = NETWORKS[name]
@@ -117,7 +118,7 @@ def input_order() -> str:
                 saved, nonzero = f"{row[figure]:.1f} % of `fc1`", f"{nonzero} of the network"
             chosen = (target["target_drop"], _knob(row), _on_valid(target)) if target else ("", "", "")
             cells = (outcomes, *chosen, saved, nonzero, _measured(row))
-            lines.append(_line(network, *cells))
+            lines.append(line(network, *cells))
         made.append(_made(table, f"{name}_input_order", f"bash results/input_order.sh {name}"))
     return "\n".join(lines) + "\n" + "".join(made)
 
@@ -125,12 +126,12 @@ def input_order() -> str:
 def parts() -> str:
     """What each part of the order of each input is worth, in FLOPs saved at two levels of damage."""
     columns = ("", "", "saved at 0.001 nats", "at 0.01 nats")
-    lines, made = [_line(*columns), "|---" * len(columns) + "|"], []
+    lines, made = heading(*columns), []
     for name, table in _tables("input_order_ablation"):
         for row in table.to_dict("records"):
             saved = (row[f"saved_percent_at_{level}"] for level in (0.001, 0.01))
             cells = ("not reached" if pd.isna(one) else f"{one:.1f} %" for one in saved)
-            lines.append(_line(_whole(name), row["variant"].strip(), *cells))
+            lines.append(line(_whole(name), row["variant"].strip(), *cells))
         made.append(
             f"\n`python results/input_order_ablation.py {name}` makes "
             f"[the table](../results/{name}_input_order_ablation.csv): "
@@ -142,12 +143,12 @@ def parts() -> str:
 def damage() -> str:
     """What optimal stopping expects to do to the loss, and what it does."""
     columns = ("", "lam", "saved", "expected", "with one factor a site", "measured")
-    lines, made = [_line(*columns), "|---" * len(columns) + "|"], []
+    lines, made = heading(*columns), []
     for name, table in _tables("damage"):
         for row in table.to_dict("records"):
             nats = (f"{row[key]:.2g}" for key in ("expected", "expected_with_factors", "measured"))
             cells = (f"{row['lam']:.3g}", f"{row['saved_percent']:.1f} %", *nats)
-            lines.append(_line(_whole(name), *cells))
+            lines.append(line(_whole(name), *cells))
         made.append(
             f"\n`python results/damage.py {name}` makes [the table](../results/{name}_damage.csv) and "
             f"[its plot](../results/{name}_damage.png): {table['inputs'].iloc[0]:,} inputs of the validation split; "
@@ -164,10 +165,10 @@ def one_tau(name: str) -> str:
     beside = [key for key in ("sparsity", "site_selection") if table[key].nunique(dropna=False) > 1]
     scoped = figure == "scope_saved_percent"
     columns = ["", "tau", *(_BESIDE[key] for key in beside), "saved", *(["of `fc1`"] if scoped else []), "change"]
-    lines = [_line(*columns), "|---" * len(columns) + "|"]
+    lines = heading(*columns)
     for row in shown.sort_values([*beside, "heuristic", "saved_percent"], na_position="first").to_dict("records"):
         saved = [f"{row['saved_percent']:.1f} %", *([f"{row[figure]:.1f} %"] if scoped else [])]
-        lines.append(_line(row["heuristic"], f"{float(row['tau']):g}", *(_about(row, k) for k in beside), *saved,
+        lines.append(line(row["heuristic"], f"{float(row['tau']):g}", *(_about(row, k) for k in beside), *saved,
                            _measured(row)))  # fmt: skip
     script = "cifar10_jpeg.sh " + name if name in ("vgg11_bn", "resnet18") else f"{file}.sh"
     return "\n".join(lines) + "\n" + _made(table, file, f"bash results/{script}")
@@ -178,10 +179,10 @@ def passes() -> str:
     table = pd.read_csv(HERE / "pruned_pass.csv")
     tests = ("Threshold", "StatsTest", "Calibrated", "order=input", "calibration")
     columns = ("network", "processor, threads", *tests, "command")
-    lines = [_line(*columns), "|---" * len(columns) + "|"]
+    lines = heading(*columns)
     for row in table.to_dict("records"):
         times = (NOT_YET if pd.isna(row.get(key, float("nan"))) else f"{row[key]:.2f}" for key in tests)
-        lines.append(_line(row["network"], f"{row['processor']}, {row['threads']}", *times, f"`{row['command']}`"))
+        lines.append(line(row["network"], f"{row['processor']}, {row['threads']}", *times, f"`{row['command']}`"))
     return "\n".join(lines) + "\n"
 
 
@@ -247,10 +248,6 @@ def _fronts(name: str) -> list[Path]:
 
 def _published(name: str, limit: float) -> str:
     return PUBLISHED["statically pruned" if name.endswith("_static") else "dense"][limit]
-
-
-def _line(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _at_both(chosen: pd.DataFrame, tests: Sequence[str], figure: str) -> str:

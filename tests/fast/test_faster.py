@@ -84,8 +84,8 @@ HEURISTICS = {
 
 
 @pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    """Tests that want gradients enable them."""
+def one_thread_again() -> Iterator[None]:
+    """A test may set more."""
     yield
     torch.set_num_threads(1)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from exprune.core import CalibratedTest, Dominance, Heuristic, Site, SiteStatistics
@@ -15,7 +15,7 @@ from exprune.core.accounting.plan import BY_INPUT, Plan, make_plan
 from exprune.core.errors import SettingError
 from exprune.core.heuristics.heuristic import per_site
 from exprune.fast.layer import FastLayer
-from exprune.fast.layers import Down, Head, Up
+from exprune.fast.layers import Down, Head, Stages, Up
 from exprune.fast.storage import check_dtype
 
 _ROUNDS = 5  # of timing the dense layers
@@ -57,19 +57,23 @@ class faster:
         switch: bool = True,
     ) -> None:
         self.layers: list[FastLayer] = []
-        self._model, self._heuristic, self._switch, self._head = model, heuristic, switch, head
+        self._model, self._heuristic, self._switch = model, heuristic, switch
         self._sites = [site for site in sites if site.eligible]
         if not self._sites:
             raise SettingError("faster: there is no eligible site")
         self._pairs = [_pair(model, site) for site in self._sites]
         self._plans = {} if heuristic is None else _plans(heuristic, self._sites)
         self._taus = {} if heuristic is None else per_site(heuristic.tau, self._sites)
+        self._head = None if head is None else _placed(model, head)
 
     def __enter__(self) -> "faster":
-        self._check()
-        involved = [layer for pair in self._pairs for layer in (pair.layer, pair.behind)]
-        involved += [] if self._head is None else [self._head.head]
+        named = [(pair.site.name, pair.layer) for pair in self._pairs]
+        named += [(pair.name_behind, pair.behind) for pair in self._pairs]
+        named += [] if self._head is None else [(self._head.name, self._head.tests.head)]
+        self._check(named)
+        involved = [layer for _, layer in named]
         dense = _dense_seconds(involved) if self._switch else dict.fromkeys(involved)
+        self.layers = []
         try:
             for pair in self._pairs:
                 up = None
@@ -78,7 +82,7 @@ class faster:
                     self.layers.append(up)
                 self.layers.append(Down(pair.name_behind, pair.behind, dense[pair.behind], up))
             if self._head is not None:
-                self.layers.append(self._fast_head(self._head, dense[self._head.head]))
+                self.layers.append(_fast_head(self._head, dense[self._head.tests.head]))
         except BaseException:
             self._restore()
             raise
@@ -95,15 +99,12 @@ class faster:
             if layer.active:
                 layer.restore()
 
-    def _check(self) -> None:
+    def _check(self, named: Sequence[tuple[str, nn.Linear]]) -> None:
         if any(module.training for module in self._model.modules()):
             raise SettingError("faster: the model is in training mode; call model.eval()")
         owners = Counter(id(p) for module in self._model.modules() for p in module._parameters.values())
-        named = [(pair.site.name, pair.layer) for pair in self._pairs]
-        named += [(pair.name_behind, pair.behind) for pair in self._pairs]
-        if self._head is not None:
-            named.append((self._name_of(self._head.head), self._head.head))
-            owners[id(self._head.head.weight)] -= self._embedding(self._head.head) is not None
+        if self._head is not None and self._head.embedding is not None:
+            owners[id(self._head.embedding.weight)] -= 1
         for name, layer in named:
             if "forward" in layer.__dict__:
                 raise SettingError(f"faster: {name} has a forward of its own already, as inside another faster context")
@@ -111,34 +112,15 @@ class faster:
             if owners[id(layer.weight)] > 1:
                 raise SettingError(f"faster: {name} shares its weight with another layer")
 
-    def _name_of(self, layer: nn.Module) -> str:
-        found = [name for name, module in self._model.named_modules() if module is layer]
-        if not found:
-            raise SettingError("faster: the head is no layer of this model")
-        return found[0]
-
-    def _embedding(self, head: nn.Linear) -> nn.Embedding | None:
-        """What looks up rows of the head's weight."""
-        found = [one for one in self._model.modules() if isinstance(one, nn.Embedding) and one.weight is head.weight]
-        return found[0] if len(found) == 1 else None
-
-    def _fast_head(self, head: Dominance, dense_seconds: float | None) -> Head:
-        terms = head.head.in_features
-        stages = [0, *head.stages, terms] if head.tau else [0, terms]
-        widths = [end - start for start, end in itertools.pairwise(stages)]
-        order = torch.arange(terms) if head.order is None else head.order
-        embedding, name = self._embedding(head.head), self._name_of(head.head)
-        return Head(name, head.head, widths, order, head.lines(), embedding, dense_seconds)
-
     def _up(self, pair: "_Pair", dense_seconds: float | None) -> Up:
         assert isinstance(self._heuristic, CalibratedTest)
         site, layer, plan = pair.site, pair.layer, self._plans[pair.site.name]
-        order = torch.cat([_indices(stage.channels, site.terms) for stage in plan.stages])
-        rest = _indices(plan.rest, site.terms)
-        widths = [*(len(_indices(stage.channels, site.terms)) for stage in plan.stages), len(rest)]
+        assert plan.rest is not None  # of a site without a mask, in an order for all neurons
+        terms = [torch.arange(site.terms)[c] for c in (*(stage.channels for stage in plan.stages), plan.rest)]
         bias = torch.zeros(site.outputs) if layer.bias is None else layer.bias.detach().float()
         bounds = self._heuristic.bounds(site, plan, self._taus[site.name], bias)
-        return Up(site.name, layer, widths, torch.cat([order, rest]), bounds, dense_seconds)
+        stages = Stages.below([len(part) for part in terms], torch.cat(terms), bounds)
+        return Up(site.name, layer, stages, dense_seconds)
 
 
 class _Pair(NamedTuple):
@@ -150,8 +132,28 @@ class _Pair(NamedTuple):
     behind: nn.Linear
 
 
-def _indices(channels: slice | Tensor | None, terms: int) -> Tensor:
-    return torch.arange(terms)[channels] if channels is not None else torch.arange(0)
+class _Placed(NamedTuple):
+    """A head's tests, what the head is called, and what looks up rows of its weight, if anything does."""
+
+    tests: Dominance
+    name: str
+    embedding: nn.Embedding | None
+
+
+def _placed(model: nn.Module, tests: Dominance) -> _Placed:
+    names = [name for name, module in model.named_modules() if module is tests.head]
+    if not names:
+        raise SettingError("faster: the head is no layer of this model")
+    tied = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is tests.head.weight]
+    return _Placed(tests, names[0], tied[0] if len(tied) == 1 else None)
+
+
+def _fast_head(head: _Placed, dense_seconds: float | None) -> Head:
+    tests, terms = head.tests, head.tests.head.in_features
+    ends = [0, *tests.stages, terms] if tests.tau else [0, terms]
+    widths = [end - start for start, end in itertools.pairwise(ends)]
+    order = torch.arange(terms) if tests.order is None else tests.order
+    return Head(head.name, tests.head, Stages.leading(widths, order, tests.lines()), head.embedding, dense_seconds)
 
 
 def _pair(model: nn.Module, site: Site) -> _Pair:

@@ -105,18 +105,21 @@ def _add_products(flat, start, width, x, rows, sums):  # type: ignore[no-untyped
 
 
 @_jit
-def up(flat, widths, order, bias, bounds, rows, x, given, out, low, high):  # type: ignore[no-untyped-def]
-    """The neurons low to high of a layer before a ReLU, stage by stage, those that are left.
+def staged(flat, widths, order, bias, bounds, lines, least, rows, x, given, out, low, high):  # type: ignore[no-untyped-def]
+    """The outputs low to high of a layer, stage by stage, those that are left.
 
     Args:
         flat: (outputs * terms,), of each stage the block (outputs, width) of the weights, one after the other.
         widths: (stages + 1,) terms of each block.
         order: (terms,) of the blocks' terms.
         bias: (outputs,) float32.
-        bounds: (stages, outputs) float32: a neuron stops where the sum so far lies below.
+        bounds: (stages, outputs) float32: an output stops where the sum so far lies below; or no stages.
+        lines: (stages, 3, outputs) float32, slope, upper and margin: an output lies below ``slope * sum + upper`` and
+            above that less the margin, and stops where it lies below another; or no stages.
+        least: float32, what an output is that has stopped, or is less.
         rows, x: (outputs,) int32 and (terms,) float32 to work with.
         given: where the input lies, (terms,) float32.
-        out: where the output is to, (outputs,) float32: what the ReLU makes of each; 0 of those that stopped.
+        out: where the output is to, (outputs,) float32.
 
     Returns:
         The weights read.
@@ -136,60 +139,43 @@ def up(flat, widths, order, bias, bounds, rows, x, given, out, low, high):  # ty
         start += outputs * width
         first += width
         if stage < len(bounds):
-            bound = bounds[stage]
-            left = 0
-            for j in alive:  # without a branch: nothing foretells which neurons stop
-                stops = out[j] < bound[j]
-                alive[left] = j
-                left += not stops
-                out[j] = _zero if stops else out[j]
-            count = left
+            count = _keep_above(bounds[stage], least, alive, out)
+        if stage < len(lines):
+            count = _keep_leading(lines[stage, 0], lines[stage, 1], lines[stage, 2], least, alive, out)
     for j in rows[low : low + count]:
         z = out[j] + bias[j]
-        out[j] = _zero if z <= 0 else z  # NaN stays
+        out[j] = least if z <= least else z  # NaN stays
     return read
+
+
+# Both without a branch on what stops: nothing foretells it.
 
 
 @_jit
-def leading(flat, widths, order, bias, lines, rows, x, given, out, low, high):  # type: ignore[no-untyped-def]
-    """The logits low to high, stage by stage, those that may still be the largest of them.
+def _keep_above(bound, least, alive, out):  # type: ignore[no-untyped-def]
+    """Bring those to the front whose sum does not lie below the bound; returns how many."""
+    left = 0
+    for j in alive:
+        stops = out[j] < bound[j]
+        alive[left] = j
+        left += not stops
+        out[j] = least if stops else out[j]
+    return left
 
-    Args:
-        lines: (stages, 3, outputs) float32, slope, upper and margin: a logit lies below ``slope * sum + upper`` and
-            above that less the margin.
-        out: where the logits are to, -inf of those that are not the largest.
 
-    The others, and what it returns, are as of :func:`up`.
-    """
-    outputs = len(bias)
-    out = numba.carray(_floats(out), outputs)
-    _ordered(given, order, x)
-    _spread(rows, low, high)
-    out[low:high] = 0
-    count = high - low
-    start = first = read = 0
-    for stage in range(len(widths)):
-        width = widths[stage]
-        alive = rows[low : low + count]
-        _add_products(flat, start, width, x[first : first + width], alive, out)
-        read += count * width
-        start += outputs * width
-        first += width
-        if stage < len(lines):
-            slope, upper, margin = lines[stage, 0], lines[stage, 1], lines[stage, 2]
-            leader = -_infinity
-            for j in alive:
-                leader = max(leader, slope[j] * out[j] + upper[j] - margin[j])
-            left = 0
-            for j in alive:
-                drops = slope[j] * out[j] + upper[j] < leader
-                alive[left] = j
-                left += not drops
-                out[j] = -_infinity if drops else out[j]
-            count = left
-    for j in rows[low : low + count]:
-        out[j] += bias[j]
-    return read
+@_jit
+def _keep_leading(slope, upper, margin, least, alive, out):  # type: ignore[no-untyped-def]
+    """Bring those to the front that may be the largest; returns how many."""
+    leader = -_infinity
+    for j in alive:
+        leader = max(leader, slope[j] * out[j] + upper[j] - margin[j])
+    left = 0
+    for j in alive:
+        drops = slope[j] * out[j] + upper[j] < leader
+        alive[left] = j
+        left += not drops
+        out[j] = least if drops else out[j]
+    return left
 
 
 @_jit

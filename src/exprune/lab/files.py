@@ -50,7 +50,7 @@ def save_tensors(
             parts.append({})
         parts[-1][name] = tensor
     paths = [path] if len(parts) == 1 else parts_of(path, len(parts))
-    for one, part in zip(paths, parts, strict=True):
+    for one, part in reversed(list(zip(paths, parts, strict=True))):  # the first, by which all are found, last
         write_whole(one, lambda partial, part=part: save_file(part, partial, metadata=dict(metadata)))  # type: ignore[misc]
     return paths[0]
 

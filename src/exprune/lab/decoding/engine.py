@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from exprune.core import Dominance, Heuristic
 from exprune.lab.data.tokens import NO_TARGET, TokenBatch
 from exprune.lab.decoding.loop import Decoder
+from exprune.lab.evaluation.measure import compare
+from exprune.lab.evaluation.passes import Pass
 from exprune.lab.evaluation.subject import Subject
-from exprune.lab.tasks.intervals import paired_bootstrap
 from exprune.lab.tasks.language import NextTokenTask
 
 if TYPE_CHECKING:  # numba is optional
@@ -52,27 +52,26 @@ def decoded(subject: Subject, fast: "faster", examples: pd.DataFrame) -> dict[st
     network, tokens = task.network.cpu().eval(), cfg.engine.tokens
     texts = texts_of(subject.loader(cfg.split))
     decoder = Decoder(network)
-    found: dict[str, NDArray] = {}
-    speed = {}
+    found = {}
     for side, context in (("dense", contextlib.nullcontext()), ("pruned", fast)):
         with context, tqdm(total=tokens, desc=f"decoding, {side}", unit=" tokens", disable=None, leave=False) as bar:
             start = time.perf_counter()
-            found[side] = np.array(list(predictions(decoder, texts, tokens, bar)))
-            speed[side] = len(found[side]) / (time.perf_counter() - start)
-    of = examples[: len(found["dense"])]
-    targets, groups = of["target"].to_numpy(), of["group"].to_numpy()
-    both = found["dense"], found["pruned"]
-    intervals = paired_bootstrap(task.weighted_metric, *both, targets, cfg.bootstrap, cfg.seed, groups)
-    dense, pruned = (task.score(one, targets) for one in both)
+            predicted = np.array(list(predictions(decoder, texts, tokens, bar)))
+            seconds = time.perf_counter() - start
+        of = examples[: len(predicted)]
+        columns = {"prediction": predicted, "target": of["target"].to_numpy(), "group": of["group"].to_numpy()}
+        found[side] = Pass(columns, seconds)
+    metric = compare(task, found["dense"], found["pruned"], cfg.bootstrap, cfg.seed)
+    count = len(found["dense"].targets)
     return {
-        "tokens": len(of),
+        "tokens": count,
         "threads": torch.get_num_threads(),
-        "dense": dense,
-        "pruned": pruned,
-        "drop": 100 * (dense - pruned),
-        "interval": [100 * bound for bound in intervals.drop],
-        "agreement": float((found["pruned"] == of["pruned"].to_numpy()).mean()),
-        "tokens_per_second": speed,
+        "dense": metric.dense,
+        "pruned": metric.pruned,
+        "drop": metric.drop,
+        "interval": metric.interval,
+        "agreement": float((found["pruned"].predictions == examples["pruned"][:count].to_numpy()).mean()),
+        "tokens_per_second": {side: count / one.seconds for side, one in found.items()},
         "layers": [{"name": layer.name, "read": layer.density} for layer in fast.layers],
     }
 

@@ -62,7 +62,7 @@ def measure(
         target=target,
         gain_ratio=gain_ratio,
         site_selection=plain(cfg.exprune.sites),
-        metric=_compare(task, dense, pruned, cfg.bootstrap, cfg.seed),
+        metric=compare(task, dense, pruned, cfg.bootstrap, cfg.seed),
         flops=flops_per_input(task.unit, run.flops, dense, pruned),
         sites=site_rows(run),
         seconds={"dense": dense.seconds, "pruned": None if dense is pruned else pruned.seconds},
@@ -132,7 +132,8 @@ def about(run: ExPrune, gain_ratio: Any) -> list[Any]:
     return ["pruned", type(heuristic).__qualname__, knobs, [site.name for site in run.sites if site.eligible]]
 
 
-def _compare(task: Task, dense: Pass, pruned: Pass, resamples: int, seed: int) -> Metric:
+def compare(task: Task, dense: Pass, pruned: Pass, resamples: int, seed: int) -> Metric:
+    """The metric of two passes over the same inputs, with its paired bootstrap."""
     of_dense, of_pruned = (task.score(one.predictions, one.targets) for one in (dense, pruned))
     groups = dense.columns.get("group")
     both = dense.predictions, pruned.predictions

@@ -118,21 +118,17 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _speed(result: Result) -> dict[str, float]:
-    return result.engine["tokens_per_second"] if result.engine else {}
-
-
 def log_result(run: Any | None, result: Result, folder: Path) -> None:
     """Metric and FLOPs as scalars, the sites as a table, result.json as a file."""
     if run is None:
         return
-    values = asdict(result)
+    values, engine = asdict(result), result.engine or {}
     run.log(
         {
             **{f"metric/{key}": value for key, value in values["metric"].items() if isinstance(value, float)},
             **{f"flops/{key}": value for key, value in values["flops"].items() if isinstance(value, float)},
-            **{f"engine/{key}": value for key, value in (result.engine or {}).items() if isinstance(value, float)},
-            **{f"engine/{key}_tokens_per_second": value for key, value in _speed(result).items()},
+            **{f"engine/{key}": value for key, value in engine.items() if isinstance(value, float)},
+            **{f"engine/{key}_tokens_per_second": value for key, value in engine.get("tokens_per_second", {}).items()},
         }
     )
     columns = ["name", "kind", "eligible", "reason", "terms", "tau", "outputs", "pruned", "negative", "wrong"]

@@ -19,7 +19,7 @@ import torch  # isort: skip
 from torch import Tensor  # isort: skip
 
 from exprune.core import ExPrune, Heuristic, Magnitude, Optimal, Prefix
-from exprune.core.heuristics.calibrated import STAGES, STAGES_BY_INPUT
+from exprune.core.heuristics.calibrated_test import STAGES, STAGES_BY_INPUT
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.files import write_whole
 from exprune.lab.selection.calibration import statistics_of

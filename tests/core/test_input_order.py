@@ -433,7 +433,7 @@ def test_layers_without_a_relu_are_sites_of_scope_all() -> None:
     assert [site.name for site in select_sites(list(sites.values()), None) if site.eligible] == ["up"]
     every = select_sites(list(sites.values()), None, "all")
     assert [site.name for site in every if site.eligible] == ["stem", "query", "key", "up", "down"]
-    with pytest.raises(SettingError, match="Calibrated: query feeds no ReLU"):
+    with pytest.raises(SettingError, match="Calibrated: query feeds no activation"):
         ExPrune(every, Calibrated(0.1, (2,)))
     with pytest.raises(SettingError, match="scope='most': relu or all"):
         select_sites(every, None, "most")

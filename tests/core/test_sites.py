@@ -73,7 +73,7 @@ def test_resnet18() -> None:
         shortcut = found[f"layer{stage}.0.downsample.0"]
         assert "shortcut" in shortcut.reason
         assert f"layer{stage}.0.conv2" in shortcut.reason
-    assert "ReLU" in found["fc"].reason
+    assert "not an activation" in found["fc"].reason
     assert {site.spatial for site in sites} == {1}
 
 
@@ -101,7 +101,7 @@ def test_vgg11_bn() -> None:
     assert eligible(sites) == [*convolutions[1:], "classifier.0", "classifier.3"]
     found = by_name(sites)
     assert "raw input" in found["features.0"].reason
-    assert "ReLU" in found["classifier.6"].reason
+    assert "not an activation" in found["classifier.6"].reason
     assert found["classifier.0"].spatial == 49
     assert [site.spatial for site in sites if site.name != "classifier.0"] == [1] * 10
     order = found["classifier.0"].order()
@@ -261,14 +261,9 @@ def test_spellings_of_relu(spelling: str) -> None:
         assert (z > 6).any()
 
 
-NO_RELUS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "silu": F.silu,
+NO_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
-    "leaky_relu": F.leaky_relu,
-    "softplus": F.softplus,
-    "elu": F.elu,
     "clamp(min=-1)": lambda z: z.clamp(min=-1),
     "clamp(min=1)": lambda z: z.clamp(min=1),
     "clamp(max=0)": lambda z: z.clamp(max=0),
@@ -305,12 +300,12 @@ def setitem(z: Tensor) -> None:
     z[0] = 1.0
 
 
-@pytest.mark.parametrize("spelling", NO_RELUS)
-def test_what_is_no_relu_of_the_pre_activation_gives_a_reason(spelling: str) -> None:
+@pytest.mark.parametrize("spelling", NO_ACTIVATIONS)
+def test_what_is_no_activation_of_the_pre_activation_gives_a_reason(spelling: str) -> None:
     torch.manual_seed(0)
     model = Shared(lambda z: z)
     model.stem = nn.Linear(2, 6)
-    function = NO_RELUS[spelling]
+    function = NO_ACTIVATIONS[spelling]
     model.forward = lambda x: function(model.layer(F.relu(model.stem(x))))
     x = torch.randn(6, 2)
     sites = find_sites(model, x)
@@ -319,11 +314,10 @@ def test_what_is_no_relu_of_the_pre_activation_gives_a_reason(spelling: str) -> 
     assert "\n" not in reason_of(model, "layer", x)
 
 
-@pytest.mark.parametrize("name", ["gelu", "silu", "sigmoid", "tanh", "leaky_relu", "softplus", "elu"])
-def test_another_activation_is_named(name: str) -> None:
-    reason = reason_of(nn.Sequential(nn.Linear(2, 6), nn.Linear(6, 5), Lambda(NO_RELUS[name])), "1", torch.randn(3, 2))
-    assert name in reason
-    assert "not a ReLU" in reason
+@pytest.mark.parametrize("module", [nn.Sigmoid(), nn.Tanh(), nn.Softsign()])
+def test_another_activation_is_named(module: nn.Module) -> None:
+    reason = reason_of(nn.Sequential(nn.Linear(2, 6), nn.Linear(6, 5), module), "1", torch.randn(3, 2))
+    assert type(module).__name__.lower() in reason or "abs" in reason
 
 
 class Lambda(nn.Module):

@@ -197,7 +197,7 @@ def test_wrong_settings_are_one_line(command: CommandLine, arguments: list[str],
     [
         (["exprune=threshold", "exprune.predict=true"], "exprune.predict"),
         (["exprune=oracle", "exprune.order=layer"], "order='layer' of Oracle: model or input"),
-        (["exprune=oracle", "exprune.scope=all"], "feeds no ReLU, so it can be stopped with a prediction alone"),
+        (["exprune=oracle", "exprune.scope=all"], "feeds no activation, so it can be stopped with a prediction alone"),
         (["exprune=magnitude", "exprune.tau=1.5"], "tau=1.5 of Magnitude: a number in [0, 1]"),
         (["exprune=magnitude", "exprune.tau=0.5", "exprune.order=layer"], "calibrate with order=input"),
         (["exprune=optimal", "exprune.lam=0", "exprune.predict=maybe"], "predict='maybe' of Optimal: true or false"),

@@ -1,4 +1,4 @@
-"""ExPrune as a library: prune the ReLU neurons of any PyTorch model, per input, and count what it saves.
+"""ExPrune as a library: prune the neurons of any PyTorch model, per input, and count what it saves.
 
     sites = find_sites(model, batch)
     with ExPrune(sites, StatsTest(0.1)) as run:
@@ -12,17 +12,21 @@ from exprune.core.accounting.flops import Flops, SiteFlops
 from exprune.core.calibration.importance import InputVariances, SquaredGradients, term_order
 from exprune.core.calibration.lines import SiteStatistics
 from exprune.core.calibration.recorder import Recorder
+from exprune.core.calls.activations import Activation, register_activation
 from exprune.core.discovery.find import find_sites
 from exprune.core.discovery.sites import Site, select_sites
 from exprune.core.errors import SettingError
-from exprune.core.heuristics.calibrated import Calibrated, CalibratedTest, Oracle
+from exprune.core.heuristics.calibrated import Calibrated
+from exprune.core.heuristics.calibrated_test import CalibratedTest
 from exprune.core.heuristics.dominance import Dominance, HeadRecorder
 from exprune.core.heuristics.heuristic import Heuristic, Prefix, StatsTest, Threshold
 from exprune.core.heuristics.magnitude import Magnitude
 from exprune.core.heuristics.optimal import Optimal
+from exprune.core.heuristics.oracle import Oracle
 from exprune.core.simulation.exprune import ExPrune
 
 __all__ = [
+    "Activation",
     "Calibrated",
     "CalibratedTest",
     "Dominance",
@@ -44,6 +48,7 @@ __all__ = [
     "StatsTest",
     "Threshold",
     "find_sites",
+    "register_activation",
     "select_sites",
     "term_order",
 ]

@@ -10,7 +10,7 @@ from pathlib import Path  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
 from exprune.core.accounting.plan import BY_INPUT  # noqa: E402
-from exprune.core.heuristics.calibrated import STAGES, STAGES_BY_INPUT  # noqa: E402
+from exprune.core.heuristics.calibrated_test import STAGES, STAGES_BY_INPUT  # noqa: E402
 
 # What the configuration asks for beside plain values: the folder of the checkout, the stages that suit an order.
 OmegaConf.register_new_resolver("exprune.root", lambda _: str(Path(__file__).parents[3]), replace=True)

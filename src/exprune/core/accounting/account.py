@@ -29,7 +29,7 @@ class Account:
         for name, computed in self.computed.items():
             if (missed := computed - self.tested[name]) and name not in self._faults:
                 which = "its call" if computed == 1 else f"{missed} of its {computed} calls"
-                self._faults[name] = f"{which} did not reach a ReLU as when it was found"
+                self._faults[name] = f"{which} did not reach its activation as when it was found"
         for name, why in self._faults.items():
             more = f" ({len(self._faults) - 1} more sites likewise)" if len(self._faults) > 1 else ""
             return f"{name} was not pruned as planned: {why}{more}"

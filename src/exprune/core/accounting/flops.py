@@ -21,6 +21,9 @@ class SiteFlops:
         pruned_at: those stopped at each stage; under a static mask per output channel.
         negative: those whose true pre-activation is <= 0, all that an oracle would stop.
         wrong: those stopped with 0 although their pre-activation is positive.
+        zeros: those stopped that output exactly 0.
+        spares: FLOPs that one of those spares in layers that are no sites.
+        row: FLOPs that they spare in the layer that their outputs are multiplied with, where that is a site.
         by_input: of a site whose terms are evaluated in the order of each input what only its rows tell; else None.
     """
 
@@ -31,6 +34,9 @@ class SiteFlops:
     pruned_at: list[int | Tensor] = field(default_factory=list)
     negative: int | Tensor = 0
     wrong: int | Tensor = 0
+    zeros: int | Tensor = 0
+    spares: int = 0
+    row: int | Tensor = 0
     by_input: "ByInput | None" = None
 
     def __post_init__(self) -> None:
@@ -38,14 +44,18 @@ class SiteFlops:
         if self.plan.by_input:
             self.by_input = self.by_input or ByInput()
 
-    def add(self, outputs: int, counts: Tensor) -> None:
-        """Count some outputs of a call, by ``Stops.counts`` of the simulation. Nothing waits for the device."""
+    def add(self, outputs: int, counts: Tensor, zeros: Tensor | None = None) -> None:
+        """Count some outputs of a call, by ``Stops.counts`` of the simulation. Nothing waits for the device.
+
+        ``zeros``: how many output exactly 0 for having stopped; None: all that have stopped.
+        """
         so_far, positive, wrong = counts[:-2], counts[-2].sum(), counts[-1].sum()
         at = so_far.diff(dim=0, prepend=torch.zeros_like(so_far[:1]))
         self.outputs += outputs
         self.pruned_at = [count + more for count, more in zip(self.pruned_at, at, strict=True)]
         self.negative = self.negative + outputs - positive
         self.wrong = self.wrong + wrong
+        self.zeros = self.zeros + (so_far[-1].sum() if zeros is None else zeros)
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -78,6 +88,11 @@ class SiteFlops:
             evaluated = 2 * (_total(self.by_input.nonzero) - _total(self.by_input.left))
             return _total(spent) + evaluated + self.by_input.ranking
         return _total(spent + alive * self.plan.dense_flops)
+
+    @property
+    def spared(self) -> int:
+        """FLOPs that its zeros spare in other layers: their columns there, the rows that they are multiplied with."""
+        return _total(self.zeros) * self.spares + _total(self.row)
 
     @property
     def zero_terms(self) -> int:
@@ -140,7 +155,7 @@ class Flops:
 
     @property
     def pruned(self) -> int:
-        return self.dense - sum(site.dense_flops - site.pruned_flops for site in self.sites)
+        return self.dense - sum(site.dense_flops - site.pruned_flops + site.spared for site in self.sites)
 
     @property
     def saved(self) -> float:
@@ -155,7 +170,13 @@ class Flops:
         """
         if not any(site.by_input for site in self.sites):
             return None
-        return self.dense - sum(site.zero_terms for site in self.sites)
+        # Of activations that are no ReLU all zeros are those of neurons that were stopped.
+        readers = {site.site.name for site in self.sites if site.by_input}
+        ours = (
+            (count.site.spared, count.site.reader, _total(count.zeros)) for count in self.sites if not count.site.relu
+        )
+        made = sum(zeros * spared[reader] for spared, reader, zeros in ours if reader in readers and reader is not None)
+        return self.dense - sum(site.zero_terms for site in self.sites) + made
 
     def __str__(self) -> str:
         lines = [f"dense {self.dense:,} FLOPs, pruned {self.pruned:,}: {self.saved:.2%} saved"]

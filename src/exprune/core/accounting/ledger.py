@@ -7,9 +7,9 @@ from exprune.core.accounting.flops import Flops, SiteFlops
 from exprune.core.accounting.tally import FlopTally
 from exprune.core.errors import SettingError
 
-_COUNTED = ("outputs", "pruned_at", "negative", "wrong")
+_COUNTED = ("outputs", "pruned_at", "negative", "wrong", "zeros", "row")
 _BY_INPUT = ("left", "nonzero", "ranking")
-_VERSION = 2  # of what the counts mean
+_VERSION = 3  # of what the counts mean
 
 
 @dataclass

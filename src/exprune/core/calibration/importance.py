@@ -14,7 +14,7 @@ from exprune.core.calibration.lines import undefined
 from exprune.core.calibration.recorder import blocks
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.site_follower import SiteFollower
-from exprune.core.discovery.sites import Site
+from exprune.core.discovery.sites import Site, with_wholes
 from exprune.core.errors import SettingError
 from exprune.core.sums.rows import data_rows
 
@@ -27,7 +27,7 @@ class _PerChannel(SiteFollower):
     """
 
     def __init__(self, sites: Sequence[Site]) -> None:
-        super().__init__([site for site in sites if site.eligible])
+        super().__init__(with_wholes(sites))
         self.rows: Tensor | None = None
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -71,7 +71,7 @@ class InputVariances(_PerChannel):
 
 
 class SquaredGradients(_PerChannel):
-    """Mean squared gradients at the outputs of the sites' ReLUs, of whatever is back-propagated inside the context.
+    """Mean squared gradients at the outputs of the sites' activations, of what is back-propagated inside the context.
 
     Sum losses over the inputs, do not average them: then every gradient is that of its own input's loss. Freeze the
     parameters (``model.requires_grad_(False)``) to halve the cost: the graph begins at the first site.

@@ -11,7 +11,7 @@ from exprune.core.accounting.plan import checked, make_plan
 from exprune.core.calibration.histogram import Histogram
 from exprune.core.calibration.lines import Moments, SiteStatistics
 from exprune.core.discovery.chain import Chain
-from exprune.core.discovery.sites import Site
+from exprune.core.discovery.sites import Site, with_wholes
 from exprune.core.errors import SettingError
 from exprune.core.sums.input_order import Columns, Ranked, energies, rows_of
 from exprune.core.sums.parts import StagedFollower
@@ -45,13 +45,14 @@ class Recorder(StagedFollower):
     ) -> None:
         self.orders = orders or {}
         stages = checked(stages)
-        sites = [site for site in sites if site.eligible]
-        plans = {site.name: make_plan(site, stages, math.inf, self.orders.get(site.name)) for site in sites}
+        sites = with_wholes(sites)
+        known = [site for site in sites if site.eligible]
+        plans = {site.name: make_plan(site, stages, math.inf, self.orders.get(site.name)) for site in known}
         self.plans = {name: plan for name, plan in plans.items() if plan.stages}
-        sites = [site for site in sites if site.name in self.plans]
+        sites = [site for site in sites if site.name in self.plans or not site.eligible]
         # A Linear layer's sums are of the few rows that are looked at alone.
-        in_parts = {site.name: self.plans[site.name] for site in sites if site.spatial_dims}
-        super().__init__(sites, in_parts)
+        in_parts = {site.name: self.plans[site.name] for site in known if site.name in self.plans and site.spatial_dims}
+        super().__init__(sites, in_parts, self.plans.keys())
         self.rows: Tensor | None = None
         self._moments: dict[str, Moments] = {}
         self._rest: dict[str, Tensor] = {}  # of sites in the order of each input, after each stage, sums of squares

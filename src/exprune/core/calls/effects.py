@@ -100,4 +100,7 @@ ADDS = functions("add", "__add__", "__radd__") | IN_PLACE_ADDS
 SUBTRACTIONS = functions("sub", "subtract", "sub_", "subtract_", "__sub__", "__isub__")
 DIVISIONS = functions("div", "divide", "true_divide", "div_", "divide_", "true_divide_", "__truediv__", "__itruediv__")
 SCALES = functions("mul", "multiply", "mul_", "multiply_", "__mul__", "__rmul__", "__imul__") | DIVISIONS
+PARTS = functions("chunk", "split", "tensor_split")
 VIEWS = functions("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze")
+# What leaves an exact 0 one.
+ZERO_KEEPING = SCALES | VIEWS | functions("square", "pow", "__pow__", "transpose", "contiguous", "to")

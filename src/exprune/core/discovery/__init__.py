@@ -1,1 +1,1 @@
-"""Which layers of a model are sites, and following their pre-activations to their ReLUs."""
+"""Which layers of a model are sites, and following their pre-activations to their activations."""

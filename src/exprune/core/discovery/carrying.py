@@ -1,8 +1,8 @@
-"""Carrying pre-activations from their linear layers to their ReLUs, through torch calls alone.
+"""Carrying pre-activations from their linear layers to their activations, through torch calls alone.
 
 A :class:`Carrier` sees every torch call of an eager forward pass. It tags the output of a watched layer, carries
 the tag through what leaves the sum of terms a sum of terms (eval-mode BatchNorm, products with one number per channel,
-additions, other shapes of a Linear's rows), and reports the ReLU that receives it.
+additions, other shapes of a Linear's rows, some of its channels), and reports the activation that receives it.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from exprune.core.calls import effects
+from exprune.core.calls.activations import ACTIVATION_CALLS, activation_of
 from exprune.core.calls.layers import LAYER_CALLS, LinearCall, layer_call, named, per_channel
-from exprune.core.calls.relus import RELU_CALLS, relu_ceiling
 from exprune.core.discovery.chain import Chain
 
 
 class Carrier(TorchFunctionMode):
-    """The context that carries chains; subclasses say of which layers, and what to do at a ReLU."""
+    """The context that carries chains; subclasses say of which layers, and what to do at an activation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,10 +49,10 @@ class Carrier(TorchFunctionMode):
         return 0
 
     def before_activation(self, chain: Chain, z: Tensor) -> None:
-        """``chain`` is about to go through a ReLU, which may change its pre-activation ``z`` in place."""
+        """``chain`` is about to go through an activation, which may change its pre-activation ``z`` in place."""
 
     def at_activation(self, chain: Chain, out: Tensor) -> None:
-        """``chain`` has reached its activation, whose output is ``out``: a ReLU; of a layer without one, the layer."""
+        """``chain`` has reached its activation, whose output is ``out``; of a layer without one, the layer."""
 
     def deeper(self, left: Tensor, right: Tensor) -> Tensor:
         """Of two tagged tensors that are added, the one whose chain goes on."""
@@ -74,13 +74,21 @@ class Carrier(TorchFunctionMode):
     def tag(self, name: str, out: Tensor, call: LinearCall, bias: Tensor | None) -> None:
         """A chain begins."""
         shift = None if bias is None else per_channel(bias, call.spatial_dims)
-        self.chains[out] = Chain(name, call, shift=shift)
+        self.begin(Chain(name, call, shift=shift), out)
+
+    def begin(self, chain: Chain, out: Tensor) -> None:
+        """``chain`` begins, with the pre-activation ``out``."""
+        self.chains[out] = chain
+
+    def part(self, chain: Chain, start: int, end: int) -> Chain | None:
+        """The chain of these channels of another's, if they are followed."""
+        return None
 
     # How a tag travels.
 
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        step = _STEPS.get(func)
+        step = _STEPS.get(func) or (Carrier._activation if func in ACTIVATION_CALLS else None)
         # What is worked out here is no call of the model: a context around this one must not see it.
         with torch._C.DisableTorchFunction():
             if step is not None and (done := step(self, func, args, kwargs)) is not None:
@@ -203,20 +211,42 @@ class Carrier(TorchFunctionMode):
             self.reads(chain, func)
         return out
 
-    def _relu(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+    def _parts(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """A Linear's channels in several tensors, as of a gate and what it multiplies in one matrix."""
+        z = args[0] if args else kwargs.get("input", kwargs.get("self"))
+        if not isinstance(z, Tensor) or (chain := self.chains.get(z)) is None or chain.call.is_conv:
+            return None
+        given = named(("input", "sizes", "dim"), args, kwargs)
+        if given.get("dim", 0) not in (-1, z.dim() - 1):
+            return None
+        out = self._execute(func, args, kwargs)
+        self.reads(chain, func)
+        start = 0
+        for part in out:
+            end = start + part.shape[-1]
+            if (own := self.part(chain, start, end)) is not None:
+                self.begin(own, part)
+            start = end
+        return out
+
+    def _activation(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         z = args[0] if args else kwargs.get("input", kwargs.get("self"))
         if not isinstance(z, Tensor) or (chain := self.chains.get(z)) is None:
             return None
-        ceiling = relu_ceiling(func, args, kwargs)
-        if ceiling is None:
+        activation = activation_of(func, args, kwargs)
+        if activation is None:
             return None
-        chain = replace(chain, ceiling=ceiling)
+        chain = replace(chain, activation=activation)
         self.before_activation(chain, z)
         out = self._execute(func, args, kwargs)
-        self.passes(chain)
-        self.chains.pop(out, None)  # an in-place ReLU returns the pre-activation's own object
-        self.at_activation(chain, out)
+        self.closes(chain, out)
         return out
+
+    def closes(self, chain: Chain, out: Tensor) -> None:
+        """``chain`` ends in its activation, whose output is ``out``."""
+        self.passes(chain)
+        self.chains.pop(out, None)  # an in-place activation returns the pre-activation's own object
+        self.at_activation(chain, out)
 
     def carry(self, chain: Chain, out: Tensor, further: Chain) -> None:
         self.passes(chain)
@@ -244,5 +274,5 @@ _STEPS: dict[Callable, Callable] = {
     **dict.fromkeys(effects.SUBTRACTIONS, Carrier._sub),
     **dict.fromkeys(effects.SCALES, Carrier._scale),
     **dict.fromkeys(effects.VIEWS, Carrier._view),
-    **dict.fromkeys(RELU_CALLS, Carrier._relu),
+    **dict.fromkeys(effects.PARTS, Carrier._parts),
 }

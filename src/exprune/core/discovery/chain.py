@@ -1,10 +1,10 @@
-"""A pre-activation on its way from its linear layer to its ReLU (docs/method.md, section 1)."""
+"""A pre-activation on its way from its linear layer to its activation (docs/method.md, section 1)."""
 
-import math
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from exprune.core.calls.activations import Activation
 from exprune.core.calls.layers import LinearCall
 
 
@@ -13,7 +13,7 @@ class Chain:
     """A pre-activation on its way: ``z = scale * (sum of terms) + shift + residual``.
 
     ``scale`` and ``shift`` hold one value per output channel, shaped to broadcast over ``z``; None is 1 or 0.
-    ``stage`` counts the steps behind it. ``ceiling`` is the largest output of the ReLU that it has reached.
+    ``stage`` counts the steps behind it. ``activation`` is the one that it has reached.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Chain:
     shift: Tensor | float | None = None
     residual: Tensor | None = None
     stage: int = 0
-    ceiling: float = math.inf
+    activation: Activation | None = None
 
     @property
     def beside(self) -> Tensor | float:
@@ -53,6 +53,17 @@ class Chain:
     def shifted(self, shift: Tensor | float) -> "Chain":
         """The chain after the addition of one number, or one per channel."""
         return replace(self, shift=shift if self.shift is None else self.shift + shift, stage=self.stage + 1)
+
+    def part(self, name: str, start: int, end: int) -> "Chain":
+        """The chain of some of a Linear's channels."""
+
+        def some(values: Tensor | None) -> Tensor | None:
+            return values if values is None or not values.dim() or values.shape[-1] == 1 else values[..., start:end]
+
+        weight = self.call.weight[start:end]
+        call = replace(self.call, weight=weight, sums=tuple(sums[..., start:end] for sums in self.call.sums))
+        shift = some(self.shift) if isinstance(self.shift, Tensor) else self.shift
+        return Chain(name, call, some(self.scale), shift, some(self.residual))
 
     def viewed(self, before: tuple[int, ...], after: tuple[int, ...]) -> "Chain":
         """The chain after a Linear layer's rows were arranged in other leading dimensions."""

@@ -1,4 +1,4 @@
-"""Which layers feed a ReLU, found by watching one forward pass of the unmodified model."""
+"""Which layers feed an activation, found by watching one forward pass of the unmodified model."""
 
 from typing import Any
 

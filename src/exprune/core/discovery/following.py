@@ -2,15 +2,19 @@
 
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from exprune.core.calls.activations import Activation
+from exprune.core.calls.effects import tensors
 from exprune.core.discovery.carrying import Carrier
+from exprune.core.discovery.chain import Chain
 
 
 class ChainFollower(Carrier):
@@ -27,6 +31,7 @@ class ChainFollower(Carrier):
         self.modules = list(modules)
         self.running: list[nn.Module] = []
         self.inside_another = False
+        self._closing: tuple[nn.Module, Chain] | None = None  # the module that is the activation of this chain, running
         self._thread = 0
         self._hooks: list[Any] = []
         self._eager: AbstractContextManager = nullcontext()
@@ -49,6 +54,7 @@ class ChainFollower(Carrier):
             hook.remove()
         self._hooks.clear()
         self.running.clear()
+        self._closing = None
         self.chains = WeakTensorKeyDictionary()
 
     def _enters(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -58,15 +64,37 @@ class ChainFollower(Carrier):
             return
         self.running.append(module)
         self.enters(module)
+        z = next(tensors((args, kwargs)), None)
+        if z is None or (chain := self.chains.get(z)) is None or (activation := self.activation(module)) is None:
+            return
+        chain = replace(chain, activation=activation)
+        with torch._C.DisableTorchFunction():
+            self.before_activation(chain, z)
+        self._closing = module, chain
 
     def _leaves(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
-        if threading.get_ident() == self._thread and self.running:
-            self.leaves(self.running.pop(), (args, kwargs), failed=output is None)
+        if threading.get_ident() != self._thread or not self.running:
+            return
+        if self._closing is not None and self._closing[0] is module:
+            (_, chain), self._closing = self._closing, None
+            if isinstance(output, Tensor):
+                with torch._C.DisableTorchFunction():
+                    self.closes(chain, output)
+        self.leaves(self.running.pop(), (args, kwargs), failed=output is None)
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if self._closing is not None:  # how an activation comes about is its own affair
+            return self.execute(func, args, kwargs or {})
+        return super().__torch_function__(func, types, args, kwargs)
 
     # What subclasses decide.
 
     def enters(self, module: nn.Module) -> None:
         """A module begins to run."""
+
+    def activation(self, module: nn.Module) -> Activation | None:
+        """What a module computes that has been given a pre-activation, if that is an elementwise function."""
+        return None
 
     def leaves(self, module: nn.Module, given: tuple, failed: bool) -> None:
         """A module has run, with these arguments; or it has raised an exception."""

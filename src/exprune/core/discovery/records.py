@@ -1,11 +1,13 @@
 """What was seen of each layer's calls, and what comes of it: a site, or why it is none."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from exprune.core.calls.activations import Activation
 from exprune.core.calls.layers import LinearCall
 from exprune.core.discovery.sites import PREDICTION, ZERO, Site
 
@@ -24,6 +26,9 @@ class Call:
     why: str | None = None  # why it cannot be pruned, where the uses alone do not say it
     elsewhere: str | None = None  # why its weight cannot be told
     added_to: "tuple[str, Call] | None" = None
+    activation: Activation | None = None
+    readers: list[tuple[str, int] | None] = field(default_factory=list)  # of what comes of it; None: no layer
+    factor: "tuple[str, Call] | None" = None  # by which what comes of it is multiplied
 
 
 @dataclass
@@ -40,6 +45,8 @@ class Layer:
     calls: list[Call] = field(default_factory=list)
     why: str | None = None  # why none of its calls can be followed
     hidden: bool = False
+    rows: tuple[int, int] | None = None
+    whole: str | None = None
 
 
 def kind_and_terms(module: nn.Linear | _ConvNd) -> tuple[str, int, int]:
@@ -59,6 +66,12 @@ def site_of(name: str, layer: Layer) -> Site:
     reason = layer.why or (failed[0] if failed else None)
     if layer.why is None and failed and len(failed) < len(reasons):
         reason = f"only some of its {len(reasons)} calls can be pruned: {reason}"
+    first = calls[0] if calls else None
+    activation = first.activation if first is not None and all(_same_end(call, first) for call in calls) else None
+    gated, reader = _factor(calls), _reader(calls)
+    spared = {} if reader is None else dict([reader])
+    if gated is not None:
+        spared[gated[0]] = 2 * gated[1].call.terms
     outcomes: tuple[str, ...] = ()
     if layer.why is None and calls and not any(call.elsewhere or call.call.unsupported for call in calls):
         tested = all(_reason(replace(call, raw=False)) is None for call in calls)
@@ -68,7 +81,8 @@ def site_of(name: str, layer: Layer) -> Site:
         kind=layer.kind,
         terms=layer.terms,
         weights_per_term=layer.weights_per_term,
-        relu=bool(calls) and all(call.closed for call in calls),
+        relu=activation is not None and activation.relu,
+        activation=activation,
         residual=any(call.residual for call in calls),
         spatial=calls[0].spatial if calls else 1,
         reason=reason,
@@ -78,11 +92,37 @@ def site_of(name: str, layer: Layer) -> Site:
         outputs=layer.outputs,
         hidden=layer.hidden,
         outcomes=outcomes,
+        gated=gated[0] if gated else None,
+        reader=reader[0] if reader else None,
+        spared=spared,
+        rows=layer.rows,
+        whole=layer.whole,
+        ends=tuple({end.module: end for call in calls if (end := call.activation) and end.module is not None}.items()),
     )
 
 
+def _same_end(call: Call, first: Call) -> bool:
+    return call.closed and call.activation == first.activation
+
+
+def _factor(calls: Sequence[Call]) -> tuple[str, Call] | None:
+    """What the outputs of all calls' activations are multiplied by, and nothing else is."""
+    factors = [call.factor for call in calls]
+    names = {factor[0] for factor in factors if factor is not None}
+    if len(names) != 1 or None in factors:
+        return None
+    alone = all(sum(map(len, factor[1].uses.values())) == 1 for factor in factors if factor is not None)
+    return factors[0] if alone else None
+
+
+def _reader(calls: Sequence[Call]) -> tuple[str, int] | None:
+    """The one layer that reads what comes of all calls, and the FLOPs of it that one zero spares."""
+    readers = {reader for call in calls for reader in call.readers}
+    return readers.pop() if len(readers) == 1 and all(len(call.readers) == 1 for call in calls) else None
+
+
 def _closes(call: Call) -> bool:
-    """Whether the call that goes on where this one is added (itself added to another, perhaps) reaches a ReLU."""
+    """Whether the call that goes on where this one is added (itself added elsewhere, perhaps) reaches an activation."""
     seen: list[Call] = []
     while call.added_to is not None and not any(call is other for other in seen):
         seen.append(call)
@@ -90,15 +130,42 @@ def _closes(call: Call) -> bool:
     return call.closed
 
 
+def _feeds(name: str) -> str:
+    if not name:
+        return "feeds no activation"
+    if name in _NAMED_UNKNOWN:
+        return (
+            f"feeds {name}, an activation that is not known; register_activation(torch.{name}) makes it one, or a "
+            "module of its own without parameters does"
+        )
+    return f"feeds {name}, not an activation"
+
+
+# What else is elementwise and ends what layers compute.
+_NAMED_UNKNOWN = {
+    "tanh",
+    "sigmoid",
+    "softsign",
+    "hardsigmoid",
+    "hardtanh",
+    "logsigmoid",
+    "prelu",
+    "rrelu",
+    "tanhshrink",
+}
+
+
 def _reason(call: Call) -> str | None:
     if call.added_to is not None:
         name = call.added_to[0]
-        return f"a shortcut, added to {name}" if _closes(call) else f"is added to {name}, and the sum feeds no ReLU"
+        return (
+            f"a shortcut, added to {name}" if _closes(call) else f"is added to {name}, and the sum feeds no activation"
+        )
     if not call.closed:
         last = call.uses[max(call.uses)] if call.uses else [""]
         if last[0] == "batch_norm":
             return "its BatchNorm uses the statistics of the batch, or normalises something else than its channels"
-        return call.elsewhere or call.why or (f"feeds {last[0]}, not a ReLU" if any(last) else "feeds no ReLU")
+        return call.elsewhere or call.why or _feeds(last[0])
     for uses in call.uses.values():
         if len(uses) > 1:
             others = sorted({use for use in uses if use}) or ["another operation"]

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exprune.core.calls.activations import Activation
 from exprune.core.calls.effects import call_name, draws
 from exprune.core.calls.layers import LinearCall, Owner, owner_in
+from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.following import ChainFollower
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
@@ -28,7 +30,8 @@ class SiteFollower(ChainFollower):
     """
 
     def __init__(self, sites: Sequence[Site], followed: Collection[str] | None = None) -> None:
-        super().__init__({site.module: None for site in sites})
+        self._activations = {module: activation for site in sites for module, activation in site.ends}
+        super().__init__(dict.fromkeys((*(site.module for site in sites), *self._activations)))
         self._followed = {site.name for site in sites if site.eligible} if followed is None else set(followed)
         self._at_output = {site.name for site in sites if site.outcomes and not site.before_relu}
         self._in_training: str | bool = False  # the first layer that is
@@ -36,10 +39,12 @@ class SiteFollower(ChainFollower):
         self._of_module: dict[nn.Module, list[Site]] = defaultdict(list)
         for site in sites:
             self._of_module[site.module].append(site)
+        self._names_of_parts = {(site.whole, site.rows): site.name for site in sites if site.rows is not None}
         self._weights = {id(getattr(site.module, site.parameter, None)): site.name for site in sites}
 
     def enters(self, module: nn.Module) -> None:
-        self._in_training = self._in_training or (module.training and self._of_module[module][0].name)
+        if sites := self._of_module.get(module):
+            self._in_training = self._in_training or (module.training and sites[0].name)
         self._check_training()
 
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -76,12 +81,19 @@ class SiteFollower(ChainFollower):
                 raise SettingError(f"{site.name}: {why}")
         return site.name
 
-    def tag(self, name: str, out: Tensor, call: LinearCall, bias: Tensor | None) -> None:
-        super().tag(name, out, call, bias)
-        if name in self._at_output:
+    def begin(self, chain: Chain, out: Tensor) -> None:
+        super().begin(chain, out)
+        if chain.name in self._at_output and chain.name in self._followed:
             chain = self.chains.pop(out)
             self.before_activation(chain, out)
             self.at_activation(chain, out)
+
+    def part(self, chain: Chain, start: int, end: int) -> Chain | None:
+        name = self._names_of_parts.get((chain.name, (start, end)))
+        return chain.part(name, start, end) if name is not None and name in self._followed else None
+
+    def activation(self, module: nn.Module) -> Activation | None:
+        return self._activations.get(module)
 
     def elsewhere(self, name: str) -> None:
         """A followed layer's weight is used in a call that is not its module's."""
@@ -89,7 +101,7 @@ class SiteFollower(ChainFollower):
     def _site_of(self, call: LinearCall) -> Site | None:
         """The site that a call is one of."""
         sites = self._of_module[self.running[-1]] if self.running else []
-        sites = [site for site in sites if site.kind == call.kind]
+        sites = [site for site in sites if site.kind == call.kind and site.rows is None]
         if sites and (owner := owner_in(self.running[-1], call)) is not None:
             return next((site for site in sites if owner == Owner(site.module, site.parameter, site.transposed)), None)
         return sites[0] if len(sites) == 1 else None

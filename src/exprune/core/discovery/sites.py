@@ -1,12 +1,13 @@
 """The layers of a model, and which of them can be pruned (docs/method.md, section 1)."""
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from exprune.core.calls.activations import Activation
 from exprune.core.calls.layers import masks_of
 from exprune.core.errors import SettingError
 
@@ -26,6 +27,7 @@ class Site:
         terms: N, the input channels whose contributions a neuron sums.
         weights_per_term: K, multiply-adds per term: 1, or the kernel's area.
         relu: whether its output reaches a ReLU through nothing but BatchNorm, factors per channel and additions.
+        activation: the elementwise function that it reaches in this way, a ReLU or another; None: none.
         residual: whether another tensor is added on the way.
         spatial: positions per channel where the input is a flattened feature map, else 1.
         reason: why it cannot be pruned; None where it can.
@@ -33,8 +35,13 @@ class Site:
         parameter: what the module calls that weight.
         transposed: whether the module keeps it as (terms, outputs).
         outputs: neurons of one input or position; 0 where that is not known.
+        gated: the layer with whose outputs its activation's are multiplied, neuron by neuron; None: none.
+        reader: the one layer that reads what comes of it; None: several, or something else than a layer.
+        spared: FLOPs in those two layers that an output of exactly 0 spares, by name of the layer.
+        rows: of a layer that is some outputs of another, :attr:`whole`: from which to which; None: all of its own.
+        ends: the modules that are its activation, where no call of torch is, each with what it computes.
         hidden: whether the module computes products that no torch call shows (scripted functions, C++ code).
-        outcomes: what its neurons may output when they are stopped: ``zero`` and ``prediction`` before a ReLU,
+        outcomes: what its neurons may output when they are stopped: ``zero`` and ``prediction`` before an activation,
             ``prediction`` of any other layer that can be followed; none of those that cannot. See :func:`select_sites`.
     """
 
@@ -43,6 +50,7 @@ class Site:
     terms: int
     weights_per_term: int
     relu: bool
+    activation: Activation | None = None
     residual: bool = False
     spatial: int = 1
     reason: str | None = None
@@ -52,15 +60,26 @@ class Site:
     outputs: int = 0
     hidden: bool = False
     outcomes: tuple[str, ...] = ()
+    gated: str | None = None
+    reader: str | None = None
+    spared: Mapping[str, int] = field(default_factory=dict)
+    rows: tuple[int, int] | None = None
+    whole: str | None = None
+    ends: tuple[tuple[nn.Module, Activation], ...] = field(default=(), repr=False, compare=False)
 
     @property
     def eligible(self) -> bool:
         return self.reason is None
 
     @property
-    def before_relu(self) -> bool:
-        """Whether it is tested at its ReLU; else at its own output."""
+    def before_activation(self) -> bool:
+        """Whether it is tested at its activation; else at its own output."""
         return ZERO in self.outcomes
+
+    @property
+    def before_relu(self) -> bool:
+        """Whether it is tested at a ReLU."""
+        return self.before_activation and self.relu
 
     @property
     def followed(self) -> bool:
@@ -83,7 +102,7 @@ class Site:
         weight = getattr(self.module, self.parameter, None)
         if not isinstance(weight, Tensor):
             return None
-        return weight.t() if self.transposed else weight
+        return self._own(weight)
 
     @property
     def mask(self) -> Tensor | None:
@@ -100,9 +119,13 @@ class Site:
             return None
         if mask.is_meta:
             raise SettingError(f"{self.name}: its mask is on the meta device, where it has no values to count")
-        if bool(mask.all()):
-            return None
-        return (mask != 0).t() if self.transposed else mask != 0
+        own = self._own(mask != 0)
+        return None if bool(own.all()) else own
+
+    def _own(self, values: Tensor) -> Tensor:
+        """Its outputs' of what its module keeps, (outputs, terms, *kernel)."""
+        values = values.t() if self.transposed else values
+        return values if self.rows is None else values[slice(*self.rows)]
 
     @property
     def dense_flops(self) -> int:
@@ -131,8 +154,9 @@ def select_sites(sites: Sequence[Site], patterns: Sequence[str] | str | None, sc
     """Restrict pruning to the sites that match a name or a wildcard; the others stay, with that as their reason.
 
     Args:
-        scope: ``relu``, the paper's: layers before a ReLU that do not read the raw input; ``all``: every layer that
-            admits some outcome, so that its neurons can be stopped with their prediction.
+        scope: ``relu``, the paper's: layers before a ReLU, or another activation that a heuristic serves, that do not
+            read the raw input; ``all``: every layer that admits some outcome, so that its neurons can be stopped with
+            their prediction.
 
     Raises:
         SettingError: a pattern matches no eligible site, or there is no such scope.
@@ -140,7 +164,7 @@ def select_sites(sites: Sequence[Site], patterns: Sequence[str] | str | None, sc
     if scope not in SCOPES:
         raise SettingError(f"scope={scope!r}: {' or '.join(SCOPES)}")
     if scope == "all":
-        sites = [replace(site, reason=None) if site.outcomes else site for site in sites]
+        sites = [replace(site, reason=None) if site.outcomes and not _in_parts(site, sites) else site for site in sites]
     if patterns is None:
         return list(sites)
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
@@ -156,6 +180,17 @@ def select_sites(sites: Sequence[Site], patterns: Sequence[str] | str | None, sc
         else replace(site, reason="not selected")
         for site in sites
     ]
+
+
+def with_wholes(sites: Sequence[Site]) -> list[Site]:
+    """The eligible sites, and the layers that they are parts of, whose calls are to be seen."""
+    wholes = {site.whole for site in sites if site.eligible}
+    return [site for site in sites if site.eligible or site.name in wholes]
+
+
+def _in_parts(site: Site, sites: Sequence[Site]) -> bool:
+    """Whether its outputs are other sites'."""
+    return any(part.whole == site.name for part in sites)
 
 
 def matching(pattern: str, names: Sequence[str]) -> list[str]:

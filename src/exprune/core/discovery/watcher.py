@@ -1,14 +1,17 @@
 """Watching one forward pass of a model: every layer's calls, what their outputs go through, and who reads them."""
 
 import gc
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from exprune.core.calls.effects import call_name, tensors
+from exprune.core.calls.activations import Activation, activation_module
+from exprune.core.calls.effects import DIVISIONS, SCALES, ZERO_KEEPING, call_name, describes, tensors
 from exprune.core.calls.formulas import multiplies
 from exprune.core.calls.layers import LinearCall, Owner, called_with_any_weight, owner_in
 from exprune.core.discovery.chain import Chain
@@ -49,6 +52,8 @@ class Watcher(ChainFollower):
             for tensor in (*module._parameters.values(), *module._buffers.values())
             if tensor is not None and tensor.dim() > 1 and not tensor.is_meta
         }
+        self.activated = WeakTensorKeyDictionary()  # what comes of activations: the records of their calls
+        self._last: LinearCall | None = None  # that the torch call at hand is
         self._calls: dict[int, tuple[LinearCall, Call]] = {}  # by id; the call is kept, so that its id stays its own
 
     # Which layer a call belongs to.
@@ -72,10 +77,30 @@ class Watcher(ChainFollower):
             self.layers[name] = layer
         origin = self.origins.get(call.input, UNKNOWN)
         record = Call(call, not origin.learned, origin.spatial, elsewhere=elsewhere)
-        record.read.append((call.input, self.version(call.input)))
-        layer.calls.append(record)
-        self._calls[id(call)] = (call, record)
+        self._last = call
+        if (whose := self.activated.get(call.input)) is not None:
+            whose.readers.append(None if call.transposed_conv else (name, _column_flops(call)))
+        self._see(layer, record)
         return name
+
+    def _see(self, layer: Layer, record: Call) -> None:
+        record.read.append((record.call.input, self.version(record.call.input)))
+        layer.calls.append(record)
+        self._calls[id(record.call)] = (record.call, record)
+
+    def part(self, chain: Chain, start: int, end: int) -> Chain | None:
+        of = self.layers[chain.name]
+        if of.rows is not None:
+            return None
+        name = f"{chain.name}[{start}:{end}]"
+        if name not in self.layers:
+            self.layers[name] = replace(of, outputs=end - start, calls=[], rows=(start, end), whole=chain.name)
+        own, record = chain.part(name, start, end), self._record(chain)
+        self._see(self.layers[name], Call(own.call, record.raw, record.spatial, elsewhere=record.elsewhere))
+        return own
+
+    def activation(self, module: nn.Module) -> Activation | None:
+        return activation_module(module)
 
     def _home(self, call: LinearCall) -> Owner | None:
         """Whose weight it is, of any module of the model."""
@@ -101,11 +126,12 @@ class Watcher(ChainFollower):
             inputs = list(tensors((args, kwargs)))
             before = [(tensor, self.version(tensor)) for tensor in inputs]
             origins = [self.origins.get(tensor, UNKNOWN) for tensor in inputs]
-        seen = len(self._calls)
+        seen, self._last = len(self._calls), None
         out = super().__torch_function__(func, types, args, kwargs)
         with torch._C.DisableTorchFunction():
             if len(self._calls) == seen:
                 self._note_product(func, inputs)
+            self._note_readers(func, args, kwargs, out)
             for tensor in tensors(out):
                 if not any(tensor is t and self.version(t) == version for t, version in before):
                     self.origins[tensor] = origin_of(func, inputs, origins, tensor, len(self._calls) > seen)
@@ -121,7 +147,25 @@ class Watcher(ChainFollower):
             why = f"computes {name} in scripted or C++ code, whose calls cannot be seen when it is pruned"
             self._unfollowed(running, name, why, inputs, hidden=True)
         elif name in _OTHER_PRODUCTS and _weights(running, inputs):
-            self._unfollowed(running, name, f"computes {name}, which is not followed to a ReLU", inputs)
+            self._unfollowed(running, name, f"computes {name}, which is not followed to an activation", inputs)
+
+    def _note_readers(self, func: Callable, args: tuple, kwargs: dict, out: Any) -> None:
+        """Who reads what comes of an activation, as far as an exact 0 in it stays one."""
+        if describes(func):
+            return
+        for tensor in tensors((args, kwargs)):
+            record = self.activated.get(tensor)
+            if record is None or out is tensor or (self._last is not None and self._last.input is tensor):
+                continue
+            others = [x for x in tensors((args, kwargs)) if x is not tensor]
+            divisor = func in DIVISIONS and bool(others) and args[0] is not tensor
+            kept = func in ZERO_KEEPING and not divisor
+            if kept and isinstance(out, Tensor) and out.shape[-1:] == tensor.shape[-1:]:
+                if func in SCALES and others and (chain := self.chains.get(others[0])) is not None:
+                    record.factor = chain.name, self._record(chain)
+                self.activated[out] = record
+            else:
+                record.readers.append(None)
 
     def _unfollowed(self, module: nn.Module, kind: str, why: str, inputs: list[Tensor], hidden: bool = False) -> None:
         name = self._called(module)
@@ -159,8 +203,9 @@ class Watcher(ChainFollower):
     def at_activation(self, chain: Chain, out: Tensor) -> None:
         record = self._record(chain)
         if any(self.version(tensor) != version for tensor, version in record.read):
-            record.why = record.why or "its input or residual is changed in place before the ReLU"
-        record.closed = True
+            record.why = record.why or "its input or residual is changed in place before the activation"
+        record.closed, record.activation = True, chain.activation
+        self.activated[out] = record
         record.residual = chain.residual is not None
         record.read.clear()
 
@@ -197,7 +242,17 @@ class Watcher(ChainFollower):
             if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module not in listed:
                 why = "not seen as a torch call: unused in this pass, fused or scripted"
                 self.layers[name] = Layer(module, *kind_and_terms(module), why=why)
-        return [site_of(name, layer) for name, layer in self.layers.items()]
+        # What is split is told apart where a part of it is before an activation, as a gate is.
+        split = {layer.whole for layer in self.layers.values() if any(call.closed for call in layer.calls)} - {None}
+        return [
+            site_of(name, layer) for name, layer in self.layers.items() if layer.whole is None or layer.whole in split
+        ]
+
+
+def _column_flops(call: LinearCall) -> int:
+    """FLOPs of a layer that one number of its input takes part in, but for the borders of an image."""
+    each = call.weight.shape[0] // call.groups * call.weight.shape[2:].numel()
+    return 2 * each // math.prod(call.stride)
 
 
 def _weights(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:

@@ -1,228 +1,61 @@
-"""Tests calibrated on the trained network, and the oracle (docs/method.md, section 8).
-
-Each is one comparison a neuron: with the line and the residual spread of :class:`SiteStatistics`,
-``z ~ Normal(expected, spread)``, and a neuron stops where what is expected lies far enough below 0.
-"""
+"""The calibrated test of significance (docs/method.md, sections 8 and 10)."""
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from exprune.core.accounting.plan import BY_INPUT, Plan, checked
-from exprune.core.calibration.lines import SiteStatistics, floored
+from exprune.core.calibration.lines import SiteStatistics
 from exprune.core.discovery.sites import Site
-from exprune.core.errors import SettingError
-from exprune.core.heuristics.heuristic import Heuristic, Prefix, Tau
-from exprune.core.sums.elementwise import below
-
-STAGES = (32, 64, 128, 192, 256)
-STAGES_BY_INPUT = (8, 16, *STAGES)  # in the order of each input the first terms tell more
-
-# In the order of each input: how much a row has left, in multiples of what is usual after so many terms, and in shares
-# of all that it had. Tests know both to a step, so that what a test needs of each neuron stands in a table.
-_STEPS, _POWERS = 8, 4  # steps to a power of 2; powers of 2 to either side of what is usual
-WIDTHS = 2.0 ** (torch.arange(-_POWERS * _STEPS, _POWERS * _STEPS + 1, dtype=torch.float64) / _STEPS)
-_SHARES = torch.linspace(0, 1, 33, dtype=torch.float64)
-_NEGLIGIBLE = 1e-6  # of what is usual: below it a row is known
+from exprune.core.heuristics.calibrated_test import STAGES, CalibratedTest
+from exprune.core.heuristics.elementwise import tolerated
+from exprune.core.heuristics.heuristic import Prefix, Tau
+from exprune.core.settings import real
 
 
-@dataclass(frozen=True)
-class _Lines:
-    """Of all stages of a site: a neuron stops where ``slope * s + r`` lies below the bound.
+class Calibrated(CalibratedTest):
+    """Stop where a neuron is positive with a probability below ``tau``, in [0, 0.5]; 0 never stops.
 
-    Attributes:
-        slope, offset, bound: (stages, outputs, ...), shaped to broadcast with the sums. In the order of each input the
-            slope is (shares, stages, outputs), the others are (widths + 1, stages, outputs), first those of no width.
-        rest: (stages,), what is usual; None: another order.
-    """
-
-    slope: Tensor
-    offset: Tensor
-    bound: Tensor
-    rest: Tensor | None = None
-
-
-class CalibratedTest(Heuristic):
-    """What the calibrated tests share; a subclass says how many standard deviations below 0 the mean must lie.
+    Before an activation that is no ReLU: where what it outputs is larger than ``tolerance``, in absolute value, with a
+    probability below ``tau``.
 
     Args:
-        tau: per-site knob of a subclass, if it has one.
-        stages: terms evaluated before each test; a site skips those that it has not.
-        statistics: by site, from :class:`~exprune.core.Recorder`; None: to be set before the run.
+        tau, stages, statistics: as of :class:`CalibratedTest`.
+        tolerance: above 0; None: there are only ReLUs, and others run dense.
     """
+
+    tau_range = (0.0, 0.5)
 
     def __init__(
         self,
         tau: Tau | None = None,
         stages: Sequence[int] = STAGES,
         statistics: Mapping[str, SiteStatistics] | None = None,
+        tolerance: float | None = None,
     ) -> None:
-        super().__init__(tau)
-        self.stages = checked(stages)
-        self.statistics = statistics
-        self._known: dict[tuple, _Lines] = {}
+        super().__init__(tau, stages, statistics)
+        if tolerance is not None:
+            wanted = "a number above 0 (how large an output may be left out), or null"
+            tolerance = real(tolerance, "tolerance", wanted, lambda value: 0 < value < math.inf, "Calibrated")
+        self.tolerance = tolerance
 
-    @abstractmethod
-    def margin(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor | float:
-        """How many sd below 0 the expected z must lie; infinite: never stop; -inf: always.
-
-        Args:
-            sd: (stages, outputs), of the stages of ``seen.plan``.
-            gradient: (outputs,), if it was measured.
-
-        Returns:
-            One number, or one for each of ``sd``.
-        """
-
-    def margins(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor:
-        """:meth:`margin` where ``sd`` is so many times as wide; the first of (widths, stages, outputs) for 0 times."""
-        of_each = [self.margin(seen, sd * width, gradient) for width in (1e-6, *widths.tolist())]
-        return torch.stack([torch.as_tensor(one, dtype=sd.dtype, device=sd.device).expand_as(sd) for one in of_each])
-
-    def order(self, site: Site) -> Tensor | str | None:
-        return None if self.statistics is None or site.name not in self.statistics else self.statistics[site.name].order
-
-    def stop(self, seen: Prefix) -> Tensor:
-        if seen.plan.by_input:
-            slope, _, bound = self._of_rows(seen)
-            return below((seen.s * slope).add_(seen.r), bound)
-        if seen.stage not in seen.kept:
-            seen.kept[seen.stage] = self._folded(seen)
-        slope, bound = seen.kept[seen.stage]
-        if slope is not None:
-            r = torch.as_tensor(seen.r, dtype=seen.part.dtype, device=seen.part.device)
-            return below(torch.addcmul(r, seen.part, slope), bound)
-        return below(seen.part, bound)
-
-    def bounds(self, site: Site, plan: Plan, tau: float | None, bias: Tensor) -> Tensor:
-        """Below which sum of its first terms a neuron stops, after each stage of the plan: (stages, outputs) float32.
-
-        Of a site without a residual, in an order that all of its neurons and inputs share.
-
-        Args:
-            tau: the site's knob, if the test has one.
-            bias: (outputs,), what is added to the terms.
-        """
-        part = torch.zeros(1, len(bias))
-        seen = Prefix(site, 0, plan.stages[0].n, plan.terms, tau, part, None, None, bias.to(part), plan)
-        return torch.stack([self._folded(replace(seen, stage=stage))[1] for stage in range(len(plan.stages))])
-
-    def prediction(self, seen: Prefix) -> Tensor:
-        lines = self._lines(seen)
-        if seen.plan.by_input:
-            slope, offset, _ = self._of_rows(seen)
-        else:
-            slope, offset = lines.slope[seen.stage], lines.offset[seen.stage]
-        return (seen.s * slope).add_(offset).add_(seen.r)
-
-    def overhead(self, stage: int, site: Site) -> int:
-        if self.order(site) == BY_INPUT:
-            return 2 + site.residual + self.predicts  # slope * s + r < bound; without a residual r stands in the bound
-        return 3 if site.residual else 1  # a comparison; with a residual slope * s + r is not known beforehand
-
-    def _of_rows(self, seen: Prefix) -> tuple[Tensor, Tensor, Tensor]:
-        """Slope, offset and bound of some rows in the order of each input, (rows, outputs)."""
-        lines, stage = self._lines(seen), seen.stage
-        assert lines.rest is not None and seen.rest is not None and seen.norm is not None  # in this order
-        usual = lines.rest[stage]
-        share = (seen.rest / seen.norm.clamp(min=torch.finfo(seen.norm.dtype).tiny)).clamp(0, 1)
-        share = (share * (len(_SHARES) - 1)).round().flatten().long()
-        width = (_STEPS * torch.log2(seen.rest / usual)).round() + (1 + _POWERS * _STEPS)
-        width = width.clamp(1, len(WIDTHS)).masked_fill_(seen.rest <= _NEGLIGIBLE * usual, 0).flatten().long()
-        return (
-            lines.slope[:, stage].index_select(0, share),
-            lines.offset[:, stage].index_select(0, width),
-            lines.bound[:, stage].index_select(0, width),
-        )
-
-    def _folded(self, seen: Prefix) -> tuple[Tensor | None, Tensor]:
-        """Of the stage: slope and bound for ``slope * part + r < bound``; no slope where it says ``part < bound``."""
-        lines = self._lines(seen)
-        slope, bound = lines.slope[seen.stage], lines.bound[seen.stage]
-        if seen.scale is not None:
-            slope = slope * seen.scale
-        if seen.site.residual or slope.min() <= 0:
-            return slope, bound
-        return None, (bound - seen.r) / slope
-
-    def _lines(self, seen: Prefix) -> _Lines:
-        key = (seen.site.name, seen.part.dtype, seen.part.device)
-        if key not in self._known:
-            self._known[key] = self._measured(seen)
-        return self._known[key]
-
-    def _measured(self, seen: Prefix) -> _Lines:
-        if self.statistics is None or seen.site.name not in self.statistics:
-            raise SettingError(f"{type(self).__name__}: no statistics of site {seen.site.name}; calibrate first")
-        of = self.statistics[seen.site.name]
-        if unknown := [stage.n for stage in seen.plan.stages if stage.n not in of.stages]:
-            raise SettingError(
-                f"{type(self).__name__}: no statistics of site {seen.site.name} after {unknown[0]} terms; "
-                "calibrate with these stages"
-            )
-        stages = [of.stages.index(stage.n) for stage in seen.plan.stages]
-        slope, offset, sd = (values[stages].to(seen.part.device) for values in (of.slope, of.offset, of.sd))
-        gradient = None if of.gradient is None else floored(of.gradient.to(sd.device))
-        if seen.plan.by_input:
-            assert of.rest is not None
-            return self._tables(seen, slope, offset, sd, of.rest[stages].to(sd), gradient)
-        margin = torch.as_tensor(self.margin(seen, sd, gradient), dtype=sd.dtype, device=sd.device)
-        # Where the partial sum says nothing of the full one, no bound is low enough.
-        never = (slope <= 0) | (margin == math.inf)
-        bound = torch.where(never, -math.inf, -offset - margin * sd)
-        slope = torch.where(never, 1.0, slope)
-        shape = (len(stages), -1, *(1,) * seen.spatial_dims)
-        return _Lines(*(values.to(seen.part.dtype).view(shape) for values in (slope, offset, bound)))
-
-    def _tables(
-        self, seen: Prefix, slope: Tensor, offset: Tensor, sd: Tensor, rest: Tensor, gradient: Tensor | None
-    ) -> _Lines:
-        """Of the order of each input."""
-        usual = rest.clamp(min=float(rest.max()) * _NEGLIGIBLE)[:, None]
-        margin = self.margins(seen, sd * usual, gradient, WIDTHS)
-        widths = torch.cat([WIDTHS.new_zeros(1), WIDTHS]).to(sd)[:, None, None]
-        offsets = widths * usual * offset
-        # No width times an infinite margin is never or always, not undefined.
-        bound = torch.where(margin.isinf(), -margin, -offsets - widths * usual * sd * margin)
-        slopes = 1 + _SHARES.to(sd)[:, None, None] * slope
-        return _Lines(*(values.to(seen.part.dtype) for values in (slopes, offsets, bound, usual.flatten())))
-
-
-class Calibrated(CalibratedTest):
-    """Stop where a neuron is positive with a probability below ``tau``, in [0, 0.5]; 0 never stops."""
-
-    tau_range = (0.0, 0.5)
+    def refuses(self, site: Site) -> str | None:
+        if site.activation is None or site.activation.relu or self.tolerance is not None:
+            return None
+        return f"feeds {site.activation.name}, no ReLU: Calibrated needs a tolerance for it, such as tolerance=0.1"
 
     def margin(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> float:
         return math.inf if seen.tau == 0 else -NormalDist().inv_cdf(seen.tau)
 
+    def threshold(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor:
+        if seen.site.before_relu:
+            return super().threshold(seen, sd, gradient)
+        assert seen.site.activation is not None and self.tolerance is not None  # else it refuses
+        return tolerated(seen.site.activation, sd, self.tolerance, seen.tau)
 
-class Oracle(Heuristic):
-    """Stops exactly the negative neurons after the first stage, as if it knew their sign: the ceiling of any test.
-
-    Args:
-        n: the terms evaluated before it looks.
-        order: in which; see :func:`~exprune.core.term_order`. ``model`` and ``input`` need no statistics.
-    """
-
-    needs_full = True
-
-    def __init__(self, n: int = 32, order: str = "model") -> None:
-        super().__init__(None, n)
-        if order not in ("model", BY_INPUT):
-            raise SettingError(
-                f"order={order!r} of Oracle: model or {BY_INPUT}; which terms it has seen is all the same"
-            )
-        self._order = order
-
-    def order(self, site: Site) -> str | None:
-        return BY_INPUT if self._order == BY_INPUT else None
-
-    def stop(self, seen: Prefix) -> Tensor:
-        assert seen.full is not None  # needs_full
-        return seen.full <= 0
+    def thresholds(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor:
+        if seen.site.before_relu:
+            return super().thresholds(seen, sd, gradient, widths)
+        return torch.stack([self.threshold(seen, sd * width, gradient) for width in (0.0, *widths.tolist())])

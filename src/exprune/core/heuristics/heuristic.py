@@ -101,7 +101,8 @@ class Heuristic(ABC):
     def stop(self, seen: Prefix) -> Tensor:
         """Which neurons to stop now: a bool tensor in the shape of ``seen.s``.
 
-        They output 0, or, of a heuristic that :attr:`predicts`, what their activation makes of :meth:`prediction`.
+        They output 0, or, of a heuristic that :attr:`predicts`, what their activation makes of :meth:`prediction`,
+        which is 0 for ``-inf``.
 
         The next stage may overwrite ``seen.s``: clone what is to be kept.
         """
@@ -116,6 +117,12 @@ class Heuristic(ABC):
         ``"input"``: of every row (position) the largest first, by norm of the input times norm of the weights.
         """
         return None
+
+    def refuses(self, site: Site) -> str | None:
+        """Why it cannot test such a site, which then runs dense; None where it can: before a ReLU, unless it says."""
+        if site.activation is None or site.activation.relu:
+            return None
+        return f"feeds {site.activation.name}, no ReLU, for which {type(self).__name__} has no test; Optimal has one"
 
     def cut(self, site: Site, tau: Any) -> float | None:
         """Which terms are evaluated before the only stage, whose number is then no matter: of every row (position)

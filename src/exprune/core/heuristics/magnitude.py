@@ -35,6 +35,9 @@ class Magnitude(Heuristic):
     def order(self, site: Site) -> str:
         return BY_INPUT
 
+    def refuses(self, site: Site) -> None:
+        return None
+
     def cut(self, site: Site, tau: float) -> float:
         if not tau:
             return 0.0

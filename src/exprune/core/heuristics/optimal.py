@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from exprune.core.calibration.lines import SiteStatistics
+from exprune.core.calls.activations import Activation
+from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
-from exprune.core.heuristics.calibrated import STAGES, CalibratedTest
+from exprune.core.heuristics.calibrated_test import STAGES, CalibratedTest
+from exprune.core.heuristics.elementwise import thresholds, zero_thresholds
 from exprune.core.heuristics.heuristic import Prefix
 from exprune.core.heuristics.stopping import (
     Moment,
@@ -22,19 +25,23 @@ from exprune.core.heuristics.stopping import (
 )
 from exprune.core.settings import real
 
+_FAR = 1e6  # of an expectation: never or always
+
 
 class Optimal(CalibratedTest):
     """Stop where the expected damage to the loss is worth the FLOPs that are left.
 
     The damage of an output that is wrong by e is ``gradient * e^2 / 2``, with the mean squared gradient of the loss at
-    the neuron's output (Fisher information).
+    the neuron's output (Fisher information). Before an activation that is no ReLU, what is left to be spent is
+    also what an output of exactly 0 spares elsewhere: its column of the layer that reads it, its row of one that it
+    gates.
 
     Args:
         lam: the price, expected loss per FLOP, at least 0; 0 never stops.
         ahead: weigh stopping now against going on to the next stage, where it may stop too; else against computing all
             the rest.
         predict: a neuron that stops outputs what its activation makes of its expected value, so that those that are
-            likely positive stop as well, and layers without a ReLU can be sites; else it outputs 0.
+            likely positive stop as well, and layers without an activation can be sites; else it outputs 0.
     """
 
     def __init__(
@@ -67,6 +74,36 @@ class Optimal(CalibratedTest):
         known_rows = torch.full_like(low[:1], -without_width(moment))
         return torch.cat([known_rows, -between(-low, -high, (level - lower).to(sd).view(-1, 1, 1), moment)])
 
+    def threshold(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor:
+        if (activation := _elementwise(seen.site)) is None:
+            return super().threshold(seen, sd, gradient)
+        gradient, left = self._worth(seen, sd, gradient)
+        spared, overhead = sum(seen.site.spared.values()), self.overhead(0, seen.site)
+        return thresholds(
+            activation, gradient, sd, left, spared, self.lam, overhead, ahead=self.ahead, predict=self.predicts
+        )
+
+    def thresholds(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor:
+        if _elementwise(seen.site) is None:
+            return super().thresholds(seen, sd, gradient, widths)
+        if not self.lam:
+            return sd.new_full((len(widths) + 1, *sd.shape), -math.inf)
+        solved = torch.arange(-4, 5)
+        known = torch.stack([self.threshold(seen, sd * 2.0 ** int(k), gradient) for k in solved]).clamp(-_FAR, _FAR)
+        at = torch.log2(widths).clamp(-4, 4) + 4
+        low = at.long().clamp(max=len(solved) - 2)
+        of_widths = torch.lerp(known[low], known[low + 1], (at - low).to(sd).view(-1, 1, 1))
+        of_widths = torch.where(of_widths.abs() >= _FAR, of_widths * math.inf, of_widths)
+        # Of a row that is known nothing is left to be computed here; a prediction is exact.
+        nothing_left = torch.full_like(of_widths[:1], math.inf) if self.predicts else of_widths[:1]
+        return torch.cat([nothing_left, of_widths])
+
+    def zero_threshold(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor | None:
+        if not self.predicts or (activation := _elementwise(seen.site)) is None:
+            return None
+        gradient, _ = self._worth(seen, sd, gradient)
+        return zero_thresholds(activation, gradient, sd, sum(seen.site.spared.values()), self.lam)
+
     def _solved(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, level: int) -> Tensor:
         """The margins at the price 4^level. Other prices ask for the same ones, so they stay with the statistics."""
         assert self.statistics is not None
@@ -78,17 +115,26 @@ class Optimal(CalibratedTest):
         return kept[key].to(sd)
 
     def _margin(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, lam: float) -> Tensor:
-        if gradient is None:
-            raise SettingError(f"Optimal: the statistics of {seen.site.name} lack gradients; calibrate with them")
-        each = (torch.as_tensor(seen.plan.dense_flops - stage.flops) for stage in seen.plan.stages)
-        left = torch.stack([flops.to(sd).expand(sd.shape[1]) for flops in each])
+        gradient, left = self._worth(seen, sd, gradient)
         moment = self._moment(seen)
         if self.ahead:
             return -looking_ahead(gradient, sd, left, lam, self.overhead(0, seen.site), moment)
         return -at_once(gradient, sd, left, lam, moment)
+
+    def _worth(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The mean squared gradients, (outputs,), and the FLOPs of a neuron that are left, (stages, outputs)."""
+        if gradient is None:
+            raise SettingError(f"Optimal: the statistics of {seen.site.name} lack gradients; calibrate with them")
+        each = (torch.as_tensor(seen.plan.dense_flops - stage.flops) for stage in seen.plan.stages)
+        return gradient, torch.stack([flops.to(sd).expand(sd.shape[1]) for flops in each])
 
     def _moment(self, seen: Prefix) -> Moment:
         """The expected squared error of a neuron that is stopped, in units of its variance."""
         if not self.predicts:
             return half_moment
         return predicted_moment if seen.site.before_relu else unit_moment
+
+
+def _elementwise(site: Site) -> Activation | None:
+    """The activation that is no ReLU before which a site is tested; None of others."""
+    return site.activation if site.before_activation and not site.relu else None

@@ -106,7 +106,7 @@ def between(low: Tensor, high: Tensor, part: Tensor, moment: Moment) -> Tensor:
 
 def _looking_ahead(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, overhead: int, moment: Moment) -> Tensor:
     grid = torch.arange(-_SPAN, _SPAN + _STEP / 2, _STEP, dtype=sd.dtype, device=sd.device)
-    nodes, weights = (values.to(sd.device) for values in _gauss_hermite(_NODES))
+    nodes, weights = (values.to(sd.device) for values in gauss_hermite(_NODES))
     damage = (gradient * sd**2 / 2)[..., None] * moment(grid)  # (stages, outputs, grid)
     points = [at_once(gradient, sd[-1:], left[-1:], lam, moment)[0]]
     later = torch.minimum(damage[-1], lam * left[-1][:, None])
@@ -120,7 +120,7 @@ def _looking_ahead(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, overh
     return torch.stack(points[::-1])
 
 
-def _gauss_hermite(count: int) -> tuple[Tensor, Tensor]:
+def gauss_hermite(count: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights of the quadrature for a standard normal variable, by Golub and Welsch 1969."""
     beside = torch.arange(1, count, dtype=torch.float64).sqrt()
     nodes, vectors = torch.linalg.eigh(torch.diag(beside, 1) + torch.diag(beside, -1))

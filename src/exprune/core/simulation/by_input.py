@@ -14,8 +14,8 @@ from exprune.core.sums.input_order import Columns, Ranked, cutting_flops, rankin
 
 def prune_by_input(
     stops: Stops, of: SiteFlops, chain: Chain, out: Tensor, columns: Columns, data: Tensor | None, full: Tensor | None
-) -> None:
-    """Test some inputs of a layer at every stage, count them, and write ``out``.
+) -> Ranked:
+    """Test some inputs of a layer at every stage, count them, and write ``out``; gives their ranked rows.
 
     ``data`` and ``full`` are as of :class:`~exprune.core.Prefix`, in the shape of ``out`` or to broadcast with it.
     """
@@ -35,12 +35,13 @@ def prune_by_input(
     for index, so_far in enumerate(ranked.sums()):
         stops.test(index, beside, so_far, None, None, data, full, ranked)
     rows = len(out) if data is None else int(data.sum())
-    of.add(rows * out.shape[1], stops.counts(out, data))
+    of.add(rows * out.shape[1], stops.counts(out, data), stops.zeros(data))
     _count(of, stops, ranked, data, rows * overhead)
-    stops.write(out, chain.ceiling)
+    stops.write(out, chain.activation)
     if out.data_ptr() != given.data_ptr():
         moved = given.movedim(dim, -1)
         moved.copy_(out.view(moved.shape))
+    return ranked
 
 
 def _matrix(values: Tensor, like: Tensor, dim: int) -> Tensor:

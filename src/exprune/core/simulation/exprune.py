@@ -24,17 +24,15 @@ class ExPrune:
             out = model(batch)
         run.flops
 
-    Inside the context every output that the heuristic stops is exactly 0 after its ReLU; everything else is
-    computed as always. This simulates the method: the dense pre-activation is computed too, so it counts
-    FLOPs and does not run faster. (With several stages a layer's output is made of their partial sums, which
-    differs from the model's own in the last bits.) Under a static mask (:attr:`Site.mask`) only the weights that are
-    left count. For inference only: the model must be in eval mode. Neither the model nor its parameters are changed,
-    and nothing stays behind, also after an exception. Entering the context again
-    adds to the same counts; a new ``ExPrune`` starts from zero. Inside another ``ExPrune`` it is to that one as if it
-    were part of the model.
-
-    A run accounts for itself: where a site was not tested as often as its layer was computed, in the thread that
-    entered the context, the end of the context says which and why.
+    Inside the context every output that the heuristic stops is exactly 0 after its activation, or what that makes
+    of its predicted value; everything else is computed as always. This simulates the method: the dense
+    pre-activation is computed too, so it counts FLOPs and does not run faster. (With several stages a layer's
+    output is made of their partial sums, which differs from the model's own in the last bits.) Under a static mask
+    (:attr:`Site.mask`) only the weights that are left count. For inference only: the model must be in eval mode.
+    Neither the model nor its parameters are changed, and nothing stays behind, also after an exception. Entering
+    the context again adds to the same counts; a new ``ExPrune`` starts from zero. Inside another ``ExPrune`` it is
+    to that one as if it were part of the model. A run accounts for itself: where a site was not tested as often as
+    its layer was computed, in the thread that entered the context, the end of the context says which and why.
 
     Args:
         sites: from :func:`find_sites`. Those that cannot be pruned run dense; :attr:`sites` keeps the reason.
@@ -76,6 +74,9 @@ class ExPrune:
         for index, site in enumerate(self.sites):
             if site.eligible:
                 gain = _gain_ratio(ratios[site.name])
+                if why := heuristic.refuses(site):
+                    self.sites[index] = replace(site, reason=why)
+                    continue
                 order = heuristic.order(site)
                 _check_fits(heuristic, site, order)
                 plan = make_plan(site, stages, gain, order)
@@ -86,13 +87,25 @@ class ExPrune:
                     self.sites[index] = replace(site, reason=_why_no_stage(site, stages[0], gain))
         eligible = [site for site in self.sites if site.eligible]
         if not eligible:
-            reasons = "; ".join(f"{site.name}: {site.reason}" for site in self.sites if site.relu)
-            none = "no layer that can be followed feeds a ReLU"
+            reasons = "; ".join(f"{site.name}: {site.reason}" for site in self.sites if site.activation is not None)
+            none = "no layer that can be followed feeds an activation"
             raise SettingError(f"no site to prune with n={stages[0]} ({reasons or none})")
+        for count in self._ledger.sites.values():
+            count.spares = self._spared_elsewhere(count.site)
         self.taus = per_site(heuristic.tau, eligible, known=known)
 
+    def _spared_elsewhere(self, site: Site) -> int:
+        """FLOPs in layers that run dense that a 0 of this site spares, and that the dense network spends.
+
+        A ReLU's zeros are the dense network's own. Sites count what they do themselves.
+        """
+        if site.relu and site.gated is None:
+            return 0
+        dense = (name for name in site.spared if name not in self._ledger.sites and name not in self._masks)
+        return sum(site.spared[name] for name in dense)
+
     def _masks_now(self) -> dict[str, Tensor]:
-        return {site.name: mask for site in self.sites if (mask := site.mask) is not None}
+        return {site.name: mask for site in self.sites if site.rows is None and (mask := site.mask) is not None}
 
     def _check_masks(self) -> None:
         now = self._masks_now()
@@ -139,9 +152,9 @@ class ExPrune:
 
 def _check_fits(heuristic: Heuristic, site: Site, order: Tensor | str | None) -> None:
     kind = type(heuristic).__name__
-    if not site.before_relu and not heuristic.predicts:
+    if not site.before_activation and not heuristic.predicts:
         raise SettingError(
-            f"{kind}: {site.name} feeds no ReLU, so it can be stopped with a prediction alone, as Optimal with "
+            f"{kind}: {site.name} feeds no activation, so it can be stopped with a prediction alone, as Optimal with "
             "predict=true does; or prune scope=relu"
         )
     if isinstance(order, str) and heuristic.needs_squares:

@@ -1,4 +1,4 @@
-"""What happens at each call of a pruned run: layers are computed, tested at their ReLU, and accounted for."""
+"""What happens at each call of a pruned run: layers are computed, tested at their activation, and accounted for."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +15,7 @@ from exprune.core.discovery.sites import Site
 from exprune.core.heuristics.heuristic import Heuristic
 from exprune.core.simulation.blocks import as_rows, chunks, data_mask
 from exprune.core.simulation.by_input import prune_by_input
+from exprune.core.simulation.gates import Gates
 from exprune.core.simulation.stops import Stops
 from exprune.core.sums.input_order import Columns, inputs_at_once
 from exprune.core.sums.parts import StagedFollower
@@ -23,7 +24,7 @@ from exprune.core.sums.terms import Terms
 
 
 class Pruner(StagedFollower):
-    """Stops neurons where their chain reaches the ReLU.
+    """Stops neurons where their chain reaches the activation.
 
     Args:
         sites, heuristic: of the run.
@@ -61,6 +62,8 @@ class Pruner(StagedFollower):
             for site in sites
             if not site.followed and any(not mask.all() for mask in masks_of(site.module).values())
         }
+        self._split = {count.site.whole for count in ledger.sites.values()} - {None}
+        self._gates = Gates(ledger.sites)
         self._hidden = {site.module for site in sites if site.hidden}
         self._seen: list[bool] = []  # of each running module: whether it has called one of its layers
 
@@ -98,16 +101,22 @@ class Pruner(StagedFollower):
         self.account.fault(name, "its weight was used outside of a call of its module (its forward called directly?)")
 
     def reads(self, chain: Chain, func: Callable) -> None:
-        self.account.fault(chain.name, f"its pre-activation is read by {call_name(func)}, not only by the ReLU")
+        if chain.name not in self._ledger.sites:  # of which parts are sites
+            return
+        self.account.fault(chain.name, f"its pre-activation is read by {call_name(func)}, not only by its activation")
 
     def tag(self, name: str, out: Tensor, call: LinearCall, bias: Tensor | None) -> None:
         self._seen[-1] = True
         self.unseen_masks.discard(name)
         if zeros := self._zeros.get(name):
             self._ledger.zeros += 2 * zeros * self._uses(call, out)
-        if name in self._ledger.sites:
-            self.account.computed[name] += bool(out.numel())
+        if name in self._ledger.sites or name in self._split:
             super().tag(name, out, call, bias)
+
+    def begin(self, chain: Chain, out: Tensor) -> None:
+        if chain.name in self._ledger.sites:
+            self.account.computed[chain.name] += bool(out.numel())
+        super().begin(chain, out)
 
     def _uses(self, call: LinearCall, out: Tensor) -> int:
         """How often a call uses each of its weights, for rows that are data."""
@@ -132,7 +141,7 @@ class Pruner(StagedFollower):
 
     def before_activation(self, chain: Chain, z: Tensor) -> None:
         if self._needs_full:
-            self._full = z.detach().clone()  # the ReLU may be in place
+            self._full = z.detach().clone()  # the activation may be in place
 
     def at_activation(self, chain: Chain, out: Tensor) -> None:
         self.account.tested[chain.name] += bool(out.numel())
@@ -152,19 +161,25 @@ class Pruner(StagedFollower):
         full = None if self._full is None else self._full.reshape(out.shape)
         terms, stops = self._terms(chain), Stops(self._heuristic, of, self._taus[chain.name])
         columns = most = None
+        noted: list[Tensor] = []
         if of.plan.by_input:
             columns, most = Columns.of(chain.call, chain.scale), inputs_at_once(chain.call, out)
         for part, rows in chunks(chain, out, most):
             chunk = out[rows]
             data = None if mask is None else data_mask(mask, chain, chunk, rows)
             of_full = None if full is None else full[rows]
+            ranked = None
             if columns is not None:
-                prune_by_input(stops, of, part, chunk, columns, data, of_full)
-                continue
-            self._test(stops, part, terms, data, of_full)
-            outputs = chunk.numel() if data is None else int(data.sum()) * (chunk.numel() // data.numel())
-            of.add(outputs, stops.counts(chunk, data))
-            stops.write(chunk, chain.ceiling)
+                ranked = prune_by_input(stops, of, part, chunk, columns, data, of_full)
+            else:
+                self._test(stops, part, terms, data, of_full)
+                outputs = chunk.numel() if data is None else int(data.sum()) * (chunk.numel() // data.numel())
+                of.add(outputs, stops.counts(chunk, data), stops.zeros(data))
+                stops.write(chunk, chain.activation)
+            if self._gates.watches(chain.name):
+                noted.append(self._gates.note(stops, ranked, data))
+        if noted:
+            self._gates.done(chain.name, noted)
         if out.data_ptr() != given.data_ptr():  # its rows could not be made one dimension without a copy
             given.copy_(out.view(shape))
 

@@ -1,5 +1,6 @@
 """Which of a layer's outputs stop, and how many after each stage."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from exprune.core.accounting.flops import SiteFlops
+from exprune.core.calls.activations import Activation
 from exprune.core.calls.layers import per_channel
 from exprune.core.discovery.chain import Chain
 from exprune.core.heuristics.heuristic import Heuristic, Prefix
@@ -78,13 +80,36 @@ class Stops:
         """The block's outputs that have stopped, after each stage."""
         return [self._masks[index] for index in range(len(self.plan.stages))]
 
-    def write(self, out: Tensor, ceiling: float) -> None:
-        """Write what the stopped outputs of a block are, behind an activation with that ceiling."""
+    def write(self, out: Tensor, activation: Activation | None) -> None:
+        """Write what the stopped outputs of a block are, behind that activation, of which ``out`` is the output."""
         if self._expected is None:
             write_zeros(out, self.stopped())
             return
-        value = self._expected.clamp_(0, ceiling) if self.site.before_relu else self._expected
+        value = self._expected
+        if activation is not None:
+            value = activation(value)
+        if not self.site.before_relu:
+            value = value.masked_fill(self._zeroed(), 0)  # of -inf an activation is as often undefined
         out.copy_(torch.where(self.stopped(), value.to(out.dtype), out))
+
+    def zeroed(self) -> Tensor:
+        """The block's outputs that stop with exactly 0."""
+        if self._expected is None:
+            return self.stopped()
+        return self.stopped() & self._zeroed()
+
+    def zeros(self, data: Tensor | None) -> Tensor | None:
+        """How many :meth:`zeroed` are, of rows that count; None: all that stop."""
+        if self._expected is None:
+            return None
+        return (self.zeroed() if data is None else self.zeroed() & data).sum()
+
+    def _zeroed(self) -> Tensor:
+        """Where a neuron of the block outputs 0 if it stops, whatever was expected of it else."""
+        assert self._expected is not None
+        if self.site.before_relu:
+            return self._expected <= 0
+        return self._expected == -math.inf
 
     def counts(self, activations: Tensor, data: Tensor | None) -> Tensor:
         """Of the block how many outputs have stopped after each stage, how many are positive, and both: (stages + 2,).
@@ -92,18 +117,17 @@ class Stops:
         Where costs differ by output channel, of each: (stages + 2, outputs).
 
         Args:
-            activations: what its ReLU makes of it.
+            activations: what its activation makes of it.
             data: rows that do not count are False; broadcasts with the block; None: all count.
         """
         positive, wrong = self._masks[-2], self._masks[-1]
-        if self.site.before_relu:
+        if self.site.before_relu:  # the output as it is: not 0
             positive.copy_(activations)
+        elif self.site.before_activation:
+            positive.copy_(activations > 0)
         else:
-            positive.fill_(True)  # nothing is negative that no ReLU tells from 0
-        stopped_wrongly = self.stopped()
-        if self._expected is not None:  # what outputs its expected value is not wrong
-            stopped_wrongly = stopped_wrongly & (self._expected <= 0) & self.site.before_relu
-        torch.bitwise_and(positive, stopped_wrongly, out=wrong)
+            positive.fill_(True)  # nothing is negative that no activation tells from 0
+        torch.bitwise_and(positive, self.zeroed(), out=wrong)  # what outputs its expected value is not wrong
         if data is None and not isinstance(self.plan.terms, Tensor):
             return self._masks.counts()
         masks = list(self._masks) if data is None else [mask & data for mask in self._masks]

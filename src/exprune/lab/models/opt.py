@@ -8,16 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, OPTConfig, OPTForCausalLM
+from transformers.activations import ACT2FN
 
 from exprune.core.errors import SettingError
 from exprune.lab.data.hub import without_hub
 from exprune.lab.data.tokens import PAD, START
 
 
-def small_opt(vocabulary: int, hidden: int, layers: int, heads: int, positions: int, dropout: float) -> OPTForCausalLM:
-    """An untrained OPT with a feed-forward layer four times as wide as its hidden size."""
-    if hidden % heads:
-        raise SettingError(f"model.network.hidden={hidden}: not divisible by heads={heads}")
+def small_opt(
+    vocabulary: int,
+    hidden: int,
+    layers: int,
+    heads: int,
+    positions: int,
+    dropout: float,
+    activation: str | None = None,
+) -> OPTForCausalLM:
+    """An untrained OPT with a feed-forward layer four times as wide as its hidden size.
+
+    Args:
+        activation: by transformers' name of it; None: OPT's own, a ReLU.
+    """
+    check_shape(hidden, heads, activation)
     return OPTForCausalLM(
         OPTConfig(
             vocab_size=vocabulary,
@@ -28,12 +40,25 @@ def small_opt(vocabulary: int, hidden: int, layers: int, heads: int, positions: 
             num_attention_heads=heads,
             max_position_embeddings=positions,
             dropout=dropout,
+            activation_function=activation or "relu",
             pad_token_id=PAD,
             bos_token_id=START,
             eos_token_id=START,
             use_cache=False,
         )
     )
+
+
+def check_shape(hidden: int, heads: int, activation: str | None) -> None:
+    """Whether a transformer can be built like this.
+
+    Raises:
+        SettingError: it cannot.
+    """
+    if hidden % heads:
+        raise SettingError(f"model.network.hidden={hidden}: not divisible by heads={heads}")
+    if activation is not None and activation not in ACT2FN:
+        raise SettingError(f"model.network.activation={activation}: one of transformers', {', '.join(sorted(ACT2FN))}")
 
 
 def pretrained_opt(name: str, dtype: str) -> OPTForCausalLM:

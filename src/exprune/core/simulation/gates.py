@@ -1,0 +1,61 @@
+"""Products of two layers' outputs: what zeros of one spare of the work of the other (docs/method.md, section 10)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from exprune.core.accounting.flops import SiteFlops
+from exprune.core.simulation.stops import Stops
+from exprune.core.sums.input_order import Ranked
+
+
+class Gates:
+    """Of gated sites whose factor is a site as well: the zeros of a call, and what that of the factor has spent.
+
+    Whichever of the two is computed first waits for the other.
+    """
+
+    def __init__(self, sites: Mapping[str, SiteFlops]) -> None:
+        pairs = ((name, count.site.gated) for name, count in sites.items())
+        linear = {name for name, count in sites.items() if not count.site.spatial_dims}
+        self._factors = {name: factor for name, factor in pairs if factor in linear and name in linear}
+        self._gates = {factor: name for name, factor in self._factors.items()}
+        self._waiting: dict[str, Tensor] = {}
+        self._sites = sites
+
+    def watches(self, name: str) -> bool:
+        return name in self._factors or name in self._gates
+
+    def note(self, stops: Stops, ranked: Ranked | None, data: Tensor | None) -> Tensor:
+        """Of some rows of a call of a layer that it watches: which neurons output 0, or the FLOPs of each."""
+        if stops.site.name in self._factors:
+            zeroed = stops.zeroed()
+            return zeroed if data is None else zeroed & data
+        return spent(stops, ranked)
+
+    def done(self, name: str, rows: list[Tensor]) -> None:
+        """A call of a layer that it watches has come to its end."""
+        gate = name if name in self._factors else self._gates[name]
+        noted = torch.cat(rows)
+        other = self._waiting.pop(self._factors[gate] if name == gate else gate, None)
+        if other is None or other.shape != noted.shape:
+            self._waiting[name] = noted
+            return
+        zeroed, flops = (noted, other) if name == gate else (other, noted)
+        self._sites[gate].row = self._sites[gate].row + flops[zeroed].sum(dtype=torch.float64).long()
+
+
+def spent(stops: Stops, ranked: Ranked | None) -> Tensor:
+    """FLOPs of the terms that each neuron of a block has evaluated, (rows, outputs) float32; tests are not in it."""
+    plan, stopped = stops.plan, list(stops.so_far())
+    if ranked is None:
+        each = [torch.as_tensor(stage.flops) for stage in plan.stages]
+        flops = torch.as_tensor(plan.dense_flops).to(stopped[0].device).expand_as(stopped[0]).float()
+    else:
+        nonzero = ranked.nonzero.sum(1, keepdim=True)
+        each = [2 * torch.as_tensor(n).to(nonzero).minimum(nonzero) for n in ranked.counts()]
+        flops = (2 * nonzero).expand_as(stopped[0]).float()
+    for at, so_far in zip(each[::-1], stopped[::-1], strict=True):
+        flops = torch.where(so_far, at.to(flops), flops)
+    return flops

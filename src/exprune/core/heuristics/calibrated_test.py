@@ -105,6 +105,10 @@ class CalibratedTest(Heuristic):
         """Below which expectation of z what stops outputs 0, (stages, outputs); None: its activation tells."""
         return None
 
+    def zero_thresholds(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor | None:
+        """Likewise, where ``sd`` is so many times as wide: (widths + 1, stages, outputs)."""
+        return None
+
     def refuses(self, site: Site) -> str | None:
         return None
 
@@ -113,8 +117,10 @@ class CalibratedTest(Heuristic):
 
     def stop(self, seen: Prefix) -> Tensor:
         if seen.plan.by_input:
-            slope, _, bound = self._of_rows(seen)
-            return below((seen.s * slope).add_(seen.r), bound)
+            line = (seen.s * self._slope_of_rows(seen)).add_(seen.r)
+            if self.predicts:
+                seen.kept["line"] = seen, line  # which the prediction goes on from
+            return below(line, self._by_width(self._lines(seen).bound, seen))
         if seen.stage not in seen.kept:
             seen.kept[seen.stage] = self._folded(seen)
         slope, bound = seen.kept[seen.stage]
@@ -139,10 +145,12 @@ class CalibratedTest(Heuristic):
     def prediction(self, seen: Prefix) -> Tensor:
         lines = self._lines(seen)
         if seen.plan.by_input:
-            slope, offset, _ = self._of_rows(seen)
+            line: Tensor
+            of, line = seen.kept.pop("line")
+            assert of is seen  # it is asked for after :meth:`stop`
+            expected = line.add_(self._by_width(lines.offset, seen))
         else:
-            slope, offset = lines.slope[seen.stage], lines.offset[seen.stage]
-        expected = (seen.s * slope).add_(offset).add_(seen.r)
+            expected = (seen.s * lines.slope[seen.stage]).add_(lines.offset[seen.stage]).add_(seen.r)
         if lines.zero is None:
             return expected
         zero = self._by_width(lines.zero, seen) if seen.plan.by_input else lines.zero[seen.stage]
@@ -153,14 +161,12 @@ class CalibratedTest(Heuristic):
             return 2 + site.residual + self.predicts  # slope * s + r < bound; without a residual r stands in the bound
         return 3 if site.residual else 1  # a comparison; with a residual slope * s + r is not known beforehand
 
-    def _of_rows(self, seen: Prefix) -> tuple[Tensor, Tensor, Tensor]:
-        """Slope, offset and bound of some rows in the order of each input, (rows, outputs)."""
-        lines, stage = self._lines(seen), seen.stage
+    def _slope_of_rows(self, seen: Prefix) -> Tensor:
+        """Of some rows in the order of each input, (rows, outputs), by the share that they have left."""
         assert seen.rest is not None and seen.norm is not None  # in this order
         share = (seen.rest / seen.norm.clamp(min=torch.finfo(seen.norm.dtype).tiny)).clamp(0, 1)
         share = (share * (len(_SHARES) - 1)).round().flatten().long()
-        slope = lines.slope[:, stage].index_select(0, share)
-        return slope, self._by_width(lines.offset, seen), self._by_width(lines.bound, seen)
+        return self._lines(seen).slope[:, seen.stage].index_select(0, share)
 
     def _by_width(self, values: Tensor, seen: Prefix) -> Tensor:
         """Of (widths + 1, stages, outputs) those of some rows, by how much they have left."""
@@ -219,8 +225,7 @@ class CalibratedTest(Heuristic):
         usual = rest.clamp(min=float(rest.max()) * _NEGLIGIBLE)[:, None]
         offsets = torch.cat([WIDTHS.new_zeros(1), WIDTHS]).to(sd)[:, None, None] * usual * offset
         bound = self.thresholds(seen, sd * usual, gradient, WIDTHS) - offsets
-        of_each = [self.zero_threshold(seen, sd * usual * width, gradient) for width in (0.0, *WIDTHS.tolist())]
-        zero = None if of_each[0] is None else torch.stack([one for one in of_each if one is not None])
+        zero = self.zero_thresholds(seen, sd * usual, gradient, WIDTHS)
         slopes = 1 + _SHARES.to(sd)[:, None, None] * slope
         zero = None if zero is None else zero.to(seen.part.dtype)
         slope, offset, bound, rest = (

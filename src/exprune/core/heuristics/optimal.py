@@ -1,7 +1,7 @@
 """Optimal stopping: the expected damage to the loss against the FLOPs that are left (docs/method.md, section 8)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -88,19 +88,25 @@ class Optimal(CalibratedTest):
             return super().thresholds(seen, sd, gradient, widths)
         if not self.lam:
             return sd.new_full((len(widths) + 1, *sd.shape), -math.inf)
-        solved = torch.arange(-4, 5)
-        known = torch.stack([self.threshold(seen, sd * 2.0 ** int(k), gradient) for k in solved]).clamp(-_FAR, _FAR)
-        at = torch.log2(widths).clamp(-4, 4) + 4
-        low = at.long().clamp(max=len(solved) - 2)
-        of_widths = torch.lerp(known[low], known[low + 1], (at - low).to(sd).view(-1, 1, 1))
-        of_widths = torch.where(of_widths.abs() >= _FAR, of_widths * math.inf, of_widths)
+        of_widths = _between(lambda width: self.threshold(seen, sd * width, gradient), widths)
         # Of a row that is known nothing is left to be computed here; a prediction is exact.
         nothing_left = torch.full_like(of_widths[:1], math.inf) if self.predicts else of_widths[:1]
         return torch.cat([nothing_left, of_widths])
 
-    def zero_threshold(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor | None:
-        if not self.predicts or (activation := _elementwise(seen.site)) is None:
+    def zero_thresholds(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor | None:
+        if not self.predicts or _elementwise(seen.site) is None:
             return None
+        of_widths = _between(lambda width: self._zero(seen, sd * width, gradient), widths)
+        return torch.cat([of_widths[:1], of_widths])
+
+    def zero_threshold(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor | None:
+        if not self.predicts or _elementwise(seen.site) is None:
+            return None
+        return self._zero(seen, sd, gradient)
+
+    def _zero(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor:
+        activation = _elementwise(seen.site)
+        assert activation is not None
         gradient, _ = self._worth(seen, sd, gradient)
         return zero_thresholds(activation, gradient, sd, sum(seen.site.spared.values()), self.lam)
 
@@ -138,3 +144,12 @@ class Optimal(CalibratedTest):
 def _elementwise(site: Site) -> Activation | None:
     """The activation that is no ReLU before which a site is tested; None of others."""
     return site.activation if site.before_activation and not site.relu else None
+
+
+def _between(solved: Callable[[float], Tensor], widths: Tensor) -> Tensor:
+    """Thresholds at these widths, 2^-4 to 2^4, from those at the powers of 2: (widths, stages, outputs)."""
+    known = torch.stack([solved(2.0**power) for power in range(-4, 5)]).clamp(-_FAR, _FAR)
+    at = torch.log2(widths).clamp(-4, 4) + 4
+    low = at.long().clamp(max=len(known) - 2)
+    found = torch.lerp(known[low], known[low + 1], (at - low).to(known).view(-1, 1, 1))
+    return torch.where(found.abs() >= _FAR, found * math.inf, found)

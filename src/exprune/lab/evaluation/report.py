@@ -19,10 +19,10 @@ def print_result(result: Result, console: Console | None = None) -> None:
     if result.heuristic != "none":
         console.print(_sites(result))
         for row in result.sites:
-            if row["relu"] and not row["eligible"]:
+            if row["activation"] and not row["eligible"]:
                 console.print(f"{row['name']} ran dense: {row['reason']}", highlight=False)
-        if others := [row["name"] for row in result.sites if not row["relu"]]:
-            console.print(f"{len(others)} more layers feed no ReLU: {_some(others)}", highlight=False)
+        if others := [row["name"] for row in result.sites if not row["activation"] and not row["outputs"]]:
+            console.print(f"{len(others)} more layers feed no activation: {_some(others)}", highlight=False)
     if result.flops.uncounted:
         calls = ", ".join(f"{name} ({count} calls)" for name, count in result.flops.uncounted.items())
         console.print(f"not counted, for want of a formula: {calls}", highlight=False)

@@ -32,7 +32,7 @@ class FlopsPerInput:
 
     ``unpruned`` is the network before static pruning, ``dense`` without ExPrune, ``pruned`` with it; ``saved``
     is a fraction of ``dense``. ``paper_scope`` holds the same in the scope of the published figure, of
-    which layers that feed no ReLU (``scope=all``) are no part.
+    which layers that feed no activation (``scope=all``) are no part, nor what zeros spare in other layers.
     ``zero_skipping`` is what leaving out the products with zeros in a language model's fc2 would save beside that,
     without (``dense``) and with ExPrune (``pruned``): exact, and part of no other figure here; None where such a layer
     may be a site itself (``scope=all``).
@@ -148,14 +148,15 @@ def flops_per_input(unit: str, linear: Flops, dense_pass: Pass, pruned_pass: Pas
     def both(dense: int, pruned: int) -> dict[str, float]:
         return {"dense": dense / inputs, "pruned": pruned / inputs, "saved": 1 - pruned / dense}
 
-    others = [count for count in linear.sites if not count.site.before_relu]  # of scope=all
+    others = [count for count in linear.sites if not count.site.before_activation]  # of scope=all
     skipping = None
     if "zero_skipping" in totals and not others:
         skipping = {
             side: one.totals["zero_skipping"] / inputs for side, one in (("dense", dense_pass), ("pruned", pruned_pass))
         }
     outside = totals.get("outside_paper_scope", 0)
-    saved_outside = sum(count.dense_flops - count.pruned_flops for count in others)
+    saved_outside = sum(count.dense_flops - count.pruned_flops + count.spared for count in others)
+    saved_outside += sum(count.spared for count in linear.sites if count.site.before_activation)
     nonzero = linear.dense_without_zero_terms
     return FlopsPerInput(
         unit,
@@ -179,6 +180,8 @@ def site_rows(run: ExPrune) -> list[dict[str, Any]]:
             "name": site.name,
             "kind": site.kind,
             "relu": site.relu,
+            "activation": None if site.activation is None else site.activation.name,
+            "gated": site.gated,
             "residual": site.residual,
             "eligible": site.eligible,
             "reason": site.reason,
@@ -191,6 +194,7 @@ def site_rows(run: ExPrune) -> list[dict[str, Any]]:
             "pruned": None,
             "negative": None,
             "wrong": None,
+            "flops": None,
         }
         if (count := counts.get(site.name)) is not None:
             row |= {
@@ -200,6 +204,7 @@ def site_rows(run: ExPrune) -> list[dict[str, Any]]:
                 "pruned": count.pruned,
                 "negative": int(count.negative),
                 "wrong": int(count.wrong),
+                "flops": {"dense": count.dense_flops, "pruned": count.pruned_flops, "spared": count.spared},
             }
         rows.append(row)
     return rows

@@ -2,16 +2,15 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, OPTConfig, OPTForCausalLM
+from transformers import AutoConfig, AutoTokenizer, OPTConfig, OPTForCausalLM, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from exprune.core.errors import SettingError
-from exprune.lab.data.hub import without_hub
+from exprune.lab.data.hub import from_hub
 from exprune.lab.data.tokens import PAD, START
 
 
@@ -73,13 +72,13 @@ def pretrained_opt(name: str, dtype: str) -> OPTForCausalLM:
     """
     if dtype not in ("float32", "bfloat16"):
         raise SettingError(f"model.network.dtype={dtype}: float32 or bfloat16")
-    config = _from_hub(name, "configuration", AutoConfig.from_pretrained)
+    config = from_hub(name, "configuration", AutoConfig.from_pretrained)
     activation = next((value for key in _ACTIVATIONS if (value := getattr(config, key, None))), None)
     if activation != "relu":
         raise SettingError(f"model.pretrained={name}: its activation is {activation}, and ExPrune needs a ReLU")
     if config.model_type != "opt":
         raise SettingError(f"model.pretrained={name}: a {config.model_type}, not an OPT")
-    return _from_hub(name, "weights", OPTForCausalLM.from_pretrained, dtype=getattr(torch, dtype))
+    return from_hub(name, "weights", OPTForCausalLM.from_pretrained, dtype=getattr(torch, dtype))
 
 
 _ACTIVATIONS = ("activation_function", "hidden_act", "activation", "hidden_activation", "feed_forward_proj")
@@ -91,7 +90,7 @@ def pretrained_encoding(name: str) -> Callable[[list[str]], list[Tensor]]:
     Raises:
         SettingError: there is no tokenizer of that name, or it does not fit an OPT.
     """
-    tokenizer = _from_hub(name, "tokenizer", AutoTokenizer.from_pretrained)
+    tokenizer = from_hub(name, "tokenizer", AutoTokenizer.from_pretrained)
     if tokenizer.convert_tokens_to_ids("</s>") != START or tokenizer.convert_tokens_to_ids("<pad>") != PAD:
         raise SettingError(f"model.pretrained={name}: its tokenizer numbers </s> and <pad> otherwise than OPT does")
 
@@ -101,25 +100,16 @@ def pretrained_encoding(name: str) -> Callable[[list[str]], list[Tensor]]:
     return encode
 
 
-def _from_hub(name: str, what: str, load: Callable[..., Any], **options: Any) -> Any:
-    try:
-        return load(name, local_files_only=not Path(name).is_dir() and without_hub(), **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise SettingError(
-            f"model.pretrained={name}: no {what} ({str(error).splitlines()[0]}); name a local folder that holds it, or "
-            f"run once where the Hugging Face hub can be reached (HF_HOME says where that is kept)"
-        ) from error
-
-
-def check_tokens(config: OPTConfig, input_ids: Tensor) -> None:
-    """Whether an OPT can read these sequences, (batch, length).
+def check_tokens(config: PreTrainedConfig, input_ids: Tensor) -> None:
+    """Whether a language model can read these sequences, (batch, length).
 
     Raises:
         SettingError: the sequences are longer than the network's positions, or hold tokens that it does not know.
     """
     length = input_ids.shape[1]
-    if length > config.max_position_embeddings:
-        raise SettingError(f"a sequence of {length} tokens; the model has {config.max_position_embeddings} positions")
+    positions = getattr(config, "max_position_embeddings", None) or length
+    if length > positions:
+        raise SettingError(f"a sequence of {length} tokens; the model has {positions} positions")
     if input_ids.max() >= config.vocab_size:
         raise SettingError(
             f"token {int(input_ids.max())}, but the model knows {config.vocab_size}: the tokenizer is another model's"

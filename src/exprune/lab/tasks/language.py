@@ -1,4 +1,6 @@
-"""Language models: what their tasks share, and next-token prediction, measured by accuracy."""
+"""Language models: what their tasks share, and the prediction of tokens, measured by accuracy."""
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -7,11 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
-from transformers import OPTForCausalLM
+from transformers import OPTForCausalLM, PreTrainedModel
 
 from exprune.lab.data.choices import ChoiceBatch
 from exprune.lab.data.tokens import NO_TARGET, TokenBatch
 from exprune.lab.models.opt import check_tokens, fc1_flops, opt_flops, zeros_of_fc2
+from exprune.lab.models.pretrained import arguments, is_masked, measured_flops
 from exprune.lab.tasks.finite import check_finite, not_finite
 from exprune.lab.tasks.intervals import accuracy, weighted_accuracy
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
@@ -20,12 +23,12 @@ from exprune.lab.tasks.task import Task
 
 
 class LanguageTask(Task):
-    """What tasks of an OPT share: how they call it, what its batches cost, accuracy as the metric."""
+    """What tasks of a language model share: how they call it, what its batches cost, accuracy as the metric."""
 
     weighted_metric = staticmethod(weighted_accuracy)
     score = staticmethod(accuracy)
 
-    def __init__(self, network: OPTForCausalLM) -> None:
+    def __init__(self, network: PreTrainedModel) -> None:
         super().__init__()
         self.network = network
 
@@ -34,6 +37,8 @@ class LanguageTask(Task):
         with zeros_of_fc2(self.network, self.data_rows(batch)) as zeros:
             logits = self._logits(batch)
         lengths = batch.attention_mask.sum(1).tolist()
+        if not isinstance(self.network, OPTForCausalLM):
+            return logits, {"elementwise_flops": 0, "model_flops": measured_flops(self.network, lengths)}
         total = opt_flops(self.network.config, lengths)
         return logits, {
             "elementwise_flops": 0,
@@ -48,14 +53,14 @@ class LanguageTask(Task):
         check_finite(self, logits.amax(1), "calibration")
         return F.cross_entropy(logits, draw(logits, generator), reduction="sum")
 
-    def network_inputs(self, batch: TokenBatch | ChoiceBatch) -> tuple[Tensor, Tensor]:
+    def network_inputs(self, batch: TokenBatch | ChoiceBatch) -> tuple[Any, ...]:
         """The arguments with which this task calls the network, which can read them.
 
         Raises:
             SettingError: it cannot: the sequences are too long, or another tokenizer's.
         """
         check_tokens(self.network.config, batch.input_ids)
-        return batch.input_ids, batch.attention_mask
+        return arguments(self.network, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
 
     def data_rows(self, batch: TokenBatch | ChoiceBatch) -> Tensor:
         """Which of the tokens are no padding: what an :class:`~exprune.core.ExPrune` counts."""
@@ -72,35 +77,17 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return losses.view_as(targets)
 
 
-class NextTokenTask(LanguageTask):
-    """Trains and evaluates an OPT on the token after each token. AdamW under OneCycle.
+class TokenTask(LanguageTask):
+    """Evaluates a language model on the tokens that a batch says are to be predicted: the next ones, or masked ones.
 
     The tokens of one text depend on each other, so intervals resample texts.
-
-    Args:
-        lr: the maximal learning rate.
-        warmup: the share of the steps in which the learning rate rises.
     """
 
-    metric_name = "next_token_accuracy"
     unit = "token"
-    monitor = "valid/accuracy"
 
-    def __init__(self, network: OPTForCausalLM, lr: float, weight_decay: float, warmup: float) -> None:
+    def __init__(self, network: PreTrainedModel) -> None:
         super().__init__(network)
-        self.lr, self.weight_decay, self.warmup = checked_rate(lr), weight_decay, warmup
-        self.metric = MulticlassAccuracy(network.config.vocab_size, average="micro", ignore_index=NO_TARGET)
-
-    def training_step(self, batch: TokenBatch, index: int) -> Tensor:
-        loss = F.cross_entropy(self._logits(batch).float().flatten(0, 1), batch.targets.flatten())
-        self.log("train/loss", loss, batch_size=len(batch.groups))
-        return loss
-
-    def validation_step(self, batch: TokenBatch, index: int) -> None:
-        largest, prediction = self._logits(batch).max(-1)
-        check_finite(self, largest[batch.targets != NO_TARGET], f"epoch {self.current_epoch + 1}, validation")
-        self.metric.update(prediction.flatten(), batch.targets.flatten())
-        self.log(self.monitor, self.metric, prog_bar=True, batch_size=len(batch.groups))
+        self.metric_name = "masked_token_accuracy" if is_masked(network) else "next_token_accuracy"
 
     def predict_step(self, batch: TokenBatch, index: int) -> dict[str, Tensor | int]:
         """Per token: ``prediction``, ``target``, ``loss`` and ``group`` (its text); and the batch's FLOPs."""
@@ -124,6 +111,33 @@ class NextTokenTask(LanguageTask):
     def secondary(self, columns: dict[str, NDArray]) -> dict[str, float]:
         """Further metrics of a whole split, from what :meth:`predict_step` gave beside the predictions."""
         return {"perplexity": float(np.exp(columns["loss"].mean()))}
+
+
+class NextTokenTask(TokenTask):
+    """Trains a language model on the token after each token, too. AdamW under OneCycle.
+
+    Args:
+        lr: the maximal learning rate.
+        warmup: the share of the steps in which the learning rate rises.
+    """
+
+    monitor = "valid/accuracy"
+
+    def __init__(self, network: PreTrainedModel, lr: float, weight_decay: float, warmup: float) -> None:
+        super().__init__(network)
+        self.lr, self.weight_decay, self.warmup = checked_rate(lr), weight_decay, warmup
+        self.metric = MulticlassAccuracy(network.config.vocab_size, average="micro", ignore_index=NO_TARGET)
+
+    def training_step(self, batch: TokenBatch, index: int) -> Tensor:
+        loss = F.cross_entropy(self._logits(batch).float().flatten(0, 1), batch.targets.flatten())
+        self.log("train/loss", loss, batch_size=len(batch.groups))
+        return loss
+
+    def validation_step(self, batch: TokenBatch, index: int) -> None:
+        largest, prediction = self._logits(batch).max(-1)
+        check_finite(self, largest[batch.targets != NO_TARGET], f"epoch {self.current_epoch + 1}, validation")
+        self.metric.update(prediction.flatten(), batch.targets.flatten())
+        self.log(self.monitor, self.metric, prog_bar=True, batch_size=len(batch.groups))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         groups = decay_groups(self.network, self.weight_decay)

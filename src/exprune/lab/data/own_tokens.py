@@ -1,0 +1,190 @@
+"""Texts in the tokens of a pretrained model: to predict the next of them, or those that are masked."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from exprune.core.errors import SettingError
+from exprune.lab.data.hub import from_hub, in_folder
+from exprune.lab.data.limit import checked_limit
+from exprune.lab.data.smiles import Molecules
+from exprune.lab.data.splits import SplitData
+from exprune.lab.data.stdlib import Corpus
+from exprune.lab.data.tokens import NO_TARGET, Block, TokenBatch, padded
+
+_MASKED = 0.15  # of the tokens, as BERT was trained
+
+
+@dataclass(frozen=True)
+class OwnTokens:
+    """How a model reads texts.
+
+    Attributes:
+        ids: of some texts, without what stands around them.
+        before, after: what stands around a text.
+        pad: fills up a batch.
+        mask: stands for a token that is to be predicted; None: the next one is.
+    """
+
+    ids: Callable[[list[str]], list[list[int]]]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    pad: int
+    mask: int | None
+
+
+def own_tokens(name: str | None) -> OwnTokens:
+    """Those of a pretrained model's tokenizer.
+
+    Raises:
+        SettingError: it has none, or one that lacks what is needed.
+    """
+    if name is None:
+        raise SettingError(
+            "model.pretrained=null: a name on the Hugging Face hub, or a folder with model and tokenizer"
+        )
+    tokenizer: PreTrainedTokenizerBase = from_hub(name, "tokenizer", AutoTokenizer.from_pretrained)
+    kinds = from_hub(name, "configuration", AutoConfig.from_pretrained).architectures or []
+    masked = any(kind.endswith("ForMaskedLM") for kind in kinds)
+    if masked and tokenizer.mask_token_id is None:
+        raise SettingError(f"model.pretrained={name}: its tokenizer has no token that masks")
+
+    def ids(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    def known(*tokens: int | None) -> tuple[int, ...]:
+        return next(((token,) for token in tokens if token is not None), ())
+
+    begin = known(tokenizer.cls_token_id) if masked else known(tokenizer.bos_token_id, tokenizer.eos_token_id)
+    if not masked and not begin:
+        raise SettingError(f"model.pretrained={name}: its tokenizer has no token that begins a text")
+    end = known(tokenizer.sep_token_id) if masked else ()
+    pad = known(tokenizer.pad_token_id, tokenizer.eos_token_id, 0)[0]
+    return OwnTokens(ids, begin, end, pad, tokenizer.mask_token_id if masked else None)
+
+
+def smiles_tokens(name: str) -> OwnTokens:
+    """Those of a BERT of molecules that lists them in ``vocab.txt``: atoms, bonds, rings, branches of SMILES strings.
+
+    Raises:
+        SettingError: there is no such list.
+    """
+    path = Path(in_folder(name)) / "vocab.txt"
+    if not path.is_file():
+        raise SettingError(f"model.pretrained={name}: no vocab.txt, which lists the tokens of SMILES strings")
+    number = {token: index for index, token in enumerate(path.read_text().split())}
+    if missing := [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token not in number]:
+        raise SettingError(f"{path}: no token {missing[0]}")
+
+    def ids(texts: list[str]) -> list[list[int]]:
+        return [[number.get(token, number["[UNK]"]) for token in _SMILES.findall(text)] for text in texts]
+
+    return OwnTokens(ids, (number["[CLS]"],), (number["[SEP]"],), number["[PAD]"], number["[MASK]"])
+
+
+_SMILES = re.compile(r"\[[^\]]*\]|Br|Cl|%[0-9]{2}|.")  # an atom in brackets, one of two letters, a ring of two digits
+
+
+def molecule_texts(read: Callable[[Path, Path], Molecules]) -> Callable[[Path, Path], Corpus]:
+    """Gives the SMILES strings of some molecules as texts: a tenth each to validate and to test, by chance."""
+
+    def texts(data_dir: Path, cache_dir: Path) -> Corpus:
+        molecules = read(data_dir, cache_dir)
+        order = torch.randperm(len(molecules.smiles), generator=torch.Generator().manual_seed(0)).tolist()
+        tenth = len(order) // 10
+        cut = {"valid": order[:tenth], "test": order[tenth : 2 * tenth], "train": order[2 * tenth :]}
+        parts = {part: {str(k): molecules.smiles[k] for k in chosen} for part, chosen in cut.items()}
+        return Corpus(molecules.source, parts)
+
+    return texts
+
+
+class OwnTokenData(SplitData):
+    """Texts as blocks of a pretrained model's tokens. It does not train.
+
+    A block of a masked model has 15 % of its tokens masked, drawn with a fixed seed: at least one.
+
+    Args:
+        read: gives the texts from the data and the cache folder.
+        tokens: how the model reads them.
+        context: the most tokens of a block, what stands around them included.
+        limit: keep only the first so many blocks of each part; None keeps all.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Path, Path], Corpus],
+        tokens: OwnTokens,
+        data_dir: str,
+        cache_dir: str,
+        context: int,
+        eval_batch_size: int,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.read, self.tokens = read, tokens
+        self.folders = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
+        self.room = context - len(tokens.before) - len(tokens.after)
+        if self.room < 1:
+            raise SettingError(f"data.context={context}: at least {context - self.room + 1}")
+        self.eval_batch_size, self.limit = eval_batch_size, checked_limit(limit, "blocks")
+        self.blocks: dict[str, list[Block]] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        if not self.blocks:
+            parts = self.read(*self.folders).parts
+            self.blocks = {part: self._blocks(list(texts.values())) for part, texts in parts.items()}
+
+    def _blocks(self, texts: list[str]) -> list[Block]:
+        generator = torch.Generator().manual_seed(0)
+        cut: list[Block] = []
+        for group, ids in enumerate(self.tokens.ids(texts)):
+            for start in range(0, len(ids), self.room):
+                inside = torch.tensor(ids[start : start + self.room])
+                cut.append(self._block(inside, group, generator))
+                if len(cut) == self.limit:
+                    return cut
+        return cut
+
+    def _block(self, inside: Tensor, group: int, generator: torch.Generator) -> Block:
+        before, after, mask = self.tokens.before, self.tokens.after, self.tokens.mask
+        whole = torch.cat([torch.tensor(before), inside, torch.tensor(after, dtype=torch.long)])
+        if mask is None:
+            return Block(whole[:-1], whole[1:], group)
+        chosen = torch.rand(len(inside), generator=generator)
+        chosen = chosen <= chosen.kthvalue(max(1, round(_MASKED * len(inside)))).values
+        where = torch.zeros(len(whole), dtype=torch.bool)
+        where[len(before) : len(before) + len(inside)] = chosen
+        return Block(whole.masked_fill(where, mask), whole.masked_fill(~where, NO_TARGET), group)
+
+    def train_dataloader(self) -> Any:
+        raise SettingError("a pretrained model is not trained here; train model=opt or model=llama")
+
+    def val_dataloader(self) -> DataLoader[Block]:
+        return self._loader(self.blocks["valid"])
+
+    def test_dataloader(self) -> DataLoader[Block]:
+        return self._loader(self.blocks["test"])
+
+    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> DataLoader[Block]:
+        """Some blocks of the training texts, drawn at random."""
+        blocks = self.blocks["train"]
+        return self._loader([blocks[k] for k in torch.randperm(len(blocks), generator=generator)[:inputs]])
+
+    def _loader(self, blocks: list[Block]) -> DataLoader[Block]:
+        return DataLoader(cast(Any, blocks), self.eval_batch_size, collate_fn=self._collated)
+
+    def _collated(self, chosen: Sequence[Block]) -> TokenBatch:
+        return TokenBatch(
+            padded([block.ids for block in chosen], self.tokens.pad),
+            padded([torch.ones_like(block.ids) for block in chosen], 0),
+            padded([block.targets for block in chosen], NO_TARGET),
+            torch.tensor([block.group for block in chosen]),
+        )

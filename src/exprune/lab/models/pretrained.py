@@ -1,0 +1,103 @@
+"""Any language model of transformers with its published weights, and what it costs (docs/method.md, section 10)."""
+
+import inspect
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+
+from exprune.core.accounting.tally import FlopTally
+from exprune.core.errors import SettingError
+from exprune.lab.data.hub import from_hub
+
+_DTYPES = ("float32", "bfloat16")
+
+
+def pretrained_lm(name: str | None, dtype: str) -> PreTrainedModel:
+    """A causal or masked language model, as its configuration says which.
+
+    Args:
+        name: on the Hugging Face hub, a local folder, or ``package:PACKAGE/FOLDER`` of an installed package.
+        dtype: ``float32`` or ``bfloat16``.
+
+    Raises:
+        SettingError: there is nothing of that name to be had, or it is no language model.
+    """
+    if name is None:
+        raise SettingError(
+            "model.pretrained=null: a name on the Hugging Face hub, or a folder with model and tokenizer"
+        )
+    if dtype not in _DTYPES:
+        raise SettingError(f"model.network.dtype={dtype}: {' or '.join(_DTYPES)}")
+    transformers.logging.set_verbosity_error()  # of weights that another task of the model has
+    transformers.logging.disable_progress_bar()
+    config = from_hub(name, "configuration", AutoConfig.from_pretrained)
+    kinds = config.architectures or []
+    if any(kind.endswith("ForMaskedLM") for kind in kinds):
+        auto: Any = AutoModelForMaskedLM
+    elif any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+        auto = AutoModelForCausalLM
+    else:
+        raise SettingError(
+            f"model.pretrained={name}: a {config.model_type} ({', '.join(kinds) or 'of no architecture'}), neither a "
+            "causal nor a masked language model"
+        )
+    return from_hub(name, "weights", auto.from_pretrained, dtype=getattr(torch, dtype))
+
+
+def is_masked(network: nn.Module) -> bool:
+    """Whether it predicts masked tokens; else the next one."""
+    return type(network).__name__.endswith("ForMaskedLM")
+
+
+def arguments(network: nn.Module, **given: Any) -> tuple[Any, ...]:
+    """The arguments of the network's forward by their places; what stands between them has its default."""
+    found = []
+    for parameter in inspect.signature(network.forward).parameters.values():
+        if not given:
+            break
+        found.append(given.pop(parameter.name) if parameter.name in given else parameter.default)
+    return tuple(found)
+
+
+def measured_flops(network: PreTrainedModel, lengths: Sequence[int]) -> int:
+    """FLOPs of all matrix products for sequences of these lengths, without padding.
+
+    They are counted at three lengths, and are a polynomial of the length: its projections, and attention over all
+    pairs of positions, grow with nothing but the length and its square.
+
+    Raises:
+        SettingError: a fourth length does not lie on it, as where attention looks at a window.
+    """
+    constant, linear, square = _polynomial(network)
+    return sum(constant + linear * length + square * length * length for length in lengths)
+
+
+@lru_cache(maxsize=4)
+def _polynomial(network: PreTrainedModel) -> tuple[int, int, int]:
+    short, middle, long, check = 8, 16, 24, 32
+    of = {length: _counted(network, length) for length in (short, middle, long, check)}
+    square = (of[long] - 2 * of[middle] + of[short]) // (2 * 8 * 8)
+    linear = (of[middle] - of[short]) // 8 - square * (short + middle)
+    constant = of[short] - linear * short - square * short * short
+    if constant + linear * check + square * check * check != of[check]:
+        raise SettingError(f"{type(network).__name__}: its FLOPs are no polynomial of the length, so not known")
+    return constant, linear, square
+
+
+def _counted(network: PreTrainedModel, length: int) -> int:
+    ids = torch.full((1, length), 5, device=network.device)
+    tally, training = FlopTally(), network.training
+    network.eval()
+    try:
+        tally.begin()
+        with torch.no_grad():
+            network(*arguments(network, input_ids=ids, attention_mask=torch.ones_like(ids)))
+    finally:
+        tally.end()
+        network.train(training)
+    return tally.flops

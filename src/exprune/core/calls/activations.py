@@ -25,13 +25,20 @@ class Activation:
         name: its call's and what that was set to, or its module's class.
         function: computes it, of a tensor of any shape and floating type, without changing that.
         relu: whether it maps every z <= 0 to 0 and every z > 0 to z, up to one ceiling.
+        rectifies: whether it maps every z <= 0 to 0: a ReLU, its square, ...
         module: that is it, where no call of torch is.
     """
 
     name: str
     function: Callable[[Tensor], Tensor] = field(compare=False, repr=False)
     relu: bool = False
+    rectifies: bool = False
     module: nn.Module | None = field(default=None, compare=False, repr=False)
+
+    def same_as(self, other: "Activation") -> bool:
+        """Whether both compute the same, where they are tried."""
+        z = torch.linspace(-8, 8, 65, dtype=torch.float64)
+        return torch.equal(self(z), other(z))
 
     def __call__(self, z: Tensor) -> Tensor:
         with torch.no_grad(), torch._C.DisableTorchFunction():
@@ -64,7 +71,7 @@ def activation_of(func: Callable, args: tuple, kwargs: dict) -> Activation | Non
         ceiling = _relu_ceiling(func, args, kwargs)
         if ceiling is not None:
             name = "relu" if ceiling == math.inf else f"relu up to {ceiling:g}"
-            return Activation(name, lambda z: z.clamp(0, ceiling), relu=True)
+            return Activation(name, lambda z: z.clamp(0, ceiling), relu=True, rectifies=True)
         if func not in _LEAKY:
             return None
     further = args[1:]  # of its pre-activation nothing is kept
@@ -93,17 +100,22 @@ def activation_module(module: nn.Module) -> Activation | None:
     if len(needed) != 1 or needed[0].kind in (needed[0].VAR_POSITIONAL, needed[0].VAR_KEYWORD):
         return None
     alone = copy.copy(module)  # what it keeps of a call is not kept of ours
+    try:
+        alone.__dict__ = {name: copy.deepcopy(kept) for name, kept in vars(module).items() if "hooks" not in name}
+    except Exception:  # it has what cannot be copied
+        return None
 
     def function(z: Tensor) -> Tensor:
         out: Tensor = type(alone).forward(alone, z.clone())
         return out
 
-    if not _elementwise(function) or _ends_in_a_call(function):
-        return None
+    with torch.random.fork_rng(devices=[]):
+        if not _elementwise(function) or _ends_in_a_call(function):
+            return None
     z = torch.linspace(-20, 20, 401, dtype=torch.float64)
     out = function(z)
     relu = bool(out[-1] > 0) and torch.equal(out, z.clamp(0, float(out[-1])))
-    return Activation("relu" if relu else type(module).__name__, function, relu, module)
+    return Activation("relu" if relu else type(module).__name__, function, relu, not out[z <= 0].any(), module)
 
 
 def _ends_in_a_call(function: Callable) -> bool:
@@ -132,6 +144,8 @@ def _elementwise(function: Callable) -> bool:
                 return False
             backwards = function(z.flip(0).clone()).flip(0)
             some = function(z[::5].clone().view(2, 5))
+            if out.diff().diff().abs().max() < 1e-9:  # a line, which the neuron's own sum may go through
+                return False
             return all(
                 torch.allclose(one, other, rtol=1e-9, atol=1e-12)
                 for one, other in ((out, function(z.clone())), (out, backwards), (out[::5], some.flatten()))

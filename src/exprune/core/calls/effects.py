@@ -61,6 +61,17 @@ def draws(func: Callable, args: tuple, kwargs: dict) -> bool:
     return name in _RANDOM
 
 
+def keeps_zeros(func: Callable, args: tuple, kwargs: dict, tensor: Tensor) -> bool:
+    """Whether what a call makes of a tensor it is given is exactly 0 wherever that is."""
+    left, right = operands(args, kwargs)
+    if func not in _ZERO_KEEPING or (left is not tensor and (func in DIVISIONS or func not in SCALES)):
+        return False
+    if call_name(func) == "pow":
+        right = kwargs.get("exponent", right)
+        return isinstance(right, int | float) and right > 0
+    return True
+
+
 def operands(args: tuple, kwargs: dict) -> tuple[Any, Any]:
     """The two operands of an arithmetic call."""
     given = named(("left", "right"), args, {_NAMES.get(name, name): value for name, value in kwargs.items()})
@@ -102,5 +113,4 @@ DIVISIONS = functions("div", "divide", "true_divide", "div_", "divide_", "true_d
 SCALES = functions("mul", "multiply", "mul_", "multiply_", "__mul__", "__rmul__", "__imul__") | DIVISIONS
 PARTS = functions("chunk", "split", "tensor_split")
 VIEWS = functions("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze")
-# What leaves an exact 0 one.
-ZERO_KEEPING = SCALES | VIEWS | functions("square", "pow", "__pow__", "transpose", "contiguous", "to")
+_ZERO_KEEPING = SCALES | VIEWS | functions("square", "pow", "__pow__", "pow_", "transpose", "contiguous", "to")

@@ -64,7 +64,7 @@ class ChainFollower(Carrier):
             return
         self.running.append(module)
         self.enters(module)
-        z = next(tensors((args, kwargs)), None)
+        z = next(tensors((args, kwargs)), None) if len(args) + len(kwargs) == 1 else None
         if z is None or (chain := self.chains.get(z)) is None or (activation := self.activation(module)) is None:
             return
         chain = replace(chain, activation=activation)

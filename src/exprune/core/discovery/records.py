@@ -64,6 +64,8 @@ def site_of(name: str, layer: Layer) -> Site:
     reasons = [_reason(call) for call in calls]
     failed = [reason for reason in reasons if reason is not None]
     reason = layer.why or (failed[0] if failed else None)
+    if reason is None and not all(_same_end(call, calls[0]) for call in calls):
+        reason = "its calls feed different activations"
     if layer.why is None and failed and len(failed) < len(reasons):
         reason = f"only some of its {len(reasons)} calls can be pruned: {reason}"
     first = calls[0] if calls else None
@@ -74,7 +76,7 @@ def site_of(name: str, layer: Layer) -> Site:
         spared[gated[0]] = 2 * gated[1].call.terms
     outcomes: tuple[str, ...] = ()
     if layer.why is None and calls and not any(call.elsewhere or call.call.unsupported for call in calls):
-        tested = all(_reason(replace(call, raw=False)) is None for call in calls)
+        tested = all(_reason(replace(call, raw=False)) is None for call in calls) and activation is not None
         outcomes = (ZERO, PREDICTION) if tested else (PREDICTION,)
     return Site(
         name=name,
@@ -101,8 +103,19 @@ def site_of(name: str, layer: Layer) -> Site:
     )
 
 
+def read_beside_its_parts(whole: Layer) -> str | None:
+    """Why the parts of a layer cannot be pruned: somebody reads all of its outputs; None where nobody does."""
+    for call in whole.calls:
+        named = {use for uses in call.uses.values() for use in uses} - {"", "chunk", "split", "tensor_split"}
+        if named or sum(map(len, call.uses.values())) > max(call.uses, default=0) + 1:
+            return f"its pre-activation is also read by {', '.join(sorted(named)) or 'another operation'}"
+    return None
+
+
 def _same_end(call: Call, first: Call) -> bool:
-    return call.closed and call.activation == first.activation
+    if not (call.closed and call.activation and first.activation):
+        return False
+    return (call.activation.relu and first.activation.relu) or call.activation.same_as(first.activation)
 
 
 def _factor(calls: Sequence[Call]) -> tuple[str, Call] | None:
@@ -133,26 +146,12 @@ def _closes(call: Call) -> bool:
 def _feeds(name: str) -> str:
     if not name:
         return "feeds no activation"
-    if name in _NAMED_UNKNOWN:
-        return (
-            f"feeds {name}, an activation that is not known; register_activation(torch.{name}) makes it one, or a "
-            "module of its own without parameters does"
-        )
+    if name in _ELEMENTWISE:
+        return f"feeds {name}, not an activation that is known; register_activation(torch.{name}) makes it one"
     return f"feeds {name}, not an activation"
 
 
-# What else is elementwise and ends what layers compute.
-_NAMED_UNKNOWN = {
-    "tanh",
-    "sigmoid",
-    "softsign",
-    "hardsigmoid",
-    "hardtanh",
-    "logsigmoid",
-    "prelu",
-    "rrelu",
-    "tanhshrink",
-}
+_ELEMENTWISE = {"tanh", "sigmoid", "sin", "exp", "abs", "erf"}  # of torch's, what may end what a layer computes
 
 
 def _reason(call: Call) -> str | None:

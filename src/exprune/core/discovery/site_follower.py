@@ -33,7 +33,7 @@ class SiteFollower(ChainFollower):
         self._activations = {module: activation for site in sites for module, activation in site.ends}
         super().__init__(dict.fromkeys((*(site.module for site in sites), *self._activations)))
         self._followed = {site.name for site in sites if site.eligible} if followed is None else set(followed)
-        self._at_output = {site.name for site in sites if site.outcomes and not site.before_relu}
+        self._at_output = {site.name for site in sites if site.outcomes and not site.before_activation}
         self._in_training: str | bool = False  # the first layer that is
         self._random: str | bool = False  # the first call that draws random numbers
         self._of_module: dict[nn.Module, list[Site]] = defaultdict(list)

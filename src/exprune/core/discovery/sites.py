@@ -82,6 +82,16 @@ class Site:
         return self.before_activation and self.relu
 
     @property
+    def rectified(self) -> bool:
+        """Whether it is tested at an activation that makes 0 of all that is negative, a ReLU or its square."""
+        return self.before_activation and self.activation is not None and self.activation.rectifies
+
+    @property
+    def worth_of_zero(self) -> int:
+        """FLOPs of :attr:`spared` that are no saving of the dense network's own: a rectified neuron's column is."""
+        return sum(flops for name, flops in self.spared.items() if name != self.reader or not self.rectified)
+
+    @property
     def followed(self) -> bool:
         """Whether its calls can be followed, be it to the reason why it cannot be pruned."""
         return self.kind in _SPATIAL_DIMS or self.kind.startswith("conv_transpose")

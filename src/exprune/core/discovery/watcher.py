@@ -2,7 +2,7 @@
 
 import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from exprune.core.calls.activations import Activation, activation_module
-from exprune.core.calls.effects import DIVISIONS, SCALES, ZERO_KEEPING, call_name, describes, tensors
+from exprune.core.calls.effects import SCALES, call_name, changes, describes, keeps_zeros, tensors
 from exprune.core.calls.formulas import multiplies
 from exprune.core.calls.layers import LinearCall, Owner, called_with_any_weight, owner_in
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.following import ChainFollower
 from exprune.core.discovery.origins import CONSTANT, UNKNOWN, origin_of
-from exprune.core.discovery.records import Call, Layer, kind_and_terms, site_of
+from exprune.core.discovery.records import Call, Layer, kind_and_terms, read_beside_its_parts, site_of
 from exprune.core.discovery.sites import Site
 from exprune.core.discovery.writes import Writes
 
@@ -126,12 +126,14 @@ class Watcher(ChainFollower):
             inputs = list(tensors((args, kwargs)))
             before = [(tensor, self.version(tensor)) for tensor in inputs]
             origins = [self.origins.get(tensor, UNKNOWN) for tensor in inputs]
+            read = [(tensor, record) for tensor in inputs if (record := self.activated.get(tensor)) is not None]
         seen, self._last = len(self._calls), None
         out = super().__torch_function__(func, types, args, kwargs)
         with torch._C.DisableTorchFunction():
             if len(self._calls) == seen:
                 self._note_product(func, inputs)
-            self._note_readers(func, args, kwargs, out)
+            for tensor, record in read:
+                self._note_reader(tensor, record, func, args, kwargs, out)
             for tensor in tensors(out):
                 if not any(tensor is t and self.version(t) == version for t, version in before):
                     self.origins[tensor] = origin_of(func, inputs, origins, tensor, len(self._calls) > seen)
@@ -149,23 +151,21 @@ class Watcher(ChainFollower):
         elif name in _OTHER_PRODUCTS and _weights(running, inputs):
             self._unfollowed(running, name, f"computes {name}, which is not followed to an activation", inputs)
 
-    def _note_readers(self, func: Callable, args: tuple, kwargs: dict, out: Any) -> None:
+    def _note_reader(self, tensor: Tensor, record: Call, func: Callable, args: tuple, kwargs: dict, out: Any) -> None:
         """Who reads what comes of an activation, as far as an exact 0 in it stays one."""
-        if describes(func):
+        if describes(func) or (self._last is not None and self._last.input is tensor):
             return
-        for tensor in tensors((args, kwargs)):
-            record = self.activated.get(tensor)
-            if record is None or out is tensor or (self._last is not None and self._last.input is tensor):
-                continue
-            others = [x for x in tensors((args, kwargs)) if x is not tensor]
-            divisor = func in DIVISIONS and bool(others) and args[0] is not tensor
-            kept = func in ZERO_KEEPING and not divisor
-            if kept and isinstance(out, Tensor) and out.shape[-1:] == tensor.shape[-1:]:
-                if func in SCALES and others and (chain := self.chains.get(others[0])) is not None:
-                    record.factor = chain.name, self._record(chain)
-                self.activated[out] = record
-            else:
-                record.readers.append(None)
+        if out is tensor and not changes(func, kwargs):  # the same object: contiguous, dropout, ...
+            return
+        same_width = isinstance(out, Tensor) and out.shape[-1:] == tensor.shape[-1:]
+        if not same_width or not keeps_zeros(func, args, kwargs, tensor):
+            record.readers.append(None)
+            return
+        self.activated[out] = record
+        other = next((x for x in tensors((args, kwargs)) if x is not tensor), None)
+        if func in SCALES and other is not None and other.shape == tensor.shape and other in self.chains:
+            chain = self.chains[other]
+            record.factor = chain.name, self._record(chain)
 
     def _unfollowed(self, module: nn.Module, kind: str, why: str, inputs: list[Tensor], hidden: bool = False) -> None:
         name = self._called(module)
@@ -244,6 +244,9 @@ class Watcher(ChainFollower):
                 self.layers[name] = Layer(module, *kind_and_terms(module), why=why)
         # What is split is told apart where a part of it is before an activation, as a gate is.
         split = {layer.whole for layer in self.layers.values() if any(call.closed for call in layer.calls)} - {None}
+        for layer in self.layers.values():
+            if layer.whole is not None and layer.why is None:
+                layer.why = read_beside_its_parts(self.layers[layer.whole])
         return [
             site_of(name, layer) for name, layer in self.layers.items() if layer.whole is None or layer.whole in split
         ]
@@ -251,8 +254,22 @@ class Watcher(ChainFollower):
 
 def _column_flops(call: LinearCall) -> int:
     """FLOPs of a layer that one number of its input takes part in, but for the borders of an image."""
-    each = call.weight.shape[0] // call.groups * call.weight.shape[2:].numel()
-    return 2 * each // math.prod(call.stride)
+    each = 2 * (call.weight.shape[0] // call.groups) * call.weight.shape[2:].numel()
+    space = call.input.shape[call.input.dim() - call.spatial_dims :]
+    places = [
+        (size + 2 * pad - apart * (kernel - 1) - 1) // stride + 1
+        for size, pad, apart, kernel, stride in zip(
+            space, _padding(call), call.dilation, call.weight.shape[2:], call.stride, strict=True
+        )
+    ]
+    return int(each * math.prod(places) // max(math.prod(space), 1))
+
+
+def _padding(call: LinearCall) -> Sequence[float]:
+    """Of either side; where it is not the same on both, half of both."""
+    if call.padding == "same":
+        return [apart * (size - 1) / 2 for apart, size in zip(call.dilation, call.weight.shape[2:], strict=True)]
+    return (0,) * call.spatial_dims if isinstance(call.padding, str) else call.padding
 
 
 def _weights(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:

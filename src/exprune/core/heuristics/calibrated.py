@@ -42,7 +42,7 @@ class Calibrated(CalibratedTest):
         self.tolerance = tolerance
 
     def refuses(self, site: Site) -> str | None:
-        if site.activation is None or site.activation.relu or self.tolerance is not None:
+        if site.activation is None or site.activation.rectifies or self.tolerance is not None:
             return None
         return f"feeds {site.activation.name}, no ReLU: Calibrated needs a tolerance for it, such as tolerance=0.1"
 
@@ -50,12 +50,12 @@ class Calibrated(CalibratedTest):
         return math.inf if seen.tau == 0 else -NormalDist().inv_cdf(seen.tau)
 
     def threshold(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor:
-        if seen.site.before_relu:
+        if seen.site.rectified:
             return super().threshold(seen, sd, gradient)
         assert seen.site.activation is not None and self.tolerance is not None  # else it refuses
         return tolerated(seen.site.activation, sd, self.tolerance, seen.tau)
 
     def thresholds(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor:
-        if seen.site.before_relu:
+        if seen.site.rectified:
             return super().thresholds(seen, sd, gradient, widths)
         return torch.stack([self.threshold(seen, sd * width, gradient) for width in (0.0, *widths.tolist())])

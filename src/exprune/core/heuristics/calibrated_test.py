@@ -57,6 +57,8 @@ class CalibratedTest(Heuristic):
         statistics: by site, from :class:`~exprune.core.Recorder`; None: to be set before the run.
     """
 
+    needs_statistics = True
+
     def __init__(
         self,
         tau: Tau | None = None,

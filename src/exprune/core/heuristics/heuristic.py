@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from exprune.core.accounting.plan import Plan
+from exprune.core.calibration.lines import SiteStatistics
 from exprune.core.discovery.sites import Site, matching
 from exprune.core.errors import SettingError
 from exprune.core.settings import plain_knob, real, whole
@@ -80,6 +81,8 @@ class Heuristic(ABC):
     needs_squares: ClassVar[bool] = False
     needs_full: ClassVar[bool] = False
     tau_range: ClassVar[tuple[float, float] | None] = None  # of every value; None: tau is not checked
+    needs_statistics: bool = False  # whether those are to be set before the run
+    statistics: Mapping[str, SiteStatistics] | None = None  # by site, of a Recorder
     predicts: bool = False  # whether what it stops outputs a prediction, so that a site needs no ReLU
 
     def __init__(self, tau: Tau | None = None, n: int = 32) -> None:
@@ -120,7 +123,7 @@ class Heuristic(ABC):
 
     def refuses(self, site: Site) -> str | None:
         """Why it cannot test such a site, which then runs dense; None where it can: before a ReLU, unless it says."""
-        if site.activation is None or site.activation.relu:
+        if site.activation is None or site.activation.rectifies:
             return None
         return f"feeds {site.activation.name}, no ReLU, for which {type(self).__name__} has no test; Optimal has one"
 

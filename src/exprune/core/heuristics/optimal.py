@@ -25,8 +25,6 @@ from exprune.core.heuristics.stopping import (
 )
 from exprune.core.settings import real
 
-_FAR = 1e6  # of an expectation: never or always
-
 
 class Optimal(CalibratedTest):
     """Stop where the expected damage to the loss is worth the FLOPs that are left.
@@ -78,7 +76,7 @@ class Optimal(CalibratedTest):
         if (activation := _elementwise(seen.site)) is None:
             return super().threshold(seen, sd, gradient)
         gradient, left = self._worth(seen, sd, gradient)
-        spared, overhead = sum(seen.site.spared.values()), self.overhead(0, seen.site)
+        spared, overhead = seen.site.worth_of_zero, self.overhead(0, seen.site)
         return thresholds(
             activation, gradient, sd, left, spared, self.lam, overhead, ahead=self.ahead, predict=self.predicts
         )
@@ -108,7 +106,7 @@ class Optimal(CalibratedTest):
         activation = _elementwise(seen.site)
         assert activation is not None
         gradient, _ = self._worth(seen, sd, gradient)
-        return zero_thresholds(activation, gradient, sd, sum(seen.site.spared.values()), self.lam)
+        return zero_thresholds(activation, gradient, sd, seen.site.worth_of_zero, self.lam)
 
     def _solved(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, level: int) -> Tensor:
         """The margins at the price 4^level. Other prices ask for the same ones, so they stay with the statistics."""
@@ -148,8 +146,11 @@ def _elementwise(site: Site) -> Activation | None:
 
 def _between(solved: Callable[[float], Tensor], widths: Tensor) -> Tensor:
     """Thresholds at these widths, 2^-4 to 2^4, from those at the powers of 2: (widths, stages, outputs)."""
-    known = torch.stack([solved(2.0**power) for power in range(-4, 5)]).clamp(-_FAR, _FAR)
+    known = torch.stack([solved(2.0**power) for power in range(-4, 5)])
     at = torch.log2(widths).clamp(-4, 4) + 4
-    low = at.long().clamp(max=len(known) - 2)
-    found = torch.lerp(known[low], known[low + 1], (at - low).to(known).view(-1, 1, 1))
-    return torch.where(found.abs() >= _FAR, found * math.inf, found)
+    first = at.long().clamp(max=len(known) - 2)
+    low, high = known[first], known[first + 1]
+    between = torch.lerp(low, high, (at - first).to(known).view(-1, 1, 1))
+    return torch.where(
+        low.isfinite() & high.isfinite(), between, low.minimum(high)
+    )  # beside never or always: cautiously

@@ -40,7 +40,7 @@ class Oracle(Heuristic):
         if lam is not None:
             wanted = "a number, at least 0 (expected loss per FLOP), or null"
             lam = real(lam, "lam", wanted, lambda value: 0 <= value < math.inf, "Oracle")
-        self.lam, self.statistics = lam, statistics
+        self.lam, self.statistics, self.needs_statistics = lam, statistics, lam is not None
         if order not in ("model", BY_INPUT):
             raise SettingError(
                 f"order={order!r} of Oracle: model or {BY_INPUT}; which terms it has seen is all the same"
@@ -53,7 +53,7 @@ class Oracle(Heuristic):
     def stop(self, seen: Prefix) -> Tensor:
         assert seen.full is not None  # needs_full
         activation = seen.site.activation
-        if activation is None or activation.relu:
+        if activation is None or activation.rectifies:
             return seen.full <= 0
         assert self.lam is not None  # else it refuses
         gradient = None if self.statistics is None else self.statistics[seen.site.name].gradient
@@ -62,12 +62,12 @@ class Oracle(Heuristic):
                 f"Oracle: no gradients of {seen.site.name}, which it needs with lam; calibrate with them"
             )
         left = torch.as_tensor(seen.plan.dense_flops - seen.plan.stages[seen.stage].flops)
-        left = left + sum(seen.site.spared.values())
+        left = left + seen.site.worth_of_zero
         worth = (2 * self.lam * left / floored(gradient)).sqrt().to(seen.full)
         shape = (-1, *(1,) * seen.spatial_dims)
         return activation(seen.full).abs() < worth.view(shape)
 
     def refuses(self, site: Site) -> str | None:
-        if site.activation is None or site.activation.relu or self.lam is not None:
+        if site.activation is None or site.activation.rectifies or self.lam is not None:
             return None
         return f"feeds {site.activation.name}, no ReLU: Oracle needs a price for it, such as lam=1e-10"

@@ -97,12 +97,12 @@ class ExPrune:
     def _spared_elsewhere(self, site: Site) -> int:
         """FLOPs in layers that run dense that a 0 of this site spares, and that the dense network spends.
 
-        A ReLU's zeros are the dense network's own. Sites count what they do themselves.
+        The columns of a ReLU's zeros are the dense network's own saving. Sites count what they do themselves.
         """
-        if site.relu and site.gated is None:
-            return 0
-        dense = (name for name in site.spared if name not in self._ledger.sites and name not in self._masks)
-        return sum(site.spared[name] for name in dense)
+        wholes = {other.name: other.whole for other in self.sites}
+        counted = {*self._ledger.sites, *(wholes[name] for name in self._ledger.sites), *self._masks}
+        own = (name for name in site.spared if name != site.reader or not site.rectified)
+        return sum(site.spared[name] for name in own if name not in counted and wholes.get(name) not in self._masks)
 
     def _masks_now(self) -> dict[str, Tensor]:
         return {site.name: mask for site in self.sites if site.rows is None and (mask := site.mask) is not None}

@@ -53,9 +53,10 @@ def spent(stops: Stops, ranked: Ranked | None) -> Tensor:
         each = [torch.as_tensor(stage.flops) for stage in plan.stages]
         flops = torch.as_tensor(plan.dense_flops).to(stopped[0].device).expand_as(stopped[0]).float()
     else:
-        nonzero = ranked.nonzero.sum(1, keepdim=True)
-        each = [2 * torch.as_tensor(n).to(nonzero).minimum(nonzero) for n in ranked.counts()]
-        flops = (2 * nonzero).expand_as(stopped[0]).float()
+        there, firsts = ranked.nonzero.float(), [first.float() for first in ranked.firsts()]
+        weights = torch.ones_like(there[:1].T) if plan.weights is None else plan.weights.to(there).T
+        each = [2 * (first * there) @ weights for first in firsts]
+        flops = (2 * there @ weights).expand_as(stopped[0])
     for at, so_far in zip(each[::-1], stopped[::-1], strict=True):
         flops = torch.where(so_far, at.to(flops), flops)
     return flops

@@ -124,7 +124,8 @@ class Stops:
         if self.site.before_relu:  # the output as it is: not 0
             positive.copy_(activations)
         elif self.site.before_activation:
-            positive.copy_(activations > 0)
+            assert self.site.activation is not None
+            positive.copy_(activations > float(self.site.activation(torch.zeros(1))))
         else:
             positive.fill_(True)  # nothing is negative that no activation tells from 0
         torch.bitwise_and(positive, self.zeroed(), out=wrong)  # what outputs its expected value is not wrong

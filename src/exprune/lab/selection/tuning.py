@@ -44,12 +44,12 @@ Maker = Callable[..., Heuristic | None]
 
 def maker(subject: Subject) -> Maker:
     """What makes the configured heuristic with given knobs, ready to run; its statistics are read or measured once."""
-    needed = hasattr(heuristic_of(subject.cfg), "statistics")
-    statistics = statistics_of(subject) if needed else None
+    untested = heuristic_of(subject.cfg)
+    statistics = statistics_of(subject) if untested is not None and untested.needs_statistics else None
 
     def make(**knobs: Any) -> Heuristic | None:
         heuristic = heuristic_of(subject.cfg, **knobs)
-        if heuristic is not None and hasattr(heuristic, "statistics"):
+        if heuristic is not None and statistics is not None:
             heuristic.statistics = statistics
         return heuristic
 

@@ -259,18 +259,9 @@ def test_no_price(subject: Subject, predict: bool) -> None:
     assert run.flops.pruned == run.flops.dense + tests
 
 
-AT_ITS_OUTPUT = pytest.mark.xfail(
-    strict=True,
-    reason="SiteFollower._at_output holds sites before an activation that is no ReLU: they are tested before their "
-    "BatchNorm, residual and activation, and what stops becomes a z of 0",
-)
-
-
 @pytest.mark.parametrize("predict", [False, True])
-def test_a_moderate_price(subject: Subject, predict: bool, request: pytest.FixtureRequest) -> None:
+def test_a_moderate_price(subject: Subject, predict: bool) -> None:
     """It saves, what stops with 0 reaches its reader as 0, and the context leaves nothing behind."""
-    if subject.architecture is ARCHITECTURES["EfficientNet"]:
-        request.applymarker(AT_ITS_OUTPUT)
     want, state = subject.run(), {name: value.clone() for name, value in subject.model.state_dict().items()}
     zeros, handles = {}, []
     for name, (_, _, reader) in subject.architecture.sites.items():

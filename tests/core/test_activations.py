@@ -1418,7 +1418,11 @@ class Swish(nn.Module):
         return z * torch.sigmoid(self.beta * z)
 
 
-@pytest.mark.parametrize("both", [(F.gelu, F.silu), (F.relu, F.gelu), (Swish(1.0), Swish(9.0))], ids=str)
+@pytest.mark.parametrize(
+    "both",
+    [(F.gelu, F.silu), (F.relu, F.gelu), (Swish(1.0), Swish(9.0))],
+    ids=["gelu and silu", "relu and gelu", "two of one class"],
+)
 def test_a_layer_before_several_activations(both: tuple) -> None:
     site = layer_of(Twice(*both), batch())
     assert not site.eligible or (site.activation is None and Threshold(-0.1).refuses(site))

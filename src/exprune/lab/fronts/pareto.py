@@ -118,6 +118,7 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
         "pruned_flops": round(flops["pruned"], 3),
         "saved_percent": round(100 * flops["saved"], 3),
         "scope_saved_percent": round(100 * flops["paper_scope"]["saved"], 3),
+        "sites_saved_percent": _of_sites(counts),
         "pruned_share": round(sum(site["pruned"] for site in counts) / outputs, 5),
         "negative_share": round(sum(site["negative"] for site in counts) / outputs, 5),
         "wrong_share": round(sum(site["wrong"] for site in counts) / outputs, 5),
@@ -129,6 +130,14 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
         "checkpoint": result["checkpoint"],
         "command": result["command"],
     }
+
+
+def _of_sites(counts: list[dict[str, Any]]) -> float | None:
+    """What is saved of the FLOPs of the sites alone, %; None: an older result does not say."""
+    flops = [site["flops"] for site in counts if site.get("flops")]
+    dense = sum(one["dense"] for one in flops)
+    left = sum(one["pruned"] - one["spared"] for one in flops)
+    return round(100 * (1 - left / dense), 3) if dense else None
 
 
 def _skippable(flops: dict[str, Any]) -> dict[str, float | None]:

@@ -4,6 +4,7 @@ A layer is found by its call, not by the class of its module: a module of any cl
 matrix product or a convolution with weights of its own is one (docs/method.md, section 1).
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,20 @@ class LinearCall:
     @property
     def terms(self) -> int:
         return self.weight.shape[0 if self.transposed_conv else 1]
+
+    @property
+    def column_flops(self) -> int:
+        """FLOPs that one number of its input takes part in, on average over an image. Of no transposed convolution."""
+        each = 2 * (self.weight.shape[0] // self.groups) * self.weight.shape[2:].numel()
+        space, kernel = self.input.shape[self.input.dim() - self.spatial_dims :], self.weight.shape[2:]
+        if self.padding == "same":
+            outputs = space.numel()
+        else:
+            sides = (0,) * self.spatial_dims if isinstance(self.padding, str) else self.padding
+            reach = (apart * (size - 1) for apart, size in zip(self.dilation, kernel, strict=True))
+            places = zip(space, sides, reach, self.stride, strict=True)
+            outputs = math.prod((size + 2 * side - far - 1) // step + 1 for size, side, far, step in places)
+        return each * outputs // max(space.numel(), 1)
 
 
 def layer_call(func: Callable, args: tuple, kwargs: dict) -> tuple[LinearCall, Tensor | None] | None:

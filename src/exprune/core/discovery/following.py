@@ -15,6 +15,7 @@ from exprune.core.calls.activations import Activation
 from exprune.core.calls.effects import tensors
 from exprune.core.discovery.carrying import Carrier
 from exprune.core.discovery.chain import Chain
+from exprune.core.discovery.steps import other, step_of
 
 
 class ChainFollower(Carrier):
@@ -85,7 +86,13 @@ class ChainFollower(Carrier):
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
         if self._closing is not None:  # how an activation comes about is its own affair
             return self.execute(func, args, kwargs or {})
-        return super().__torch_function__(func, types, args, kwargs)
+        kwargs = kwargs or {}
+        step = step_of(func)
+        # What is worked out here is no call of the model: a context around this one must not see it.
+        with torch._C.DisableTorchFunction():
+            if step is not None and (done := step(self, func, args, kwargs)) is not None:
+                return done
+            return other(self, func, args, kwargs)
 
     # What subclasses decide.
 

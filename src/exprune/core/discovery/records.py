@@ -59,6 +59,12 @@ def kind_and_terms(module: nn.Linear | _ConvNd) -> tuple[str, int, int]:
     return kind, weight.shape[0 if transposed else 1], weight.shape[2:].numel()
 
 
+def weights_among(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
+    """The weights among the inputs of a call; what torch.nn.utils.prune makes of one is no parameter."""
+    masked = [value for value in module.__dict__.values() if isinstance(value, Tensor)]
+    return [t for t in inputs if t.dim() > 1 and (isinstance(t, nn.Parameter) or any(t is m for m in masked))]
+
+
 def site_of(name: str, layer: Layer) -> Site:
     calls = layer.calls
     reasons = [_reason(call) for call in calls]

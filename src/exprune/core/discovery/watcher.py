@@ -1,8 +1,7 @@
 """Watching one forward pass of a model: every layer's calls, what their outputs go through, and who reads them."""
 
 import gc
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +16,7 @@ from exprune.core.calls.layers import LinearCall, Owner, called_with_any_weight,
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.following import ChainFollower
 from exprune.core.discovery.origins import CONSTANT, UNKNOWN, origin_of
-from exprune.core.discovery.records import Call, Layer, kind_and_terms, read_beside_its_parts, site_of
+from exprune.core.discovery.records import Call, Layer, kind_and_terms, read_beside_its_parts, site_of, weights_among
 from exprune.core.discovery.sites import Site
 from exprune.core.discovery.writes import Writes
 
@@ -79,7 +78,7 @@ class Watcher(ChainFollower):
         record = Call(call, not origin.learned, origin.spatial, elsewhere=elsewhere)
         self._last = call
         if (whose := self.activated.get(call.input)) is not None:
-            whose.readers.append(None if call.transposed_conv else (name, _column_flops(call)))
+            whose.readers.append(None if call.transposed_conv else (name, call.column_flops))
         self._see(layer, record)
         return name
 
@@ -148,7 +147,7 @@ class Watcher(ChainFollower):
         if isinstance(func, torch._ops.OpOverload) and multiplies(func):
             why = f"computes {name} in scripted or C++ code, whose calls cannot be seen when it is pruned"
             self._unfollowed(running, name, why, inputs, hidden=True)
-        elif name in _OTHER_PRODUCTS and _weights(running, inputs):
+        elif name in _OTHER_PRODUCTS and weights_among(running, inputs):
             self._unfollowed(running, name, f"computes {name}, which is not followed to an activation", inputs)
 
     def _note_reader(self, tensor: Tensor, record: Call, func: Callable, args: tuple, kwargs: dict, out: Any) -> None:
@@ -170,7 +169,7 @@ class Watcher(ChainFollower):
     def _unfollowed(self, module: nn.Module, kind: str, why: str, inputs: list[Tensor], hidden: bool = False) -> None:
         name = self._called(module)
         if name not in self.layers:
-            weights = _weights(module, inputs)
+            weights = weights_among(module, inputs)
             terms = weights[0].shape[1] if weights else inputs[0].shape[-1] if inputs and inputs[0].dim() else 1
             self.layers[name] = Layer(module, kind, terms, 1, why=why)
         self.layers[name].hidden |= hidden
@@ -250,29 +249,3 @@ class Watcher(ChainFollower):
         return [
             site_of(name, layer) for name, layer in self.layers.items() if layer.whole is None or layer.whole in split
         ]
-
-
-def _column_flops(call: LinearCall) -> int:
-    """FLOPs of a layer that one number of its input takes part in, but for the borders of an image."""
-    each = 2 * (call.weight.shape[0] // call.groups) * call.weight.shape[2:].numel()
-    space = call.input.shape[call.input.dim() - call.spatial_dims :]
-    places = [
-        (size + 2 * pad - apart * (kernel - 1) - 1) // stride + 1
-        for size, pad, apart, kernel, stride in zip(
-            space, _padding(call), call.dilation, call.weight.shape[2:], call.stride, strict=True
-        )
-    ]
-    return int(each * math.prod(places) // max(math.prod(space), 1))
-
-
-def _padding(call: LinearCall) -> Sequence[float]:
-    """Of either side; where it is not the same on both, half of both."""
-    if call.padding == "same":
-        return [apart * (size - 1) / 2 for apart, size in zip(call.dilation, call.weight.shape[2:], strict=True)]
-    return (0,) * call.spatial_dims if isinstance(call.padding, str) else call.padding
-
-
-def _weights(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
-    """The weights among the inputs of a call; what torch.nn.utils.prune makes of one is no parameter."""
-    masked = [value for value in module.__dict__.values() if isinstance(value, Tensor)]
-    return [t for t in inputs if t.dim() > 1 and (isinstance(t, nn.Parameter) or any(t is m for m in masked))]

@@ -1,0 +1,186 @@
+"""What each torch call means for the chains of the tensors that it is given.
+
+A step runs the call and carries the tags on; it gives None, and runs nothing, where the call is none of its kind.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from exprune.core.calls import effects
+from exprune.core.calls.activations import ACTIVATION_CALLS, activation_of
+from exprune.core.calls.layers import LAYER_CALLS, layer_call, named, per_channel
+from exprune.core.discovery.carrying import Carrier
+
+
+def step_of(func: Callable) -> Callable | None:
+    """The step of a call; None: no chain goes through it."""
+    return STEPS.get(func) or (_activation if func in ACTIVATION_CALLS else None)
+
+
+def other(carrier: Carrier, func: Callable, args: tuple, kwargs: dict) -> Any:
+    """A call that no chain goes through."""
+    tagged = [
+        (x, chain, carrier.version(x))
+        for x in effects.tensors((args, kwargs))
+        if (chain := carrier.chains.get(x)) is not None and not effects.describes(func)
+    ]
+    out = carrier.run(func, args, kwargs)
+    for x, chain, version in tagged:
+        changed = effects.changes(func, kwargs) or carrier.version(x) != version
+        if changed:
+            carrier.chains.pop(x, None)
+        same = any(x is result for result in effects.tensors(out))  # the same object: contiguous, dropout, ...
+        if changed or not same:
+            carrier.reads(chain, func)
+    return out
+
+
+def _layer(carrier: Carrier, func: Callable, args: tuple, kwargs: dict) -> Any:
+    parsed = layer_call(func, args, kwargs)
+    if parsed is None:
+        return None
+    call, bias = parsed
+    name = carrier.layer(func, call)
+    if name is None:
+        return None
+    read = [chain for x in effects.tensors((args, kwargs)) if (chain := carrier.chains.get(x)) is not None]
+    out, call = carrier.compute(name, call, bias, lambda: carrier.run(func, args, kwargs))
+    for chain in read:
+        carrier.reads(chain, func)
+    carrier.tag(name, out, call, bias)
+    return out
+
+
+def _batch_norm(carrier: Carrier, func: Callable, args: tuple, kwargs: dict) -> Any:
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    given = named(names, args, kwargs)
+    mean, variance = given["running_mean"], given["running_var"]
+    of_batch = given.get("training", False) or mean is None
+    if of_batch:
+        carrier.at_batch_statistics(training_mode=mean is not None)
+    chain, z = carrier.chains.get(given["input"]), given["input"]
+    # BatchNorm's channels are dimension 1; of a Linear's output those are its own only where it is a matrix.
+    if chain is None or of_batch or z.dim() != chain.call.spatial_dims + 2:
+        return None
+    out = carrier.run(func, args, kwargs)
+    scale = (variance + given.get("eps", 1e-5)).rsqrt()
+    if given.get("weight") is not None:
+        scale = scale * given["weight"]
+    shift = -mean * scale
+    if given.get("bias") is not None:
+        shift = shift + given["bias"]
+    dims = chain.call.spatial_dims
+    carrier.carry(chain, out, chain.affine(per_channel(scale, dims), per_channel(shift, dims)))
+    return out
+
+
+def _add(carrier: Carrier, func: Callable, args: tuple, kwargs: dict) -> Any:
+    left, right = effects.operands(args, kwargs)
+    candidates = [x for x in (left, right) if isinstance(x, Tensor) and x in carrier.chains]
+    if not candidates or left is right or kwargs.get("alpha", 1) != 1 or kwargs.get("out") is not None:
+        return None
+    own = carrier.deeper(left, right) if len(candidates) == 2 else candidates[0]
+    other = right if own is left else left
+    chain, shape = carrier.chains[own], own.shape
+    if isinstance(other, Tensor) and torch.broadcast_shapes(shape, other.shape) != shape:
+        return None
+    if func in effects.IN_PLACE_ADDS and own is not left:
+        other = left.clone()  # it is about to become the sum
+    beside = carrier.one_per_channel(chain, own, other)
+    out = carrier.run(func, args, kwargs)
+    carrier.carry(chain, out, chain.plus(other) if beside is None else chain.shifted(beside))
+    return out
+
+
+def _sub(carrier: Carrier, func: Callable, args: tuple, kwargs: dict) -> Any:
+    left, right = effects.operands(args, kwargs)
+    chain = carrier.chains.get(left) if isinstance(left, Tensor) else None
+    if chain is None or kwargs.get("alpha", 1) != 1 or kwargs.get("out") is not None:
+        return None
+    beside = carrier.one_per_channel(chain, left, right)
+    if beside is None:
+        return None
+    out = carrier.run(func, args, kwargs)
+    carrier.carry(chain, out, chain.shifted(-beside))
+    return out
+
+
+def _scale(carrier: Carrier, func: Callable, args: tuple, kwargs: dict) -> Any:
+    left, right = effects.operands(args, kwargs)
+    if func not in effects.DIVISIONS and isinstance(right, Tensor) and right in carrier.chains:
+        left, right = right, left
+    chain = carrier.chains.get(left) if isinstance(left, Tensor) else None
+    if chain is None or {"out", "rounding_mode"} & kwargs.keys():
+        return None
+    factor = carrier.one_per_channel(chain, left, right)
+    if factor is None:
+        return None
+    factor = torch.as_tensor(factor, dtype=left.dtype, device=left.device)
+    factor = per_channel(1 / factor if func in effects.DIVISIONS else factor, chain.call.spatial_dims)
+    out = carrier.run(func, args, kwargs)
+    carrier.carry(chain, out, chain.scaled(factor))
+    return out
+
+
+def _view(carrier: Carrier, func: Callable, args: tuple, kwargs: dict) -> Any:
+    z = args[0] if args else kwargs.get("input", kwargs.get("self"))
+    if not isinstance(z, Tensor) or (chain := carrier.chains.get(z)) is None or chain.call.is_conv or not z.dim():
+        return None
+    out = carrier.run(func, args, kwargs)
+    if out is z:
+        return out
+    if out.dim() and out.dtype == z.dtype and out.shape[-1] == z.shape[-1]:
+        carrier.carry(chain, out, chain.viewed(z.shape, out.shape))
+    else:
+        carrier.reads(chain, func)
+    return out
+
+
+def _parts(carrier: Carrier, func: Callable, args: tuple, kwargs: dict) -> Any:
+    """A Linear's channels in several tensors, as of a gate and what it multiplies in one matrix."""
+    z = args[0] if args else kwargs.get("input", kwargs.get("self"))
+    if not isinstance(z, Tensor) or (chain := carrier.chains.get(z)) is None or chain.call.is_conv:
+        return None
+    given = named(("input", "sizes", "dim"), args, kwargs)
+    if given.get("dim", 0) not in (-1, z.dim() - 1):
+        return None
+    out = carrier.run(func, args, kwargs)
+    carrier.reads(chain, func)
+    start = 0
+    for part in out:
+        end = start + part.shape[-1]
+        if (own := carrier.part(chain, start, end)) is not None:
+            carrier.begin(own, part)
+        start = end
+    return out
+
+
+def _activation(carrier: Carrier, func: Callable, args: tuple, kwargs: dict) -> Any:
+    z = args[0] if args else kwargs.get("input", kwargs.get("self"))
+    if not isinstance(z, Tensor) or (chain := carrier.chains.get(z)) is None:
+        return None
+    activation = activation_of(func, args, kwargs)
+    if activation is None:
+        return None
+    chain = replace(chain, activation=activation)
+    carrier.before_activation(chain, z)
+    out = carrier.run(func, args, kwargs)
+    carrier.closes(chain, out)
+    return out
+
+
+STEPS: dict[Callable, Callable] = {
+    **dict.fromkeys(LAYER_CALLS, _layer),
+    F.batch_norm: _batch_norm,
+    torch.batch_norm: _batch_norm,
+    **dict.fromkeys(effects.ADDS, _add),
+    **dict.fromkeys(effects.SUBTRACTIONS, _sub),
+    **dict.fromkeys(effects.SCALES, _scale),
+    **dict.fromkeys(effects.VIEWS, _view),
+    **dict.fromkeys(effects.PARTS, _parts),
+}

@@ -179,6 +179,7 @@ class OwnTokenData(SplitData):
         return self._loader([blocks[k] for k in torch.randperm(len(blocks), generator=generator)[:inputs]])
 
     def _loader(self, blocks: list[Block]) -> DataLoader[Block]:
+        blocks = sorted(blocks, key=lambda block: len(block.ids))  # so that little of a batch is padding
         return DataLoader(cast(Any, blocks), self.eval_batch_size, collate_fn=self._collated)
 
     def _collated(self, chosen: Sequence[Block]) -> TokenBatch:

@@ -28,6 +28,15 @@ NETWORKS = {
     "vgg11_bn_static": ("VGG11-BN, 2 % of the weights", "saved_percent", "vgg11_bn_static_cifar10_jpeg"),
     "opt": ("embedded OPT, of `fc1`", "scope_saved_percent", "opt_stdlib"),
 }
+# Of results/activations.sh.
+ACTIVATIONS = {
+    "relu": "OPT, ReLU",
+    "relu2": "OPT, squared ReLU",
+    "gelu": "OPT, GELU",
+    "silu": "OPT, SiLU",
+    "llama": "Llama, SwiGLU",
+    "rxnmapper": "rxnmapper's ALBERT, GELU",
+}
 PAPER_TESTS = ("Threshold", "StatsTest")
 BY_INPUT = "Optimal, `order=input`"
 COLUMNS = (*PAPER_TESTS, "Calibrated", "Optimal", "Optimal, `order=neuron`", BY_INPUT, "Magnitude", "Oracle")
@@ -174,6 +183,26 @@ def one_tau(name: str) -> str:
     return "\n".join(lines) + "\n" + _made(table, file, f"bash results/{script}")
 
 
+def activations() -> str:
+    """What each activation lets one save of the feed-forward layers, as far as it has been measured."""
+    columns = ("", "", "target", "knob", "on validation: saved, drop", "of the feed-forward layers", "of the network",
+               "change")  # fmt: skip
+    lines, made = heading(*columns), []
+    for name, network in ACTIVATIONS.items():
+        if not (file := HERE / f"{name}_activations.csv").exists():
+            lines.append(line(network, *[NOT_YET] * (len(columns) - 1)))
+            continue
+        table = pd.read_csv(file)
+        for row in table.sort_values(["heuristic", "saved_percent"], ascending=[False, True]).to_dict("records"):
+            target = json.loads(row["target"])
+            saved = (f"{row[of]:.1f} %" for of in ("sites_saved_percent", "saved_percent"))
+            test = "Optimal, predicted" if row["heuristic"] == "Optimal" else row["heuristic"]
+            chosen = (target["target_drop"], _knob(row), _on_valid(target))
+            lines.append(line(network, test, *chosen, *saved, _measured(row)))
+        made.append(_made(table, f"{name}_activations", f"bash results/activations.sh {name}"))
+    return "\n".join(lines) + "\n" + "".join(made)
+
+
 def passes() -> str:
     """What a pruned pass costs, as a multiple of a dense one in the same run."""
     table = pd.read_csv(HERE / "pruned_pass.csv")
@@ -191,6 +220,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tests": tests,
     "searches": searches,
     "passes": passes,
+    "activations": activations,
     "input order": input_order,
     "parts of the input order": parts,
     "damage": damage,

@@ -116,6 +116,7 @@ def test_arguments_stand_in_the_places_of_their_names() -> None:
         def forward(self, input_ids: int, past: None = None, attention_mask: int = 0, more: int = 3) -> None: ...
 
     assert arguments(Model(), input_ids=1, attention_mask=2) == (1, None, 2)
+    assert arguments(torch.nn.Sequential(), input_ids=1, attention_mask=2) == (1, 2)  # forward(input)
 
 
 def masked(limit: int | None = None, context: int = 32) -> OwnTokenData:

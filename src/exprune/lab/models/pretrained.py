@@ -55,9 +55,15 @@ def is_masked(network: nn.Module) -> bool:
 
 
 def arguments(network: nn.Module, **given: Any) -> tuple[Any, ...]:
-    """The arguments of the network's forward by their places; what stands between them has its default."""
+    """The arguments of the network's forward by their places; what stands between them has its default.
+
+    Where it does not name them all, they are as they stand here.
+    """
+    parameters = inspect.signature(network.forward).parameters
+    if not given.keys() <= parameters.keys():
+        return tuple(given.values())
     found = []
-    for parameter in inspect.signature(network.forward).parameters.values():
+    for parameter in parameters.values():
         if not given:
             break
         found.append(given.pop(parameter.name) if parameter.name in given else parameter.default)

@@ -45,6 +45,7 @@ def test_no_risk_drops_nothing_and_goes_with_pruned_sites(command: CommandLine) 
     assert set(table["head_changed_share"].dropna()) == {0.0}
 
 
+@pytest.mark.slow
 def test_a_head_whose_logits_are_dropped_is_no_site(command: CommandLine) -> None:
     """What is saved at the head counts once, and so do the zeros that reach the second layers."""
     optimal = ("exprune=optimal", "exprune.lam=1e-9", "exprune.stages=[4,16]", "exprune.predict=true", "logger=none")

@@ -85,10 +85,10 @@ def measured_flops(network: PreTrainedModel, lengths: Sequence[int]) -> int:
 
 @lru_cache(maxsize=4)
 def _polynomial(network: PreTrainedModel) -> tuple[int, int, int]:
-    short, middle, long, check = 8, 16, 24, 32
+    short, middle, long, check = 2, 4, 6, 8
     of = {length: _counted(network, length) for length in (short, middle, long, check)}
-    square = (of[long] - 2 * of[middle] + of[short]) // (2 * 8 * 8)
-    linear = (of[middle] - of[short]) // 8 - square * (short + middle)
+    square = (of[long] - 2 * of[middle] + of[short]) // (2 * 2 * 2)
+    linear = (of[middle] - of[short]) // 2 - square * (short + middle)
     constant = of[short] - linear * short - square * short * short
     if constant + linear * check + square * check * check != of[check]:
         raise SettingError(f"{type(network).__name__}: its FLOPs are no polynomial of the length, so not known")
@@ -96,7 +96,7 @@ def _polynomial(network: PreTrainedModel) -> tuple[int, int, int]:
 
 
 def _counted(network: PreTrainedModel, length: int) -> int:
-    ids = torch.full((1, length), 5, device=network.device)
+    ids = torch.zeros((1, length), dtype=torch.long, device=network.device)
     tally, training = FlopTally(), network.training
     network.eval()
     try:

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from exprune.core import ExPrune
 from exprune.core.accounting import ledger
+from exprune.core.errors import SettingError
 from exprune.lab.evaluation import measure, passes, subject
 from exprune.lab.files import load_tensors
 from exprune.lab.tasks.graphs import GraphTask
@@ -249,3 +251,13 @@ def test_a_limit_names_the_weights_without_it(command: CommandLine, session_cach
     (named,) = re.findall(r"data.limit=64 is of its training, too; with (checkpoint=\S+) it is not", limited.out)
     evaluated = command("evaluate.py", *settings, named)
     assert evaluated.code == 0 and "training" not in evaluated.out
+
+
+def test_passes_over_different_inputs_are_told_apart() -> None:
+    def over(targets: list[int]) -> passes.Pass:
+        return passes.Pass({"prediction": np.array(targets), "target": np.array(targets)}, 1.0)
+
+    measure.check_same_inputs(over([0, 1, 2]), over([0, 1, 2]))
+    for others in ([0, 1], [0, 2, 1]):
+        with pytest.raises(SettingError, match=r"different inputs .3 and .*delete the folder passes"):
+            measure.check_same_inputs(over([0, 1, 2]), over(others))

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 
 from exprune.core import Dominance, ExPrune, Heuristic, Magnitude
+from exprune.core.errors import SettingError
 from exprune.lab.evaluation.head import head_row
 from exprune.lab.evaluation.passes import Pass, run_pass
 from exprune.lab.evaluation.result import Metric, Result, check_defined, flops_per_input, site_rows
@@ -91,6 +93,19 @@ def drop_points(task: Task, dense: Pass, predictions: NDArray) -> float:
     return 100 * (task.score(before, targets) - task.score(predictions, targets))
 
 
+def check_same_inputs(dense: Pass, pruned: Pass) -> None:
+    """Whether two passes were over the same inputs, in one order.
+
+    Raises:
+        SettingError: they were not, as where one went on from what another version of the data has left.
+    """
+    if not np.array_equal(dense.targets, pruned.targets, equal_nan=dense.targets.dtype.kind == "f"):
+        raise SettingError(
+            f"the dense and the pruned pass are of different inputs ({len(dense.targets)} and {len(pruned.targets)}); "
+            "delete the folder passes in paths.cache_dir, which keeps what was interrupted"
+        )
+
+
 class TooFar(Exception):
     """A pass was ended early: its drop was bound to exceed the limit."""
 
@@ -113,6 +128,7 @@ def drop_and_saved(
             raise TooFar
 
     pruned = run_pass(subject.trainer, subject.task, batches, run, watch=None if limit == math.inf else watch)
+    check_same_inputs(dense, pruned)
     saved = flops_per_input(subject.task.unit, run.flops, dense, pruned).saved
     return drop_points(subject.task, dense, pruned.predictions), saved
 
@@ -133,7 +149,12 @@ def about(run: ExPrune, gain_ratio: Any) -> list[Any]:
 
 
 def compare(task: Task, dense: Pass, pruned: Pass, resamples: int, seed: int) -> Metric:
-    """The metric of two passes over the same inputs, with its paired bootstrap."""
+    """The metric of two passes over the same inputs, with its paired bootstrap.
+
+    Raises:
+        SettingError: they were not over the same inputs.
+    """
+    check_same_inputs(dense, pruned)
     of_dense, of_pruned = (task.score(one.predictions, one.targets) for one in (dense, pruned))
     groups = dense.columns.get("group")
     both = dense.predictions, pruned.predictions

@@ -190,7 +190,7 @@ def activations() -> str:
     lines, made = heading(*columns), []
     for name, network in ACTIVATIONS.items():
         if not (file := HERE / f"{name}_activations.csv").exists():
-            lines.append(line(network, *[NOT_YET] * (len(columns) - 1)))
+            lines.append(line(network, NOT_YET, *[""] * (len(columns) - 2)))
             continue
         table = pd.read_csv(file)
         for row in table.sort_values(["heuristic", "saved_percent"], ascending=[False, True]).to_dict("records"):

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from exprune.core import ExPrune, Optimal, Recorder, Site, SiteStatistics, SquaredGradients, find_sites
+from exprune.core.calls.effects import tensors
 from tests.conformance.network import scatter
 from tests.conformance.networks_transformers import TOKENS, configured
 
@@ -164,17 +165,6 @@ class Subject:
     def run(self) -> list[Tensor]:
         with torch.no_grad():
             return list(tensors(self.model(self.inputs)))
-
-
-def tensors(structure: Any) -> Iterator[Tensor]:
-    if isinstance(structure, Tensor):
-        yield structure
-    elif isinstance(structure, dict):
-        for value in structure.values():
-            yield from tensors(value)
-    elif isinstance(structure, list | tuple):
-        for value in structure:
-            yield from tensors(value)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

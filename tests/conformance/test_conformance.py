@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from exprune.core import ExPrune, Heuristic, Site, StatsTest, Threshold, find_sites
+from exprune.core.calls.effects import tensors
 from exprune.core.heuristics.heuristic import Prefix
 from tests.conformance import networks_pyg, networks_torchvision, networks_transformers
 from tests.conformance.network import Network, scatter
@@ -152,9 +153,9 @@ def test_recount(subject: Subject, rule: str) -> None:
         pytest.skip("no site")
     recount = Recount(subject.model, _layers(subject), names, definition, subject.network.flattened)
     with recount():
-        expected = list(_tensors(subject.run()))
+        expected = list(tensors(subject.run()))
     with torch.no_grad(), ExPrune(subject.sites, heuristic) as run:
-        out = list(_tensors(subject.run()))
+        out = list(tensors(subject.run()))
     assert [count.site.name for count in run.flops.sites] == names
     for count in run.flops.sites:
         found = Count(
@@ -217,14 +218,3 @@ def test_nothing_is_left_uncounted(subject: Subject) -> None:
 
 def _layers(subject: Subject) -> list[str]:
     return [site.name for site in subject.sites if site.name in subject.callers]
-
-
-def _tensors(structure: Any) -> Iterator[Tensor]:
-    if isinstance(structure, Tensor):
-        yield structure
-    elif isinstance(structure, dict):
-        for value in structure.values():
-            yield from _tensors(value)
-    elif isinstance(structure, list | tuple):
-        for value in structure:
-            yield from _tensors(value)

@@ -5,6 +5,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Real
 from typing import Any
 
@@ -17,9 +18,9 @@ from exprune.core.calls.layers import named
 from exprune.core.errors import SettingError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Activation:
-    """An elementwise function behind a layer.
+    """An elementwise function behind a layer; equal to another of its name that computes the same where it is tried.
 
     Attributes:
         name: its call's and what that was set to, or its module's class.
@@ -30,15 +31,21 @@ class Activation:
     """
 
     name: str
-    function: Callable[[Tensor], Tensor] = field(compare=False, repr=False)
+    function: Callable[[Tensor], Tensor] = field(repr=False)
     relu: bool = False
     rectifies: bool = False
-    module: nn.Module | None = field(default=None, compare=False, repr=False)
+    module: nn.Module | None = field(default=None, repr=False)
 
-    def same_as(self, other: "Activation") -> bool:
-        """Whether both compute the same, where they are tried."""
-        z = torch.linspace(-8, 8, 65, dtype=torch.float64)
-        return torch.equal(self(z), other(z))
+    @cached_property
+    def tried(self) -> tuple[float, ...]:
+        """What it makes of some numbers."""
+        return tuple(self(torch.linspace(-8, 8, 65, dtype=torch.float64)).tolist())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Activation) and (self.name, self.tried) == (other.name, other.tried)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.tried))
 
     def __call__(self, z: Tensor) -> Tensor:
         with torch.no_grad(), torch._C.DisableTorchFunction():
@@ -120,18 +127,12 @@ def activation_module(module: nn.Module) -> Activation | None:
 
 def _ends_in_a_call(function: Callable) -> bool:
     """Whether what it returns is what one of :data:`ACTIVATION_CALLS` has returned."""
-    last: list[Any] = []
-
-    class Notes(TorchFunctionMode):
-        def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            if func in ACTIVATION_CALLS and activation_of(func, args, kwargs or {}) is not None:
-                last[:] = [out]
-            return out
-
-    with torch.no_grad(), Notes():
+    with torch.no_grad(), _Calls() as calls:
         out = function(torch.zeros(2))
-    return any(out is one for one in last)
+    return any(
+        func in ACTIVATION_CALLS and result is out and activation_of(func, args, kwargs) is not None
+        for func, args, kwargs, result in calls.seen
+    )
 
 
 def _elementwise(function: Callable) -> bool:
@@ -156,19 +157,25 @@ def _elementwise(function: Callable) -> bool:
 
 def _seen(function: Callable) -> bool:
     """Whether a call of this function is one that a context of ours is told of."""
-    seen = []
-
-    class Sees(TorchFunctionMode):
-        def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: Any = None) -> Any:
-            seen.append(func)
-            return func(*args, **(kwargs or {}))
-
     try:
-        with torch.no_grad(), Sees():
+        with torch.no_grad(), _Calls() as calls:
             function(torch.zeros(2))
     except Exception:  # it takes no tensor
         return False
-    return function in seen
+    return any(func is function for func, *_ in calls.seen)
+
+
+class _Calls(TorchFunctionMode):
+    """Keeps the torch calls inside it, with what they were given and what they returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Callable, tuple, dict, Any]] = []
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.seen.append((func, args, kwargs or {}, out))
+        return out
 
 
 def _relu_ceiling(func: Callable, args: tuple, kwargs: dict) -> float | None:

@@ -121,7 +121,7 @@ def read_beside_its_parts(whole: Layer) -> str | None:
 def _same_end(call: Call, first: Call) -> bool:
     if not (call.closed and call.activation and first.activation):
         return False
-    return (call.activation.relu and first.activation.relu) or call.activation.same_as(first.activation)
+    return (call.activation.relu and first.activation.relu) or call.activation.tried == first.activation.tried
 
 
 def _factor(calls: Sequence[Call]) -> tuple[str, Call] | None:

@@ -87,9 +87,14 @@ class Site:
         return self.before_activation and self.activation is not None and self.activation.rectifies
 
     @property
+    def spared_by_stopping(self) -> dict[str, int]:
+        """Those of :attr:`spared` that are no saving of the dense network's own: a rectified neuron's column is."""
+        return {name: flops for name, flops in self.spared.items() if name != self.reader or not self.rectified}
+
+    @property
     def worth_of_zero(self) -> int:
-        """FLOPs of :attr:`spared` that are no saving of the dense network's own: a rectified neuron's column is."""
-        return sum(flops for name, flops in self.spared.items() if name != self.reader or not self.rectified)
+        """FLOPs elsewhere that stopping with 0 spares."""
+        return sum(self.spared_by_stopping.values())
 
     @property
     def followed(self) -> bool:

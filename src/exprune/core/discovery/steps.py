@@ -19,7 +19,7 @@ from exprune.core.discovery.carrying import Carrier
 
 def step_of(func: Callable) -> Callable | None:
     """The step of a call; None: no chain goes through it."""
-    return STEPS.get(func) or (_activation if func in ACTIVATION_CALLS else None)
+    return _STEPS.get(func) or (_activation if func in ACTIVATION_CALLS else None)
 
 
 def other(carrier: Carrier, func: Callable, args: tuple, kwargs: dict) -> Any:
@@ -174,7 +174,7 @@ def _activation(carrier: Carrier, func: Callable, args: tuple, kwargs: dict) -> 
     return out
 
 
-STEPS: dict[Callable, Callable] = {
+_STEPS: dict[Callable, Callable] = {
     **dict.fromkeys(LAYER_CALLS, _layer),
     F.batch_norm: _batch_norm,
     torch.batch_norm: _batch_norm,

@@ -119,10 +119,10 @@ class CalibratedTest(Heuristic):
 
     def stop(self, seen: Prefix) -> Tensor:
         if seen.plan.by_input:
-            line = (seen.s * self._slope_of_rows(seen)).add_(seen.r)
+            line, width = (seen.s * self._slope_of_rows(seen)).add_(seen.r), self._width_of_rows(seen)
             if self.predicts:
-                seen.kept["line"] = seen, line  # which the prediction goes on from
-            return below(line, self._by_width(self._lines(seen).bound, seen))
+                seen.kept["line"] = seen, line, width  # which the prediction goes on from
+            return below(line, self._lines(seen).bound[:, seen.stage].index_select(0, width))
         if seen.stage not in seen.kept:
             seen.kept[seen.stage] = self._folded(seen)
         slope, bound = seen.kept[seen.stage]
@@ -145,18 +145,18 @@ class CalibratedTest(Heuristic):
         return torch.stack([self._folded(replace(seen, stage=stage))[1] for stage in range(len(plan.stages))])
 
     def prediction(self, seen: Prefix) -> Tensor:
-        lines = self._lines(seen)
+        lines, stage = self._lines(seen), seen.stage
+        zero = lines.zero
         if seen.plan.by_input:
-            line: Tensor
-            of, line = seen.kept.pop("line")
+            expected: Tensor
+            of, expected, width = seen.kept.pop("line")
             assert of is seen  # it is asked for after :meth:`stop`
-            expected = line.add_(self._by_width(lines.offset, seen))
+            expected.add_(lines.offset[:, stage].index_select(0, width))
+            zero = None if zero is None else zero[:, stage].index_select(0, width)
         else:
-            expected = (seen.s * lines.slope[seen.stage]).add_(lines.offset[seen.stage]).add_(seen.r)
-        if lines.zero is None:
-            return expected
-        zero = self._by_width(lines.zero, seen) if seen.plan.by_input else lines.zero[seen.stage]
-        return expected.masked_fill_(expected < zero, -math.inf)
+            expected = (seen.s * lines.slope[stage]).add_(lines.offset[stage]).add_(seen.r)
+            zero = None if zero is None else zero[stage]
+        return expected if zero is None else expected.masked_fill_(expected < zero, -math.inf)
 
     def overhead(self, stage: int, site: Site) -> int:
         if self.order(site) == BY_INPUT:
@@ -170,14 +170,13 @@ class CalibratedTest(Heuristic):
         share = (share * (len(_SHARES) - 1)).round().flatten().long()
         return self._lines(seen).slope[:, seen.stage].index_select(0, share)
 
-    def _by_width(self, values: Tensor, seen: Prefix) -> Tensor:
-        """Of (widths + 1, stages, outputs) those of some rows, by how much they have left."""
+    def _width_of_rows(self, seen: Prefix) -> Tensor:
+        """How much some rows in the order of each input have left: their places in the tables, (rows,)."""
         rest = self._lines(seen).rest
         assert rest is not None and seen.rest is not None  # in this order
         usual = rest[seen.stage]
         width = (_STEPS * torch.log2(seen.rest / usual)).round() + (1 + _POWERS * _STEPS)
-        width = width.clamp(1, len(WIDTHS)).masked_fill_(seen.rest <= _NEGLIGIBLE * usual, 0).flatten().long()
-        return values[:, seen.stage].index_select(0, width)
+        return width.clamp(1, len(WIDTHS)).masked_fill_(seen.rest <= _NEGLIGIBLE * usual, 0).flatten().long()
 
     def _folded(self, seen: Prefix) -> tuple[Tensor | None, Tensor]:
         """Of the stage: slope and bound for ``slope * part + r < bound``; no slope where it says ``part < bound``."""

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from exprune.core.calls.activations import Activation
-from exprune.core.heuristics.stopping import gauss_hermite
+from exprune.core.heuristics.stopping import crossing, gauss_hermite, interpolated
 
 _DEVIATIONS = 2.0 ** (torch.arange(-48, 65, dtype=torch.float64) / 8)  # from 1/64 to 256; narrower ones are as wide
 _PLACES = torch.linspace(-7, 7, 161, dtype=torch.float64)
+_STEP = float(_PLACES[1] - _PLACES[0])
 _MEANS = _PLACES.sinh()  # in standard deviations
 _NODES, _REVEALED = 48, 9  # of the quadratures over f, and over what a stage may reveal
 _BLOCK = 64  # neurons at a time
@@ -41,8 +42,15 @@ def thresholds(
         ahead: whether going on may stop at a later stage.
         predict: whether what stops may output what the activation makes of its expectation, too.
     """
-    blocks = zip(gradient.split(_BLOCK), sd.split(_BLOCK, 1), left.split(_BLOCK, 1), strict=True)
-    return torch.cat([_block(activation, *block, spared, lam, overhead, ahead, predict) for block in blocks], dim=1)
+    found = []
+    for of, wide, rest in zip(gradient.split(_BLOCK), sd.split(_BLOCK, 1), left.split(_BLOCK, 1), strict=True):
+        squares, errors = (of[:, None] / 2 * _of(table.to(sd), wide) for table in _tables(activation))
+        stop = squares.minimum(errors + lam * spared) if predict else squares
+        computed = lam * (rest + spared)[..., None]  # of all the rest
+        found.append(
+            _looking_ahead(stop, computed, wide, lam * overhead) if ahead else _crossing(stop - computed, wide)
+        )
+    return torch.cat(found, dim=1)
 
 
 def zero_thresholds(activation: Activation, gradient: Tensor, sd: Tensor, spared: int, lam: float) -> Tensor:
@@ -57,23 +65,15 @@ def tolerated(activation: Activation, sd: Tensor, tolerance: float, tau: float) 
     return _crossing(_of(table, sd) - tau, sd)
 
 
-def _block(
-    activation: Activation,
-    gradient: Tensor,
-    sd: Tensor,
-    left: Tensor,
-    spared: int,
-    lam: float,
-    overhead: int,
-    ahead: bool,
-    predict: bool,
-) -> Tensor:
-    squares, errors = (gradient[:, None] / 2 * _of(table.to(sd), sd) for table in _tables(activation))
-    stop = squares.minimum(errors + lam * spared) if predict else squares
-    computed = lam * (left + spared)[..., None]  # of all the rest
-    if not ahead:
-        return _crossing(stop - computed, sd)
-    means, places = _MEANS.to(sd), _PLACES.to(sd)
+def _looking_ahead(stop: Tensor, computed: Tensor, sd: Tensor, test: float) -> Tensor:
+    """Where going on may stop at a later stage: by backward induction.
+
+    Args:
+        stop: (stages, outputs, means), what stopping costs.
+        computed: (stages, outputs, 1), what computing all the rest does.
+        test: what a test does.
+    """
+    means = _MEANS.to(sd)
     nodes, weights = (values.to(sd) for values in gauss_hermite(_REVEALED))
     points = [_crossing(stop[-1:] - computed[-1:], sd[-1:])]
     later = stop[-1].minimum(computed[-1])
@@ -81,8 +81,8 @@ def _block(
         now, then = _wide(sd[stage])[:, None], _wide(sd[stage + 1])[:, None]
         revealed = (now**2 - then**2).clamp(min=0).sqrt()
         expected = ((now * means)[..., None] + revealed[..., None] * nodes) / then[..., None]
-        cost = (_interpolated(later, expected.asinh(), places) * weights).sum(-1)
-        go_on = lam * (left[stage] - left[stage + 1] + overhead)[:, None] + cost
+        cost = (interpolated(later, (expected.asinh() - _PLACES[0]) / _STEP) * weights).sum(-1)
+        go_on = computed[stage] - computed[stage + 1] + test + cost
         points.append(_crossing((stop[stage] - go_on)[None], sd[stage : stage + 1]))
         later = stop[stage].minimum(go_on)
     return torch.cat(points[::-1])
@@ -99,66 +99,30 @@ def _of(table: Tensor, sd: Tensor) -> Tensor:
     return torch.lerp(table[row], table[row + 1], (place - row)[..., None])
 
 
-def _interpolated(values: Tensor, at: Tensor, places: Tensor) -> Tensor:
-    """Of (outputs, means) values on the grid, those at (outputs, ...) places; constant beyond its ends."""
-    place = ((at - places[0]) / (places[1] - places[0])).clamp(0, len(places) - 1)
-    first = place.long().clamp(max=len(places) - 2)
-    of = values.gather(1, first.flatten(1)).view_as(at), values.gather(1, first.flatten(1) + 1).view_as(at)
-    return torch.lerp(*of, place - first)
-
-
 def _crossing(values: Tensor, sd: Tensor) -> Tensor:
     """Where (stages, outputs, means) values, negative at first, reach 0: z of (stages, outputs).
 
     -inf where they never are negative, infinite where they always are.
     """
-    count = (values < 0).long().cumprod(-1).sum(-1, keepdim=True)
-    index = count.clamp(1, values.shape[-1] - 1)
-    before, after = values.gather(-1, index - 1), values.gather(-1, index)
-    places = _PLACES.to(values)
-    place = places[index - 1] + (places[1] - places[0]) * before / (before - after)
-    point = place.sinh() * _wide(sd)[..., None]
-    point = torch.where(count == 0, -math.inf, torch.where(count == values.shape[-1], math.inf, point))
-    return point.squeeze(-1)
-
-
-def _tables(activation: Activation) -> tuple[Tensor, Tensor]:
-    """E f(z)^2 and E (f(z) - f(E z))^2, (deviations, means) float64."""
-    return _kept_tables(_Function(activation))
-
-
-class _Function:
-    """An activation as a key: of equal name, and equal where it is tried."""
-
-    def __init__(self, activation: Activation) -> None:
-        self.activation = activation
-        tried = activation(torch.linspace(-8, 8, 65, dtype=torch.float64))
-        self.key = (activation.name, tuple(tried.tolist()))
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Function) and self.key == other.key
+    index, part, count = crossing(values)
+    point = (_PLACES.to(values)[index] + _STEP * part).sinh() * _wide(sd)
+    return torch.where(count == 0, -math.inf, torch.where(count == values.shape[-1], math.inf, point))
 
 
 @lru_cache(maxsize=64)
-def _kept_tables(function: _Function) -> tuple[Tensor, Tensor]:
+def _tables(activation: Activation) -> tuple[Tensor, Tensor]:
+    """E f(z)^2 and E (f(z) - f(E z))^2, (deviations, means) float64."""
     nodes, weights = gauss_hermite(_NODES)
     mean = _DEVIATIONS[:, None] * _MEANS
-    f = function.activation(mean[..., None] + _DEVIATIONS[:, None, None] * nodes)
-    at_mean = function.activation(mean)[..., None]
+    f = activation(mean[..., None] + _DEVIATIONS[:, None, None] * nodes)
+    at_mean = activation(mean)[..., None]
     return (f**2 * weights).sum(-1), ((f - at_mean) ** 2 * weights).sum(-1)
 
 
+@lru_cache(maxsize=64)
 def _probability(activation: Activation, tolerance: float) -> Tensor:
     """P(|f(z)| > tolerance), (deviations, means) float64."""
-    return _kept_probability(_Function(activation), tolerance)
-
-
-@lru_cache(maxsize=64)
-def _kept_probability(function: _Function, tolerance: float) -> Tensor:
-    above = function.activation(_FINE).abs() > tolerance
+    above = activation(_FINE).abs() > tolerance
     edges = above[1:].int() - above[:-1].int()
     mean, total = _DEVIATIONS[:, None] * _MEANS, torch.zeros(len(_DEVIATIONS), len(_MEANS), dtype=torch.float64)
     # From each edge at which it begins to exceed the tolerance to the one at which it ceases to.

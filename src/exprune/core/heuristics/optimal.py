@@ -92,21 +92,22 @@ class Optimal(CalibratedTest):
         return torch.cat([nothing_left, of_widths])
 
     def zero_thresholds(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor | None:
-        if not self.predicts or _elementwise(seen.site) is None:
+        if (solved := self._zero(seen, sd, gradient)) is None:
             return None
-        of_widths = _between(lambda width: self._zero(seen, sd * width, gradient), widths)
+        of_widths = _between(solved, widths)
         return torch.cat([of_widths[:1], of_widths])
 
     def zero_threshold(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor | None:
-        if not self.predicts or _elementwise(seen.site) is None:
-            return None
-        return self._zero(seen, sd, gradient)
+        solved = self._zero(seen, sd, gradient)
+        return None if solved is None else solved(1.0)
 
-    def _zero(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor:
+    def _zero(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Callable[[float], Tensor] | None:
+        """Below which expectation what stops outputs 0, where ``sd`` is so many times as wide; None: a ReLU tells."""
         activation = _elementwise(seen.site)
-        assert activation is not None
-        gradient, _ = self._worth(seen, sd, gradient)
-        return zero_thresholds(activation, gradient, sd, seen.site.worth_of_zero, self.lam)
+        if not self.predicts or activation is None:
+            return None
+        of, _ = self._worth(seen, sd, gradient)
+        return lambda width: zero_thresholds(activation, of, sd * width, seen.site.worth_of_zero, self.lam)
 
     def _solved(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, level: int) -> Tensor:
         """The margins at the price 4^level. Other prices ask for the same ones, so they stay with the statistics."""
@@ -151,6 +152,5 @@ def _between(solved: Callable[[float], Tensor], widths: Tensor) -> Tensor:
     first = at.long().clamp(max=len(known) - 2)
     low, high = known[first], known[first + 1]
     between = torch.lerp(low, high, (at - first).to(known).view(-1, 1, 1))
-    return torch.where(
-        low.isfinite() & high.isfinite(), between, low.minimum(high)
-    )  # beside never or always: cautiously
+    # Beside never or always: the more cautious of the two.
+    return torch.where(low.isfinite() & high.isfinite(), between, low.minimum(high))

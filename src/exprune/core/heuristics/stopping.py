@@ -113,7 +113,8 @@ def _looking_ahead(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, overh
     for stage in range(len(sd) - 2, -1, -1):
         revealed = (sd[stage] ** 2 - sd[stage + 1] ** 2).clamp(min=0).sqrt()
         expected = (sd[stage][:, None] * grid)[..., None] + revealed[:, None, None] * nodes
-        cost = (_interpolated(later, expected / sd[stage + 1][:, None, None]) * weights).sum(-1)
+        places = (expected / sd[stage + 1][:, None, None] + _SPAN) / _STEP
+        cost = (interpolated(later, places) * weights).sum(-1)
         go_on = lam * (left[stage] - left[stage + 1] + overhead)[:, None] + cost
         points.append(_crossing(damage[stage] - go_on, grid, without_width(moment)))
         later = torch.minimum(damage[stage], go_on)
@@ -127,19 +128,27 @@ def gauss_hermite(count: int) -> tuple[Tensor, Tensor]:
     return nodes, vectors[0] ** 2
 
 
-def _interpolated(values: Tensor, u: Tensor) -> Tensor:
-    """Of (outputs, grid) values on the grid, those at u (outputs, ...); constant beyond its ends."""
-    place = ((u + _SPAN) / _STEP).clamp(0, values.shape[1] - 1)
+def interpolated(values: Tensor, place: Tensor) -> Tensor:
+    """Of (outputs, grid) values those at places (outputs, ...), in steps of the grid; constant beyond its ends."""
+    place = place.clamp(0, values.shape[1] - 1)
     left = place.long().clamp(max=values.shape[1] - 2)
-    part = place - left
-    of = values.gather(1, left.flatten(1)).view_as(u), values.gather(1, left.flatten(1) + 1).view_as(u)
-    return torch.lerp(*of, part)
+    of = values.gather(1, left.flatten(1)).view_as(place), values.gather(1, left.flatten(1) + 1).view_as(place)
+    return torch.lerp(*of, place - left)
+
+
+def crossing(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where (..., grid) values, negative at first, reach 0: behind which point of the grid, and how far to the next.
+
+    And how many are negative before: 0 where they never are, all where they always are.
+    """
+    count = (values < 0).long().cumprod(-1).sum(-1, keepdim=True)
+    index = count.clamp(1, values.shape[-1] - 1) - 1
+    before, after = values.gather(-1, index), values.gather(-1, index + 1)
+    return index.squeeze(-1), (before / (before - after)).squeeze(-1), count.squeeze(-1)
 
 
 def _crossing(values: Tensor, grid: Tensor, beyond: float) -> Tensor:
     """Where each row, negative at first, reaches 0; -inf where it never is negative, ``beyond`` where it always is."""
-    count = (values < 0).long().cumprod(1).sum(1)
-    index = count.clamp(1, len(grid) - 1)
-    before, after = (values.gather(1, k[:, None]).squeeze(1) for k in (index - 1, index))
-    point = grid[index - 1] + _STEP * before / (before - after)
+    index, part, count = crossing(values)
+    point = grid[index] + _STEP * part
     return torch.where(count == 0, -math.inf, torch.where(count == len(grid), beyond, point))

@@ -1,12 +1,13 @@
 """Testing a layer whose terms come in the order of each input: row by row, of a convolution position by position."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from exprune.core.accounting.flops import SiteFlops
+from exprune.core.accounting.plan import Plan
 from exprune.core.discovery.chain import Chain
 from exprune.core.simulation.stops import Stops
 from exprune.core.sums.input_order import Columns, Ranked, cutting_flops, ranking_flops, rows_of
@@ -44,6 +45,18 @@ def prune_by_input(
     return ranked
 
 
+def weights_evaluated(ranked: Ranked, plan: Plan, weights_per_term: int) -> tuple[Tensor, Iterator[int | Tensor]]:
+    """Weights of terms that are not exactly zero, and after each stage those of its first terms, zero or not.
+
+    Of each row, (rows, 1); of a site under a static mask of each neuron, (rows, outputs): products, whole in any case.
+    """
+    if plan.weights is None:
+        nonzero = ranked.nonzero.sum(1, keepdim=True) * weights_per_term
+        return nonzero, (n * weights_per_term for n in ranked.counts())
+    weights = plan.weights.to(ranked.rows).T
+    return ranked.nonzero.to(weights) @ weights, (first.to(weights) @ weights for first in ranked.firsts())
+
+
 def _matrix(values: Tensor, like: Tensor, dim: int) -> Tensor:
     """(rows, channels, or 1) of values that broadcast with ``like``, whose channels stand at ``dim``."""
     channels = values.shape[dim] if values.dim() >= -dim else 1
@@ -53,18 +66,11 @@ def _matrix(values: Tensor, like: Tensor, dim: int) -> Tensor:
 
 def _count(of: SiteFlops, stops: Stops, ranked: Ranked, data: Tensor | None, ranking: int) -> None:
     """Count the weights of terms that are not exactly zero, and those of them that were not evaluated."""
-    plan, weights_per_term = of.plan, of.site.weights_per_term
+    plan = of.plan
     assert of.by_input is not None  # of a site in this order
-    evaluated: Iterable[int | Tensor]
-    if plan.weights is None:  # a neuron has all terms: what a stop leaves out, its row tells
-        nonzero = ranked.nonzero.sum(1, keepdim=True) * weights_per_term
-        evaluated = (n * weights_per_term for n in ranked.counts())
-        neurons, dtype = stops.stopped().shape[1], torch.int64
-    else:
-        weights = plan.weights.to(ranked.rows).T
-        nonzero = ranked.nonzero.to(weights) @ weights
-        evaluated = (first.to(weights) @ weights for first in ranked.firsts())
-        neurons, dtype = 1, torch.float64  # of products that are whole in any case
+    nonzero, evaluated = weights_evaluated(ranked, plan, of.site.weights_per_term)
+    # Without a mask a neuron has all terms: what a stop leaves out, its row tells.
+    neurons, dtype = (stops.stopped().shape[1], torch.int64) if plan.weights is None else (1, torch.float64)
     left = torch.zeros((), dtype=dtype, device=ranked.norm.device)
     before = None
     for stopped, so_far in zip(stops.so_far(), evaluated, strict=True):

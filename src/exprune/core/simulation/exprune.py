@@ -101,8 +101,8 @@ class ExPrune:
         """
         wholes = {other.name: other.whole for other in self.sites}
         counted = {*self._ledger.sites, *(wholes[name] for name in self._ledger.sites), *self._masks}
-        own = (name for name in site.spared if name != site.reader or not site.rectified)
-        return sum(site.spared[name] for name in own if name not in counted and wholes.get(name) not in self._masks)
+        spared = site.spared_by_stopping.items()
+        return sum(flops for name, flops in spared if name not in counted and wholes.get(name) not in self._masks)
 
     def _masks_now(self) -> dict[str, Tensor]:
         return {site.name: mask for site in self.sites if site.rows is None and (mask := site.mask) is not None}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from exprune.core.accounting.flops import SiteFlops
+from exprune.core.simulation.by_input import weights_evaluated
 from exprune.core.simulation.stops import Stops
 from exprune.core.sums.input_order import Ranked
 
@@ -53,10 +54,9 @@ def spent(stops: Stops, ranked: Ranked | None) -> Tensor:
         each = [torch.as_tensor(stage.flops) for stage in plan.stages]
         flops = torch.as_tensor(plan.dense_flops).to(stopped[0].device).expand_as(stopped[0]).float()
     else:
-        there, firsts = ranked.nonzero.float(), [first.float() for first in ranked.firsts()]
-        weights = torch.ones_like(there[:1].T) if plan.weights is None else plan.weights.to(there).T
-        each = [2 * (first * there) @ weights for first in firsts]
-        flops = (2 * there @ weights).expand_as(stopped[0])
+        nonzero, evaluated = weights_evaluated(ranked, plan, stops.site.weights_per_term)
+        each = [2 * nonzero.clamp(max=so_far) for so_far in evaluated]  # those that are zero come last
+        flops = (2 * nonzero).expand_as(stopped[0]).float()
     for at, so_far in zip(each[::-1], stopped[::-1], strict=True):
         flops = torch.where(so_far, at.to(flops), flops)
     return flops

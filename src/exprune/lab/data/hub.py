@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from transformers import AutoConfig
+
 from exprune.core.errors import SettingError
 
 _SECONDS = 3.0
@@ -31,7 +33,7 @@ def without_hub() -> bool:
     return False
 
 
-def from_hub(name: str, what: str, load: Callable[..., Any], **options: Any) -> Any:
+def from_hub(name: str | None, what: str, load: Callable[..., Any], **options: Any) -> Any:
     """What ``load`` makes of a name on the hub, a local folder, or ``package:PACKAGE/FOLDER`` of an installed package.
 
     Raises:
@@ -47,8 +49,29 @@ def from_hub(name: str, what: str, load: Callable[..., Any], **options: Any) -> 
         ) from error
 
 
-def in_folder(name: str) -> str:
+def is_masked_lm(name: str | None) -> bool:
+    """Whether a model predicts masked tokens, by its configuration; else the next one.
+
+    Raises:
+        SettingError: there is no such model, or it is no language model.
+    """
+    config = from_hub(name, "configuration", AutoConfig.from_pretrained)
+    kinds = config.architectures or []
+    masked = any(kind.endswith("ForMaskedLM") for kind in kinds)
+    if not masked and not any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+        raise SettingError(
+            f"model.pretrained={name}: a {config.model_type} ({', '.join(kinds) or 'of no architecture'}), neither a "
+            "causal nor a masked language model"
+        )
+    return masked
+
+
+def in_folder(name: str | None) -> str:
     """The folder that a name is: of a package the one inside it, else itself."""
+    if name is None:
+        raise SettingError(
+            "model.pretrained=null: a name on the Hugging Face hub, or a folder with model and tokenizer"
+        )
     if not name.startswith("package:"):
         return name
     package, _, inside = name.removeprefix("package:").partition("/")

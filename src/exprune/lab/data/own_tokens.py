@@ -9,10 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from exprune.core.errors import SettingError
-from exprune.lab.data.hub import from_hub, in_folder
+from exprune.lab.data.hub import from_hub, in_folder, is_masked_lm
 from exprune.lab.data.limit import checked_limit
 from exprune.lab.data.smiles import Molecules
 from exprune.lab.data.splits import SplitData
@@ -46,13 +46,8 @@ def own_tokens(name: str | None) -> OwnTokens:
     Raises:
         SettingError: it has none, or one that lacks what is needed.
     """
-    if name is None:
-        raise SettingError(
-            "model.pretrained=null: a name on the Hugging Face hub, or a folder with model and tokenizer"
-        )
     tokenizer: PreTrainedTokenizerBase = from_hub(name, "tokenizer", AutoTokenizer.from_pretrained)
-    kinds = from_hub(name, "configuration", AutoConfig.from_pretrained).architectures or []
-    masked = any(kind.endswith("ForMaskedLM") for kind in kinds)
+    masked = is_masked_lm(name)
     if masked and tokenizer.mask_token_id is None:
         raise SettingError(f"model.pretrained={name}: its tokenizer has no token that masks")
 
@@ -70,7 +65,7 @@ def own_tokens(name: str | None) -> OwnTokens:
     return OwnTokens(ids, begin, end, pad, tokenizer.mask_token_id if masked else None)
 
 
-def smiles_tokens(name: str) -> OwnTokens:
+def smiles_tokens(name: str | None) -> OwnTokens:
     """Those of a BERT of molecules that lists them in ``vocab.txt``: atoms, bonds, rings, branches of SMILES strings.
 
     Raises:

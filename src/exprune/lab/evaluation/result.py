@@ -155,8 +155,8 @@ def flops_per_input(unit: str, linear: Flops, dense_pass: Pass, pruned_pass: Pas
             side: one.totals["zero_skipping"] / inputs for side, one in (("dense", dense_pass), ("pruned", pruned_pass))
         }
     outside = totals.get("outside_paper_scope", 0)
-    saved_outside = sum(count.dense_flops - count.pruned_flops + count.spared for count in others)
-    saved_outside += sum(count.spared for count in linear.sites if count.site.before_activation)
+    saved_outside = sum(count.dense_flops - count.pruned_flops for count in others)
+    saved_outside += sum(count.spared for count in linear.sites)
     nonzero = linear.dense_without_zero_terms
     return FlopsPerInput(
         unit,

@@ -12,6 +12,7 @@ from transformers.activations import ACT2FN
 from exprune.core.errors import SettingError
 from exprune.lab.data.hub import from_hub
 from exprune.lab.data.tokens import PAD, START
+from exprune.lab.models.pretrained import weight_type
 
 
 def small_opt(
@@ -70,15 +71,14 @@ def pretrained_opt(name: str, dtype: str) -> OPTForCausalLM:
     Raises:
         SettingError: there is nothing of that name to be had, it is no OPT, or its activation is no ReLU.
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise SettingError(f"model.network.dtype={dtype}: float32 or bfloat16")
+    stored = weight_type(dtype)
     config = from_hub(name, "configuration", AutoConfig.from_pretrained)
     activation = next((value for key in _ACTIVATIONS if (value := getattr(config, key, None))), None)
     if activation != "relu":
         raise SettingError(f"model.pretrained={name}: its activation is {activation}, and ExPrune needs a ReLU")
     if config.model_type != "opt":
         raise SettingError(f"model.pretrained={name}: a {config.model_type}, not an OPT")
-    return from_hub(name, "weights", OPTForCausalLM.from_pretrained, dtype=getattr(torch, dtype))
+    return from_hub(name, "weights", OPTForCausalLM.from_pretrained, dtype=stored)
 
 
 _ACTIVATIONS = ("activation_function", "hidden_act", "activation", "hidden_activation", "feed_forward_proj")

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from exprune.core.accounting.tally import FlopTally
 from exprune.core.errors import SettingError
-from exprune.lab.data.hub import from_hub
-
-_DTYPES = ("float32", "bfloat16")
+from exprune.lab.data.hub import from_hub, is_masked_lm
 
 
 def pretrained_lm(name: str | None, dtype: str) -> PreTrainedModel:
@@ -27,26 +25,22 @@ def pretrained_lm(name: str | None, dtype: str) -> PreTrainedModel:
     Raises:
         SettingError: there is nothing of that name to be had, or it is no language model.
     """
-    if name is None:
-        raise SettingError(
-            "model.pretrained=null: a name on the Hugging Face hub, or a folder with model and tokenizer"
-        )
-    if dtype not in _DTYPES:
-        raise SettingError(f"model.network.dtype={dtype}: {' or '.join(_DTYPES)}")
+    stored = weight_type(dtype)
     transformers.logging.set_verbosity_error()  # of weights that another task of the model has
     transformers.logging.disable_progress_bar()
-    config = from_hub(name, "configuration", AutoConfig.from_pretrained)
-    kinds = config.architectures or []
-    if any(kind.endswith("ForMaskedLM") for kind in kinds):
-        auto: Any = AutoModelForMaskedLM
-    elif any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
-        auto = AutoModelForCausalLM
-    else:
-        raise SettingError(
-            f"model.pretrained={name}: a {config.model_type} ({', '.join(kinds) or 'of no architecture'}), neither a "
-            "causal nor a masked language model"
-        )
-    return from_hub(name, "weights", auto.from_pretrained, dtype=getattr(torch, dtype))
+    auto = AutoModelForMaskedLM if is_masked_lm(name) else AutoModelForCausalLM
+    return from_hub(name, "weights", auto.from_pretrained, dtype=stored)
+
+
+def weight_type(dtype: str) -> torch.dtype:
+    """What a pretrained network's weights are stored as.
+
+    Raises:
+        SettingError: networks are not evaluated in it.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise SettingError(f"model.network.dtype={dtype}: float32 or bfloat16")
+    return getattr(torch, dtype)
 
 
 def is_masked(network: nn.Module) -> bool:

@@ -34,11 +34,12 @@ class LanguageTask(Task):
 
     def counted_logits(self, batch: TokenBatch | ChoiceBatch) -> tuple[Tensor, dict[str, int]]:
         """The network's logits for a batch, and what it cost, as ``predict_step`` names it."""
-        with zeros_of_fc2(self.network, self.data_rows(batch)) as zeros:
-            logits = self._logits(batch)
         lengths = batch.attention_mask.sum(1).tolist()
         if not isinstance(self.network, OPTForCausalLM):
-            return logits, {"elementwise_flops": 0, "model_flops": measured_flops(self.network, lengths)}
+            flops = measured_flops(self.network, lengths)
+            return self._logits(batch), {"elementwise_flops": 0, "model_flops": flops}
+        with zeros_of_fc2(self.network, self.data_rows(batch)) as zeros:
+            logits = self._logits(batch)
         total = opt_flops(self.network.config, lengths)
         return logits, {
             "elementwise_flops": 0,

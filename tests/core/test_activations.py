@@ -1566,3 +1566,28 @@ def test_outputs_that_are_small_about_0_alone(function: Function) -> None:
     squares, _ = squares_and_errors(function, torch.tensor([-0.1], dtype=torch.float64), sd)
     bar = float(squares) * 4
     assert float(thresholds(f, 2 * ones(), column(sd), column(bar), 0, 1.0, 1, False, False)) > -0.1
+
+
+def test_a_convolution_that_is_gated_by_another() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.gate, self.up = nn.Conv2d(3, 9, 1), nn.Conv2d(9, 5, 3), nn.Conv2d(9, 5, 3)
+            self.down = nn.Conv2d(5, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.stem(x).relu()
+            return self.down(F.silu(self.gate(h)) * self.up(h))
+
+    site = by_name(find_sites(Gated().eval(), torch.randn(2, 3, 7, 7)))["gate"]
+    assert site.spared == {"up": 2 * 9 * 9, "down": 2 * 4}  # a row of up is nine terms of nine weights
+
+
+def test_zeros_of_a_squared_relu_are_the_dense_networks_own() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 9), SquaredReLU(), nn.Linear(9, 4)), batch()
+    model = model.eval().to(x.dtype)
+    sites = select_sites(find_sites(model, x), ["2", "4"], "all")
+    run = pruned_pass(model, sites, All("input", predict=True), x)
+    flops = run.flops
+    assert flops.dense_without_zero_terms == flops.dense - sum(count.zero_terms for count in flops.sites)

@@ -170,12 +170,10 @@ class Flops:
         """
         if not any(site.by_input for site in self.sites):
             return None
-        # Of activations that are no ReLU all zeros are those of neurons that were stopped.
+        # Of activations that do not rectify all zeros are those of neurons that were stopped.
         readers = {site.site.name for site in self.sites if site.by_input}
-        ours = (
-            (count.site.spared, count.site.reader, _total(count.zeros)) for count in self.sites if not count.site.relu
-        )
-        made = sum(zeros * spared[reader] for spared, reader, zeros in ours if reader in readers and reader is not None)
+        ours = [(count.site, _total(count.zeros)) for count in self.sites if not count.site.rectified]
+        made = sum(zeros * site.spared[site.reader] for site, zeros in ours if site.reader and site.reader in readers)
         return self.dense - sum(site.zero_terms for site in self.sites) + made
 
     def __str__(self) -> str:

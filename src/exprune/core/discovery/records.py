@@ -79,7 +79,7 @@ def site_of(name: str, layer: Layer) -> Site:
     gated, reader = _factor(calls), _reader(calls)
     spared = {} if reader is None else dict([reader])
     if gated is not None:
-        spared[gated[0]] = 2 * gated[1].call.terms
+        spared[gated[0]] = 2 * gated[1].call.weight[0].numel()
     outcomes: tuple[str, ...] = ()
     if layer.why is None and calls and not any(call.elsewhere or call.call.unsupported for call in calls):
         tested = all(_reason(replace(call, raw=False)) is None for call in calls) and activation is not None

@@ -151,9 +151,15 @@ def test_train_writes_where_it_is_told(command: CommandLine) -> None:
     assert outcome.code == 0, outcome.err
 
 
-def test_interrupted_training_resumes(
-    command: CommandLine, monkeypatch: pytest.MonkeyPatch, session_cache: Path
-) -> None:
+@pytest.fixture
+def own_cache(command: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache that no other process writes into, for who looks at what an interrupted run leaves in it."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("EXPRUNE_CACHE_DIR", str(cache))
+    return cache
+
+
+def test_interrupted_training_resumes(command: CommandLine, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
     """A training that dies goes on at the epoch it was in, and ends with the same weights as one that did not."""
 
     settings = ("model=gnn", "seed=13", "logger=none", "data.limit=64", "model.epochs=3", "trainer=cpu")
@@ -172,7 +178,7 @@ def test_interrupted_training_resumes(
     resumed = command("train.py", *settings, "checkpoint=resumed.safetensors")
     assert resumed.code == 0 and "resuming" in resumed.out
     assert resumed.out.count("epoch 3 of 3") == 1 and "epoch 2 of 3" not in resumed.out
-    assert not list((session_cache / "training").iterdir())
+    assert not list((own_cache / "training").iterdir())
     tensors, _ = load_tensors(command.folder / "resumed.safetensors")
     assert all(torch.isfinite(tensor.float()).all() for tensor in tensors.values())
 
@@ -209,7 +215,7 @@ def test_a_sweep_runs_dense_once(command: CommandLine, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("dies_in", ["dense", "pruned", "pruned, by another version"])
 def test_interrupted_evaluation_goes_on(
-    command: CommandLine, monkeypatch: pytest.MonkeyPatch, session_cache: Path, dies_in: str
+    command: CommandLine, monkeypatch: pytest.MonkeyPatch, own_cache: Path, dies_in: str
 ) -> None:
     """A long evaluation that dies repeats no batch that it kept, and ends with the same result."""
     settings = ("model=gnn", "seed=1101", "logger=none", *TINY, "data.eval_batch_size=8", "exprune.tau=0.15")
@@ -239,7 +245,7 @@ def test_interrupted_evaluation_goes_on(
     first, second = (json.loads((whole.folder / name / "result.json").read_text()) for name in ("whole", "again"))
     for key in ("metric", "flops", "sites"):
         assert first[key] == second[key]
-    assert not list((session_cache / "passes").iterdir())
+    assert not list((own_cache / "passes").iterdir())
 
 
 def test_a_limit_names_the_weights_without_it(command: CommandLine, session_cache: Path) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F  # isort: skip
 from exprune.core import ExPrune
 from exprune.lab.data.tokens import NO_TARGET
 from exprune.lab.evaluation.subject import Subject, prepare
-from exprune.lab.selection.tuning import heuristic_of
+from exprune.lab.selection.knobs import heuristic_of
 
 
 def subject_of(*overrides: str) -> Subject:

@@ -27,7 +27,7 @@ from torch import Tensor  # isort: skip
 from exprune.core import ExPrune, Optimal, Prefix, select_sites
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.files import write_whole
-from exprune.lab.selection.tuning import maker
+from exprune.lab.selection.knobs import maker
 
 HERE = Path(__file__).parent
 # Settings; the price at which the factors are measured, inputs of the calibration and of the validation data.

@@ -17,7 +17,7 @@ from exprune.lab.data.choices import ChoiceData
 from exprune.lab.data.text import TextData
 from exprune.lab.evaluation.measure import about
 from exprune.lab.files import load_tensors, save_tensors
-from exprune.lab.selection import tuning
+from exprune.lab.selection import targets
 from exprune.lab.tasks.sampling import draw
 from tests.cli import TINY, CommandLine
 
@@ -155,12 +155,12 @@ def test_a_noisy_drop_does_not_end_the_search_too_early(seed: int) -> None:
     noise = torch.rand(10_000, generator=torch.Generator().manual_seed(seed)) * 0.4 - 0.2
     asked = []
 
-    def tried(level: float) -> tuning._Tried:
+    def tried(level: float) -> targets._Tried:
         drop = 40 * max(0.0, level - 0.5) ** 2 + noise[int(9999 * level)].item() * (level > 0.1)
-        asked.append(tuning._Tried(level, drop, level))
+        asked.append(targets._Tried(level, drop, level))
         return asked[-1]
 
-    found = tuning._most_within(tried, 0.1)
+    found = targets._most_within(tried, 0.1)
     assert found.drop <= 0.1 and 0.5 <= found.saved <= 0.6  # without noise: 0.55
     assert all(other.drop > 0.1 for other in asked if other.level > found.level)
     assert len(asked) < 30

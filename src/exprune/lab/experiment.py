@@ -15,7 +15,8 @@ from exprune.lab.evaluation.report import log_result, print_result
 from exprune.lab.evaluation.result import Result
 from exprune.lab.evaluation.subject import load_data, plain, prepare
 from exprune.lab.files import write_whole
-from exprune.lab.selection.tuning import heuristic_of, knob_to_find, tuned
+from exprune.lab.selection.knobs import heuristic_of, knob_to_find
+from exprune.lab.selection.tuning import check_tuning, tuned
 from exprune.lab.tracking import check_logger, tracked
 from exprune.lab.training.fit import make_trainer
 from exprune.lab.training.static import check_static
@@ -36,6 +37,7 @@ def train(cfg: DictConfig) -> Path:
 
 def evaluate(cfg: DictConfig) -> Result:
     """Evaluate the configured network densely and under ExPrune; writes and prints the result."""
+    check_tuning(cfg)
     subject = prepare(cfg, heuristic_of(cfg), ["valid"] if knob_to_find(cfg) else [])
     heuristic, target = tuned(subject)
     head = dominance(cfg, subject.trainer, subject.task, subject.data)

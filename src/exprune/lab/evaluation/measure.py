@@ -28,7 +28,7 @@ def measure(
     gain_ratio: Any,
     split: str,
     command: str,
-    target: dict[str, float] | None = None,
+    target: dict[str, Any] | None = None,
     head: Dominance | None = None,
 ) -> tuple[Result, pd.DataFrame]:
     """The result of ``heuristic`` and ``head`` on a split, and every input's target and both predictions.
@@ -118,6 +118,14 @@ def drop_and_saved(
     Raises:
         TooFar: after a part of the inputs, which falls further short of ``dense`` than ``limit`` allows it to.
     """
+    pruned, saved = pass_and_saved(subject, run, batches, dense, limit)
+    return drop_points(subject.task, dense, pruned.predictions), saved
+
+
+def pass_and_saved(
+    subject: Subject, run: ExPrune, batches: Iterable, dense: Pass, limit: float = math.inf
+) -> tuple[Pass, float]:
+    """Likewise, with all that the pass gave instead of its drop."""
     inputs = len(dense.targets)
 
     def watch(so_far: list[dict[str, Any]]) -> None:
@@ -129,8 +137,7 @@ def drop_and_saved(
 
     pruned = run_pass(subject.trainer, subject.task, batches, run, watch=None if limit == math.inf else watch)
     check_same_inputs(dense, pruned)
-    saved = flops_per_input(subject.task.unit, run.flops, dense, pruned).saved
-    return drop_points(subject.task, dense, pruned.predictions), saved
+    return pruned, flops_per_input(subject.task.unit, run.flops, dense, pruned).saved
 
 
 def about(run: ExPrune, gain_ratio: Any) -> list[Any]:

@@ -16,6 +16,8 @@ def print_result(result: Result, console: Console | None = None) -> None:
     """The result as two tables: the network, and its sites."""
     console = console or Console(width=None if Console().is_terminal else 120)
     console.print(_summary(result))
+    if result.target and "confidence" in result.target:
+        console.print(f"promise: {promise_line(result.target, result.flops.unit)}", highlight=False)
     if result.heuristic != "none":
         console.print(_sites(result))
         for row in result.sites:
@@ -29,6 +31,15 @@ def print_result(result: Result, console: Console | None = None) -> None:
     console.print("FLOPs are counted; this simulation does not run faster.", highlight=False)
     if result.engine:
         console.print(_engine(result.engine), highlight=False)
+
+
+def promise_line(promise: dict[str, Any], unit: str) -> str:
+    """A promise in words."""
+    return (
+        f"with {promise['confidence']:.4g} probability over the {promise['inputs']:,} validation {unit}s, the drop on "
+        f"unseen ones like them is at most {promise['target_drop']:g} points (bound {promise['bound']:.2f}; "
+        f"{promise['test']})"
+    )
 
 
 def _engine(row: dict[str, Any]) -> str:

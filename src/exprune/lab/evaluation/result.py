@@ -79,7 +79,7 @@ class Result:
     order: str | None
     predict: bool | None
     scope: str | None
-    target: dict[str, float] | None
+    target: dict[str, Any] | None
     gain_ratio: Any
     site_selection: list[str] | str | None
     metric: Metric

@@ -28,8 +28,8 @@ from exprune.lab.evaluation.subject import Subject, plain, prepare
 from exprune.lab.files import write_whole
 from exprune.lab.fronts.chart import log_front
 from exprune.lab.fronts.pareto import row, tabulate
+from exprune.lab.selection.knobs import Maker, heuristic_of, maker
 from exprune.lab.selection.study import FINISHED, finished, front, open_study, spread
-from exprune.lab.selection.tuning import Maker, heuristic_of, maker
 from exprune.lab.tracking import tracked
 
 log = logging.getLogger(__name__)

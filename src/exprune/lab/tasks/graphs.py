@@ -16,6 +16,7 @@ from exprune.core.errors import SettingError
 from exprune.lab.tasks.finite import check_finite, not_finite
 from exprune.lab.tasks.intervals import weighted_roc_auc
 from exprune.lab.tasks.optimisation import checked_rate, one_cycle
+from exprune.lab.tasks.paired_tests import roc_auc_test
 from exprune.lab.tasks.task import Task
 
 
@@ -32,6 +33,7 @@ class GraphTask(Task):
     unit = "graph"
     monitor = "valid/roc_auc"
     weighted_metric = staticmethod(weighted_roc_auc)
+    drop_test = staticmethod(roc_auc_test)
 
     def __init__(self, network: nn.Module, lr: float, weight_decay: float) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from exprune.lab.tasks.averaging import TailMean
 from exprune.lab.tasks.finite import check_finite, not_finite
 from exprune.lab.tasks.intervals import accuracy, weighted_accuracy
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
+from exprune.lab.tasks.paired_tests import accuracy_test
 from exprune.lab.tasks.sampling import draw
 from exprune.lab.tasks.sharpness import sharp
 from exprune.lab.tasks.task import Task
@@ -42,6 +43,7 @@ class ImageTask(Task):
     unit = "image"
     monitor = "valid/accuracy"
     weighted_metric = staticmethod(weighted_accuracy)
+    drop_test = staticmethod(accuracy_test)
     score = staticmethod(accuracy)
 
     def __init__(

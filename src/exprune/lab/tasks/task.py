@@ -7,6 +7,8 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from exprune.lab.tasks.paired_tests import PairedTest
+
 
 class Task(lightning.LightningModule):
     """Trains and evaluates a network; a subclass has the steps of Lightning, and of ours what is named here.
@@ -21,6 +23,8 @@ class Task(lightning.LightningModule):
         monitor: what Lightning logs the validation metric as; the larger the better.
         score: the metric of (predictions, targets).
         weighted_metric: that of many resamples at once (:mod:`exprune.lab.tasks.intervals`).
+        drop_test: the test of its drop (:mod:`exprune.lab.tasks.paired_tests`) from dense predictions, pruned ones,
+            targets and groups; a task may be without.
     """
 
     network: Any
@@ -31,6 +35,7 @@ class Task(lightning.LightningModule):
     monitor: str
     score: Callable[[Any, Any], float]
     weighted_metric: Callable[..., Any]
+    drop_test: Callable[..., PairedTest]
     secondary: Callable[[dict[str, Any]], dict[str, float]]  # further metrics, where there are any
     data_rows: Callable[[Any], Tensor]
 

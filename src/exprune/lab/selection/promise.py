@@ -1,0 +1,69 @@
+"""A knob with a promise: how far the metric drops on inputs that nobody has seen (docs/method.md, section 11)."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+from exprune.core import Heuristic
+from exprune.core.errors import SettingError
+from exprune.lab.evaluation.measure import pass_and_saved
+from exprune.lab.evaluation.passes import Pass
+from exprune.lab.evaluation.report import promise_line
+from exprune.lab.evaluation.subject import Subject
+from exprune.lab.selection.grid import grid_of
+from exprune.lab.selection.knobs import maker, run_at
+from exprune.lab.selection.sequence import bound, how_many_pass, out_of_reach
+from exprune.lab.tasks.paired_tests import PairedTest
+from exprune.lab.tasks.task import Task
+
+log = logging.getLogger(__name__)
+
+
+def promised(subject: Subject, drop: float, confidence: float) -> tuple[Heuristic | None, dict[str, Any]]:
+    """The heuristic with the boldest knob that is promised to drop by at most ``drop`` points; and the promise.
+
+    Over the draw of the validation inputs, the probability is at most 1 - ``confidence`` that the knob drops by more
+    on the population that they were drawn from.
+
+    Raises:
+        SettingError: the validation inputs are too few for any setting, or the metric has no such test.
+    """
+    knob, error, dense, make = subject.cfg.exprune.knob, 1 - confidence, subject.dense("valid"), maker(subject)
+    settings, reached = grid_of(subject, make), []
+
+    def evidence() -> Iterator[PairedTest]:
+        for setting in tqdm(settings, desc=f"target_drop={drop:g}", disable=None, leave=False):
+            pruned, saved = pass_and_saved(subject, run_at(subject, make, setting), subject.loader("valid"), dense)
+            test = drop_test(subject.task, dense, pruned)
+            reached.append({"valid_drop": 100 * test.drop, "valid_saved": saved})
+            yield test
+
+    passed, test = how_many_pass(evidence(), drop, error)
+    count, unit = len(dense.targets), subject.task.unit
+    if not passed:
+        raise out_of_reach(test, drop, error, count, unit, f"{knob}={settings[0]:.4g}")
+    setting = settings[passed - 1]
+    promise = {
+        "target_drop": drop,
+        "confidence": confidence,
+        "inputs": count,
+        "bound": bound(test, error),
+        "test": test.kind,
+        "tried": len(reached),
+        **reached[passed - 1],
+    }
+    log.info("%s=%.4g of %d settings tried: %s", knob, setting, len(reached), promise_line(promise, unit))
+    return make(**{knob: setting}), promise
+
+
+def drop_test(task: Task, dense: Pass, pruned: Pass) -> PairedTest:
+    """The test of a task's drop on a pass.
+
+    Raises:
+        SettingError: its metric has none.
+    """
+    if not hasattr(task, "drop_test"):
+        raise SettingError(f"exprune.confidence: {task.metric_name} has no paired test (Task.drop_test); null")
+    return task.drop_test(dense.predictions, pruned.predictions, dense.targets, dense.columns.get("group"))

@@ -1,0 +1,104 @@
+"""The knob for a target: what the validation split says keeps a drop, or saves a share, and no promise beyond it."""
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from exprune.core import Heuristic
+from exprune.core.errors import SettingError
+from exprune.lab.evaluation.measure import TooFar, about, drop_and_saved
+from exprune.lab.evaluation.subject import Subject, plain
+from exprune.lab.selection.knobs import at_level, maker, run_at
+
+log = logging.getLogger(__name__)
+
+_COARSE, _FINE = 1 / 128, 1 / 1024  # steps of a knob's level; of lam a fifth and a fortieth of a decade
+
+_BEYOND = 1.0  # points that stand out of the noise of a drop
+
+_known: dict[Path, tuple[float, float]] = {}  # drop and saving by setting: the jobs of a sweep over targets share them
+
+
+def found(subject: Subject, target: str, value: float) -> tuple[Heuristic | None, dict[str, Any]]:
+    """The heuristic with the most that is within the drop, or the least that saves as much; and what it reached.
+
+    Raises:
+        SettingError: the target cannot be reached.
+    """
+    knob, gain_ratio = subject.cfg.exprune.knob, plain(subject.cfg.exprune.gain_ratio)
+    dense, make = subject.dense("valid"), maker(subject)
+    limit = value + _BEYOND if target == "target_drop" else math.inf
+    with tqdm(desc=f"{target}={value}", unit=" passes", disable=None, leave=False) as bar:
+
+        def tried(level: float) -> _Tried:
+            run = run_at(subject, make, at_level(subject.cfg, level))
+            file = subject.pass_file("valid", about(run, gain_ratio))
+            if file not in _known:
+                bar.update()
+                try:
+                    _known[file] = drop_and_saved(subject, run, subject.loader("valid"), dense, limit)
+                except TooFar:
+                    return _Tried(level, math.inf, math.nan)
+            return _Tried(level, *_known[file])
+
+        best = (_most_within if target == "target_drop" else _least_that_saves)(tried, value)
+    setting = at_level(subject.cfg, best.level)
+    log.info(
+        "%s=%s: %s=%.4g, on validation a drop of %.3f points, %.2f %% saved",
+        target,
+        value,
+        knob,
+        setting,
+        best.drop,
+        100 * best.saved,
+    )
+    return make(**{knob: setting}), {target: value, "valid_drop": best.drop, "valid_saved": best.saved}
+
+
+class _Tried(NamedTuple):
+    level: float
+    drop: float  # points
+    saved: float
+
+
+_NOTHING = _Tried(0.0, 0.0, 0.0)
+
+
+def _most_within(tried: Callable[[float], _Tried], drop: float) -> _Tried:
+    """From a point more than is asked, which stands out of the noise of the drop, down to the first that is within it.
+
+    Bisecting for the drop itself would end at whichever chance crossing it meets first.
+    """
+    low, high = _NOTHING, tried(1.0)
+    if high.drop <= drop:
+        return high
+    if high.drop > drop + _BEYOND:
+        low, _ = _bisected(tried, low, high, lambda at: at.drop > drop + _BEYOND, _COARSE)
+    else:
+        low = high
+    while low.drop > drop and low.level > 0:
+        low = tried(max(0.0, low.level - _COARSE))
+    return low
+
+
+def _least_that_saves(tried: Callable[[float], _Tried], share: float) -> _Tried:
+    high = tried(1.0)
+    if high.saved < share:
+        raise SettingError(
+            f"exprune.target_saved={share}: out of reach; the most that can be saved is {high.saved:.3f}"
+        )
+    return _bisected(tried, _NOTHING, high, lambda at: at.saved >= share, _FINE)[1]
+
+
+def _bisected(
+    tried: Callable[[float], _Tried], low: _Tried, high: _Tried, enough: Callable[[_Tried], bool], step: float
+) -> tuple[_Tried, _Tried]:
+    """Two levels at most a step apart, the second of which is enough."""
+    while high.level - low.level > step:
+        middle = tried((low.level + high.level) / 2)
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return low, high

@@ -1,0 +1,148 @@
+"""Promises: a sequence of settings, the grid that they stand in, and what the command line says of them."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exprune.lab.selection.grid import even_levels
+from exprune.lab.selection.sequence import bound, how_many_pass, inputs_needed, out_of_reach
+from exprune.lab.tasks.paired_tests import ExactAccuracy
+from tests.cli import TINY, CommandLine
+
+GNN = ("model=gnn", "logger=none", *TINY, "data.limit=480", "exprune=optimal", "exprune.inputs=24")
+
+
+def test_the_sequence_ends_at_the_first_failure() -> None:
+    asked = []
+
+    def evidence(lost: list[int]):
+        for count in lost:
+            asked.append(count)
+            yield ExactAccuracy(count, 0, 1000)
+
+    passed, test = how_many_pass(evidence([0, 2, 40, 1]), 1.0, 0.05)
+    assert (passed, test.lost, asked) == (2, 2, [0, 2, 40])  # what comes after the failure is not looked at
+    passed, test = how_many_pass(evidence([40, 0]), 1.0, 0.05)
+    assert (passed, test.lost) == (0, 40)
+    assert how_many_pass(evidence([0, 1]), 1.0, 0.05)[0] == 2
+    with pytest.raises(ValueError):
+        how_many_pass([], 1.0, 0.05)
+
+
+def test_a_promise_is_kept() -> None:
+    """Settings drop by more and more; one beyond the target passes in at most 5 % of all samples."""
+    rng, drops, target = np.random.default_rng(0), np.linspace(0, 0.02, 21), 1.0
+    broken = 0
+    for _ in range(400):
+        tests = (ExactAccuracy(*map(int, rng.multinomial(3000, [drop + 0.005, 0.005, 0.99 - drop])[:2]), 3000)
+                 for drop in drops)  # fmt: skip
+        passed, _ = how_many_pass(tests, target, 0.05)
+        broken += passed > 0 and 100 * drops[passed - 1] > target
+    assert broken / 400 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+
+
+@pytest.mark.parametrize("test", [ExactAccuracy(20, 12, 4000), ExactAccuracy(0, 0, 4000), ExactAccuracy(5, 6, 4000)])
+def test_the_bound_is_where_the_test_turns(test: ExactAccuracy) -> None:
+    least = bound(test, 0.05)
+    assert least > 100 * test.drop
+    assert test.p_value(1.01 * least / 100, 0.05) <= 0.05 < test.p_value(0.98 * least / 100, 0.05)
+
+
+def test_what_so_few_inputs_cannot_show() -> None:
+    test = ExactAccuracy(9, 6, 5000)
+    assert test.p_value(0.001, 0.05) > 0.05
+    needed = inputs_needed(test, 0.1, 0.05, 5000)
+    assert test.p_value(0.001, 0.05, 1.05 * needed / 5000) < 0.05 < test.p_value(0.001, 0.05, 0.8 * needed / 5000)
+    line = str(out_of_reach(test, 0.1, 0.05, 5000, "image", "lam=1e-12"))
+    assert line.startswith("exprune.target_drop=0.1: 5,000 images cannot show a drop of at most 0.1 points with 0.95 ")
+    assert f"is {bound(test, 0.05):.2f}; about {needed:,} could" in line
+    worse = ExactAccuracy(30, 6, 5000)
+    assert inputs_needed(worse, 0.1, 0.05, 5000) is None
+    assert "no number of them could: there it drops by 0.48" in str(out_of_reach(worse, 0.1, 0.05, 5000, "image", "x"))
+
+
+@given(st.floats(0.1, 8), st.integers(2, 40), st.floats(0.02, 0.9))
+def test_levels_of_even_savings(steepness: float, count: int, most: float) -> None:
+    def saved(level: float) -> float:
+        return most * level**steepness
+
+    levels = even_levels(saved, count)
+    assert len(levels) <= count and levels[-1] == 1 and all(a < b for a, b in itertools.pairwise(levels))
+    gaps = np.diff([0.0, *map(saved, levels)])
+    steepest = most * (1 - (1 - 1 / 512) ** steepness) + (saved(1 / 512) if steepness < 1 else 0)
+    assert max(gaps) <= 2 * most / count + steepest + 1e-9
+
+
+def test_levels_where_nothing_is_saved() -> None:
+    assert even_levels(lambda level: 0.0, 5) == [1.0]
+
+
+def test_a_promise_on_the_command_line(command: CommandLine) -> None:
+    settings = ("exprune.target_drop=30", "exprune.confidence=0.9", "exprune.grid=[1e-9,1e-10,1e-8]")
+    run = command("evaluate.py", *GNN, *settings)
+    assert run.code == 0, run.err
+    (folder,) = run.runs()
+    result = json.loads((folder / "result.json").read_text())
+    promise = result["target"]
+    assert (promise["target_drop"], promise["confidence"], promise["tried"]) == (30, 0.9, 3)
+    assert promise["valid_drop"] <= promise["bound"] <= 30 and promise["inputs"] == 480
+    assert "of the rarer class" in promise["test"]
+    assert result["lam"] == 1e-8 and 0 < promise["valid_saved"] < 1
+    printed = " ".join(run.out.split())
+    assert "promise: with 0.9 probability over the 480 validation graphs, the drop on unseen ones like them" in printed
+
+
+@pytest.mark.parametrize("exprune", ["threshold", "stats_test", "calibrated"])
+def test_one_knob_for_every_test(command: CommandLine, exprune: str) -> None:
+    settings = (
+        f"exprune={exprune}",
+        "exprune.tau=null",
+        "exprune.target_drop=40",
+        "exprune.confidence=0.8",
+        "exprune.grid=3",
+    )
+    run = command("evaluate.py", "model=gnn", "logger=none", *TINY, "data.limit=480", *settings)
+    assert run.code == 0, run.err
+    result = json.loads((run.runs()[0] / "result.json").read_text())
+    assert result["target"]["confidence"] == 0.8 and result["tau"] is not None
+
+
+def test_the_papers_tests_take_targets(command: CommandLine) -> None:
+    settings = ("exprune=threshold", "exprune.tau=null", "exprune.target_saved=0.1")
+    run = command("evaluate.py", "model=gnn", "logger=none", *TINY, *settings)
+    assert run.code == 0, run.err
+    result = json.loads((run.runs()[0] / "result.json").read_text())
+    assert result["tau"] < 0 and result["target"]["valid_saved"] == pytest.approx(0.1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("exprune.confidence=1",), "exprune.confidence=1: a probability above 0 and below 1"),
+        (("exprune.confidence=0",), "exprune.confidence=0: a probability"),
+        (("exprune.confidence=sure",), "exprune.confidence='sure': a probability"),
+        (("exprune.confidence=0.9", "exprune.grid=1"), "exprune.grid=1: the number of settings to try, at least 2"),
+        (("exprune.confidence=0.9", "exprune.grid=[1e-9]"), "exprune.grid=[1e-09]: at least 2 different settings"),
+        (("exprune.confidence=0.9", "exprune.grid=[1e-9,1e-9]"), "at least 2 different settings"),
+        (("exprune.confidence=0.9", "exprune.grid=[1e-9,few]"), "exprune.grid='few'"),
+        (("exprune.confidence=0.9", "exprune.grid=[1e-9,-1]"), "lam=-1"),
+        (("exprune.confidence=0.9", "exprune.target_drop=-1"), "exprune.target_drop=-1: a number, at least 0"),
+        (("exprune.confidence=0.9", "exprune.target_drop=null"), "exprune.confidence=0.9: is of a drop"),
+        (("exprune.confidence=0.9", "exprune.target_saved=0.3"), "exprune.confidence=0.9: is of a drop"),
+        (("exprune.confidence=0.9", "exprune.lam=1e-9"), "exprune.confidence=0.9: finds lam itself; exprune.lam=null"),
+        (
+            ("exprune.confidence=0.95", "exprune.target_drop=0", "exprune.grid=[1e-9,1e-8]"),
+            "cannot show a drop of at most 0",
+        ),
+    ],
+)
+def test_what_cannot_be_promised_is_one_line(command: CommandLine, settings: tuple[str, ...], words: str) -> None:
+    run = command("evaluate.py", *GNN, *settings)
+    assert run.code == 1 and not run.runs()
+    (line,) = [line for line in run.err.splitlines() if line.startswith("error:")]
+    assert words in line

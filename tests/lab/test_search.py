@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pandas as pd
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 from optuna.trial import TrialState, create_trial
 
 from exprune.core.errors import SettingError
-from exprune.lab.selection.search import _spread
+from exprune.lab.selection.search import _halves, _spread
 from exprune.lab.selection.study import finished, front, open_study, spread
 from exprune.lab.tasks.graphs import GraphTask
 from tests.cli import TINY, CommandLine
@@ -81,6 +82,45 @@ def test_search_finds_measures_and_writes(command: CommandLine, session_cache: P
         # A trial's own figures are those of its setting on the validation split.
         trial = trials[trials.number == row.trial].iloc[0]
         assert trial.values_1 == pytest.approx(row.valid_saved_percent / 100, abs=1e-4)
+
+
+PROMISE = ("data.limit=480", "data.eval_batch_size=40", "exprune.confidence=0.8")
+
+
+def test_a_search_promises_on_what_it_did_not_see(command: CommandLine) -> None:
+    settings = (*PROMISE, "exprune.target_drop=30", "search.trials=8", "search.max_drop=60", "search.front=6")
+    outcome = command(*SEARCH, *settings, f"search.storage=sqlite:///{command.folder / 'study.db'}")
+    assert outcome.code == 0, outcome.err
+    (table,) = command.folder.rglob("front.csv")
+    rows = pd.read_csv(table).sort_values("saved_percent")
+    assert rows["promised"].dtype == bool and rows["promised"].iloc[0]
+    assert rows["promised"].is_monotonic_decreasing  # a sequence, from what saves least
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("exprune.target_drop=0",), "cannot show a drop of at most 0 points with 0.8 probability; the least"),
+        (("exprune.target_drop=null",), "exprune.confidence=0.8: is of a drop"),
+        (("exprune.target_drop=1", "exprune.confidence=2"), "exprune.confidence=2: a probability"),
+        (
+            ("exprune.target_drop=1", "data.eval_batch_size=480"),
+            "exprune.confidence=0.8: half of split=valid: there is no",
+        ),
+    ],
+)
+def test_a_search_that_can_promise_nothing(command: CommandLine, settings: tuple[str, ...], words: str) -> None:
+    storage = f"search.storage=sqlite:///{command.folder / 'study.db'}"
+    outcome = command(*SEARCH, *PROMISE, "search.trials=8", "search.max_drop=60", *settings, storage)
+    assert outcome.code == 1
+    assert words in outcome.err and not list(command.folder.rglob("front.csv"))
+
+
+def test_halves() -> None:
+    batches = [torch.zeros(3, 1)] * 5
+    assert [len(half) for half in _halves(batches)] == [3, 2]
+    texts = [SimpleNamespace(groups=torch.tensor([k])) for k in range(5)]
+    assert _halves(texts) == (texts[:2], texts[2:])  # a text may run on from one batch to the next
 
 
 def test_a_killed_search_goes_on(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ _NO_KNOB = {
     *("split inputs site_selection target metrics flops seconds versions command search trials trial front".split()),
     *("dense dense_low dense_high pruned pruned_low pruned_high dense_flops pruned_flops pruned_share".split()),
     *("negative_share wrong_share skippable_dense_percent skippable_pruned_percent head_saved_percent".split()),
-    *("sites_saved_percent head_changed_share valid_drop valid_saved_percent nonzero_dense_flops".split()),
+    *("sites_saved_percent head_changed_share promised valid_drop valid_saved_percent nonzero_dense_flops".split()),
     *(_FIGURES + _ABOUT),
 }
 

@@ -1,13 +1,16 @@
 """A knob with a promise: how far the metric drops on inputs that nobody has seen (docs/method.md, section 11)."""
 
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from exprune.core import Heuristic
 from exprune.core.errors import SettingError
+from exprune.core.settings import real
 from exprune.lab.evaluation.measure import pass_and_saved
 from exprune.lab.evaluation.passes import Pass
 from exprune.lab.evaluation.report import promise_line
@@ -19,6 +22,24 @@ from exprune.lab.tasks.paired_tests import PairedTest
 from exprune.lab.tasks.task import Task
 
 log = logging.getLogger(__name__)
+
+
+def check_promise(cfg: DictConfig) -> None:
+    """Whether the settings ask for a promise that can be: a probability, of a drop.
+
+    Raises:
+        SettingError: they do not.
+    """
+    settings, wanted = cfg.exprune, "a probability above 0 and below 1, such as 0.95; or null"
+    confidence = real(settings.confidence, "exprune.confidence", wanted, lambda p: 0 < p < 1)
+    if settings.target_drop is None or settings.get("target_saved") is not None:
+        raise SettingError(f"exprune.confidence={confidence}: is of a drop; target_drop=1 and target_saved=null")
+    check_target(cfg, "target_drop")
+
+
+def check_target(cfg: DictConfig, target: str) -> None:
+    """Raises SettingError where ``exprune.target_drop`` or ``target_saved`` is no number, or below 0."""
+    real(cfg.exprune[target], f"exprune.{target}", "a number, at least 0", lambda x: 0 <= x < math.inf)
 
 
 def promised(subject: Subject, drop: float, confidence: float) -> tuple[Heuristic | None, dict[str, Any]]:

@@ -1,10 +1,8 @@
 """Per-site search of a heuristic's knobs on the validation split (docs/method.md, section 2)."""
 
-import json
 import logging
 import math
-import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,20 +19,21 @@ from tqdm import tqdm
 from exprune.core import ExPrune, Heuristic, Prefix
 from exprune.core.errors import SettingError
 from exprune.lab.data.splits import check_measurable
-from exprune.lab.evaluation.measure import TooFar, drop_and_saved, measure
+from exprune.lab.evaluation.measure import TooFar, drop_and_saved
 from exprune.lab.evaluation.passes import run_pass
 from exprune.lab.evaluation.result import read_result
-from exprune.lab.evaluation.subject import Subject, plain, prepare
+from exprune.lab.evaluation.subject import Subject, prepare
 from exprune.lab.files import write_whole
 from exprune.lab.fronts.chart import log_front
-from exprune.lab.fronts.pareto import row, tabulate
+from exprune.lab.fronts.pareto import tabulate
+from exprune.lab.selection.front import GAIN_RATIOS, chosen_trials, configured, measure_front, promised_trials
 from exprune.lab.selection.knobs import Maker, heuristic_of, maker
-from exprune.lab.selection.study import FINISHED, finished, front, open_study, spread
+from exprune.lab.selection.promise import check_promise
+from exprune.lab.selection.study import FINISHED, finished, open_study
 from exprune.lab.tracking import tracked
 
 log = logging.getLogger(__name__)
 
-_GAIN_RATIOS = (0.1, 0.5)  # searched in the paper
 _UNIFORM = (0.0, 0.02, 0.04, 0.1, 0.2, 0.3, 0.5, 0.75, 0.9, 1.0)  # shares of every range, tried before anything else
 
 
@@ -56,8 +55,14 @@ def search(cfg: DictConfig) -> pd.DataFrame:
         raise SettingError(f"search={cfg.search.name}: searches the sites alone; head=none")
     _check(cfg)
     subject = prepare(cfg, heuristic, ["valid", "test"])
-    run = ExPrune(subject.sites, heuristic, gain_ratio=_GAIN_RATIOS[1])  # the sites that a search can use
-    batches = _spread(subject.loader("valid"), cfg.search.limit)
+    run = ExPrune(subject.sites, heuristic, gain_ratio=GAIN_RATIOS[1])  # the sites that a search can use
+    searched: list = list(subject.loader("valid"))
+    unseen: list = []
+    if (confidence := cfg.exprune.get("confidence")) is not None:
+        searched, unseen = _halves(searched)
+        for half in (searched, unseen):
+            check_measurable(subject.task, half, f"exprune.confidence={confidence}: half of split=valid")
+    batches = _spread(searched, cfg.search.limit)
     check_measurable(subject.task, batches, f"search.limit={cfg.search.limit}")
     ranges = _ranges(subject, run, batches)
     study = open_study(cfg, _name(subject, heuristic), _about(subject, run))
@@ -68,7 +73,9 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     make = maker(subject)
     with tracked(cfg, "search") as tracker:
         _run_trials(study, subject, make, ranges, batches)
-        table = _measure_front(study, subject, make)
+        chosen = chosen_trials(study, cfg)
+        promised = promised_trials(chosen, subject, make, unseen) if unseen else None
+        table = measure_front(study, chosen, subject, make, promised)
         trials = study.trials_dataframe()
         trials = trials[trials["state"].isin([state.name for state in FINISHED])]
         write_whole(folder / "trials.csv", lambda partial: trials.to_csv(partial, index=False))
@@ -85,13 +92,21 @@ def _check(cfg: DictConfig) -> None:
     for key, low in (("trials", 1), ("front", 1), ("limit", 1)):
         if search[key] is not None and (not isinstance(search[key], int) or search[key] < low):
             raise SettingError(f"search.{key}={search[key]}: a whole number, at least {low}")
+    if cfg.exprune.get("confidence") is not None:
+        check_promise(cfg)
     if not isinstance(search.max_drop, int | float) or search.max_drop < 0:
         raise SettingError(f"search.max_drop={search.max_drop}: a number of points, at least 0")
 
 
-def _spread(loader: Iterable, limit: int | None) -> list:
-    """The batches of a loader, or evenly spread ones with about ``limit`` inputs."""
-    batches = list(loader)
+def _halves(batches: list) -> tuple[list, list]:
+    """Every other batch, and the rest; where texts may run on from batch to batch, the first ones and the rest."""
+    if batches and hasattr(batches[0], "groups"):
+        return batches[: len(batches) // 2], batches[len(batches) // 2 :]
+    return batches[::2], batches[1::2]
+
+
+def _spread(batches: list, limit: int | None) -> list:
+    """The batches, or evenly spread ones with about ``limit`` inputs."""
     if limit is None or not batches:
         return batches
     size = len(batches[0][0]) if isinstance(batches[0], tuple | list) else len(batches[0])
@@ -129,13 +144,14 @@ def _ranges(subject: Subject, run: ExPrune, batches: list) -> dict[str, tuple[fl
         lowest = {name: min(0.0, float(torch.stack(seen).mean())) for name, seen in probe.lowest.items()}
         ranges = {f"tau/{name}": (lowest[name], high) for name in names}
     masked = [site.name for site in run.sites if site.name in run.taus and site.mask is not None]
-    return ranges | {f"gain_ratio/{name}": _GAIN_RATIOS for name in masked}
+    return ranges | {f"gain_ratio/{name}": GAIN_RATIOS for name in masked}
 
 
 def _name(subject: Subject, heuristic: Heuristic) -> str:
     inputs = subject.cfg.search.limit or "all"
     weights = Path(subject.checkpoint).name.removesuffix(".safetensors")
-    return f"{weights}-{type(heuristic).__name__}-n{heuristic.stages[0]}-{inputs}"
+    half = "" if subject.cfg.exprune.get("confidence") is None else "-half"
+    return f"{weights}-{type(heuristic).__name__}-n{heuristic.stages[0]}-{inputs}{half}"
 
 
 def _about(subject: Subject, run: ExPrune) -> dict[str, Any]:
@@ -150,6 +166,7 @@ def _about(subject: Subject, run: ExPrune) -> dict[str, Any]:
         "order": cfg.exprune.get("order"),
         "sites": list(run.taus),
         "limit": cfg.search.limit,
+        **({} if cfg.exprune.get("confidence") is None else {"part": "half"}),
     }
 
 
@@ -159,7 +176,7 @@ def _run_trials(study: optuna.Study, subject: Subject, make: Maker, ranges: Mapp
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         knobs = {name: trial.suggest_float(name, *both) for name, both in ranges.items()}
-        heuristic, gain_ratio = _configured(subject, make, knobs)
+        heuristic, gain_ratio = configured(subject, make, knobs)
         try:
             run = ExPrune(subject.sites, heuristic, gain_ratio=gain_ratio)
         except SettingError as error:  # with these gain ratios no neuron is worth a test
@@ -184,63 +201,3 @@ def _run_trials(study: optuna.Study, subject: Subject, make: Maker, ranges: Mapp
         median(complete) / dense.seconds if complete else math.nan,
         dense.seconds,
     )
-
-
-def _configured(subject: Subject, make: Maker, knobs: Mapping[str, float]) -> tuple[Heuristic | None, Any]:
-    """The heuristic and gain_ratio with these knobs."""
-    taus = {name.removeprefix("tau/"): value for name, value in knobs.items() if name.startswith("tau/")}
-    gains = {name.removeprefix("gain_ratio/"): v for name, v in knobs.items() if name.startswith("gain_ratio/")}
-    heuristic = make(tau=taus)
-    return heuristic, {**gains, "*": _GAIN_RATIOS[1]} if gains else plain(subject.cfg.exprune.gain_ratio)
-
-
-def _measure_front(study: optuna.Study, subject: Subject, make: Maker) -> pd.DataFrame:
-    """The points of the trials' front on all of validation, and those that are a front there on test."""
-    cfg, folder = subject.cfg, Path(subject.cfg.paths.output_dir)
-    command = shlex.join(["python", "evaluate.py", *cfg.overrides])
-    points = front(study, cfg.search.max_drop)
-    if not points:
-        raise SettingError(
-            f"search.max_drop={cfg.search.max_drop}: no trial drops less; allow more trials or more points"
-        )
-    chosen = [points[k] for k in sorted({round(k) for k in np.linspace(0, len(points) - 1, cfg.search.front)})]
-    if cfg.search.limit is not None:
-        chosen = spread(study, cfg.search.max_drop, cfg.search.front) or chosen
-
-    def measured(trial: optuna.trial.FrozenTrial, split: str) -> dict[str, Any]:
-        heuristic, gain_ratio = _configured(subject, make, trial.params)
-        assert heuristic is not None
-        file = folder / split / f"{trial.number:05d}" / "result.json"
-        wanted = {"command": command, "checkpoint": subject.checkpoint, "tau": heuristic.tau, "gain_ratio": gain_ratio}
-        if file.exists():  # of an interrupted search in this folder
-            found = read_result(file)
-            if wanted == {key: found.get(key) for key in wanted}:
-                return found
-        result, _ = measure(subject, heuristic, gain_ratio, split, command)
-        result.write(file)
-        return read_result(file)
-
-    bar = tqdm(chosen, desc="front, valid", disable=None, leave=False)
-    valid = [(trial, measured(trial, "valid")) for trial in bar]
-    still = [pair for pair in valid if not any(_beats(other, pair[1]) for _, other in valid)]
-    rows = []
-    for trial, on_valid in tqdm(still, desc="front, test", disable=None, leave=False):
-        on_test = row(measured(trial, "test"))
-        on_test |= {
-            "tau": None,  # stand in knobs, with the gain ratios
-            "gain_ratio": None,
-            "sites": sum(name.startswith("tau/") for name in trial.params),  # a gain_ratio may leave one untested
-            "search": cfg.search.name,
-            "trials": len(finished(study)),
-            "trial": trial.number,
-            "valid_drop": round(on_valid["metric"]["drop"], 3),
-            "valid_saved_percent": round(100 * on_valid["flops"]["saved"], 3),
-            "knobs": json.dumps({name: round(value, 6) for name, value in trial.params.items()}),
-        }
-        rows.append(on_test)
-    return pd.DataFrame(rows)
-
-
-def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    ours, theirs = ((of["metric"]["drop"], -of["flops"]["saved"]) for of in (one, other))
-    return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]

@@ -1,17 +1,15 @@
 """How the heuristic of an experiment gets its knob: as given, for a target on validation, or with a promise."""
 
-import math
 from typing import Any
 
 from omegaconf import DictConfig
 
 from exprune.core import Heuristic
 from exprune.core.errors import SettingError
-from exprune.core.settings import real
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.selection.grid import check_grid
 from exprune.lab.selection.knobs import knob_to_find, maker
-from exprune.lab.selection.promise import promised
+from exprune.lab.selection.promise import check_promise, check_target, promised
 from exprune.lab.selection.targets import found
 
 
@@ -23,19 +21,14 @@ def check_tuning(cfg: DictConfig) -> None:
             something else than a drop.
     """
     settings, knob = cfg.exprune, knob_to_find(cfg)
-    confidence = settings.get("confidence")
-    if confidence is not None:
-        wanted = "a probability above 0 and below 1, such as 0.95; or null"
-        real(confidence, "exprune.confidence", wanted, lambda p: 0 < p < 1)
+    if (confidence := settings.get("confidence")) is not None:
+        check_promise(cfg)
         if knob is None:
             given = settings.knob
             raise SettingError(f"exprune.confidence={confidence}: finds {given} itself; exprune.{given}=null")
-        if settings.target_drop is None or settings.target_saved is not None:
-            raise SettingError(f"exprune.confidence={confidence}: is of a drop; target_drop=1 and target_saved=null")
         check_grid(cfg)
     if knob is not None:
-        target = _target(cfg)
-        real(settings[target], f"exprune.{target}", "a number, at least 0", lambda x: 0 <= x < math.inf)
+        check_target(cfg, _target(cfg))
 
 
 def tuned(subject: Subject) -> tuple[Heuristic | None, dict[str, Any] | None]:

@@ -5,12 +5,14 @@ python results/tables.py --check    # says where a document is not what the tabl
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+from answers import promises, reproduction
 from speed import decoding, kernels, shares
 from table_lines import heading, line
 
@@ -138,8 +140,11 @@ def parts() -> str:
     lines, made = heading(*columns), []
     for name, table in _tables("input_order_ablation"):
         for row in table.to_dict("records"):
-            saved = (row[f"saved_percent_at_{level}"] for level in (0.001, 0.01))
-            cells = ("not reached" if pd.isna(one) else f"{one:.1f} %" for one in saved)
+            saved = (row.get(f"saved_percent_at_{level}", math.nan) for level in (0.001, 0.01))
+            cells = ["not reached" if pd.isna(one) else f"{one:.1f} %" for one in saved]
+            if max(json.loads(row["kl"])) < 1e-9:
+                ((of_all,), (nonzero,)) = (json.loads(row[key]) for key in ("saved_percent", "without_zero_terms"))
+                cells = [f"{of_all:.1f} % at 0 nats", f"{nonzero:.1f} % of a dense network that skips zeros"]
             lines.append(line(_whole(name), row["variant"].strip(), *cells))
         made.append(
             f"\n`python results/input_order_ablation.py {name}` makes "
@@ -220,6 +225,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "tests": tests,
     "searches": searches,
     "passes": passes,
+    "reproduction": reproduction,
+    "promises": promises,
     "activations": activations,
     "input order": input_order,
     "parts of the input order": parts,

@@ -476,3 +476,44 @@ def test_bad_input_is_said_in_one_line() -> None:
         model.stem.bias.fill_(-1.0)
     with pytest.raises(SettingError, match="calibration: all inputs of layer are zero in 200 rows"):
         calibrated(model, x, site)
+
+
+class Certain(Heuristic):
+    """Stops what cannot become positive: the rest adds at most its norm times that of the neuron's weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages, self.met = STAGES[:-1], []
+
+    def order(self, site: Site) -> str:
+        return "input"
+
+    def stop(self, seen: Prefix) -> Tensor:
+        self.met.append(seen.weight)
+        weight = seen.weight.unflatten(0, (-1, 9))  # (kernel, terms, outputs)
+        norms = seen.site.weight.flatten(2) if seen.site.weight.dim() > 2 else seen.site.weight[..., None]
+        reach = (weight.square().sum(0) / norms.square().sum((0, 2))[:, None]).sum(0).sqrt()
+        return seen.s + (seen.rest + 1e-5 * seen.norm) * reach + seen.r < 0
+
+
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_bound_of_what_is_left_stops_nothing_positive(conv: bool, seed: int) -> None:
+    """A heuristic is given the weights as the rows meet them, scaled by a BatchNorm, so that its bound holds."""
+    torch.manual_seed(seed)
+    model = scramble(Block(conv)).eval()
+    with torch.no_grad():
+        model.norm.weight.mul_(5)
+        model.norm.bias.sub_(4)
+    x = torch.randn(6, 2, *[8, 8][: 2 * conv])
+    sites = select_sites(find_sites(model, x), ["layer"])
+    heuristic = Certain()
+    dense = model(x)
+    with ExPrune(sites, heuristic) as run:
+        assert torch.allclose(model(x), dense, atol=1e-5)
+    (site,) = run.flops.sites
+    assert site.wrong == 0 and site.pruned > 0
+    a = model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()
+    layer = model.layer.weight.detach().flatten(2) if conv else model.layer.weight.detach()[..., None]
+    expected = (layer * a[:, None, None]).permute(2, 1, 0).flatten(0, 1)
+    assert torch.allclose(heuristic.met[0], expected)

@@ -61,7 +61,10 @@ def test_validation_chooses_and_test_reports(tmp_path: Path) -> None:
         assert (row["saved_percent"], row["drop_points"], row["valid_drop_points"]) == (11, 0.4, 0.05)
         assert (row["drop_low"], row["drop_high"]) == pytest.approx((0.15, 0.9))
         assert row["chosen_on"] == "validation" and row["inputs"] == 4113
-    assert list(as_text(chosen)["95 % interval"]) == ["[+0.15, +0.90]"] * 2
+        assert (row["reported_saved_percent"], row["reported_drop_points"]) == (21, 0)  # what test itself would choose
+    text = as_text(chosen)
+    assert list(text["95 % interval"]) == ["[+0.15, +0.90]"] * 2
+    assert list(text["chosen on test: saved %"]) == ["21.00"] * 2
 
 
 def test_test_results_alone_are_said_to_be_optimistic(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ class Prefix:
     and None unless the heuristic needs it. ``s`` and ``q`` are overwritten by what comes next: copy what is to be kept.
 
     Of a site whose terms come in the order of each input, all tensors are (rows, outputs), of a convolution too: a row
-    for every position; ``rest``, (rows, 1), is the norm of the terms that a row has left, ``norm`` that of all of them.
+    for every position; ``rest``, (rows, 1), is the norm of the terms that a row has left, ``norm`` that of all of them;
+    ``weight`` is what a row is multiplied by, (kernel * terms, outputs), the kernel's positions outermost.
 
     ``s`` is ``scale * part``, with one scale per output channel (None: 1), and is not computed unless it is asked for.
     ``kept`` is for what a heuristic works out once for all rows and stages of a batch: a new dict for every batch.
@@ -56,6 +57,7 @@ class Prefix:
     kept: dict[Any, Any] = field(default_factory=dict)
     rest: Tensor | None = None
     norm: Tensor | None = None
+    weight: Tensor | None = None
 
     @property
     def spatial_dims(self) -> int:

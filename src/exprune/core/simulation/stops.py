@@ -52,10 +52,8 @@ class Stops:
         if isinstance(total, Tensor):
             total = self._per_output(total.clamp(min=1), part)
         r, plan = chain.beside, self.plan
-        rest = norm = None
-        if ranked is not None:
-            rest, norm = ranked.rest[:, index : index + 1], ranked.norm
-        known = part, scale, q, r, plan, data, full, self._kept, rest, norm
+        of_rows = () if ranked is None else (ranked.rest[:, index : index + 1], ranked.norm, ranked.weight)
+        known = part, scale, q, r, plan, data, full, self._kept, *of_rows
         seen = Prefix(self.site, index, stage.n, total, self.tau, *known)
         now = self.heuristic.stop(seen)
         if stage.tested is not None:

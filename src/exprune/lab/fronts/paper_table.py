@@ -30,6 +30,7 @@ PUBLISHED_ON = {"gnn": ("ogbg_molhiv",), "vgg11_bn": _CIFAR10, "resnet18": _CIFA
 _ABOUT = ["model", "data", "static", "sparsity", "seed", "sites", "heuristic", "metric", "checkpoint"]
 _DEFAULTS = {"static": "none", "sparsity": 0.0, "seed": None, "sites": "", "checkpoint": ""}
 _FIGURES = ["drop_points", "drop_low", "drop_high", "saved_percent", "scope_saved_percent"]  # points, percent
+_REPORTED = [f"reported_{name}" for name in ("saved_percent", "scope_saved_percent", "drop_points")]
 _NO_KNOB = {
     *("split inputs site_selection target metrics flops seconds versions command search trials trial front".split()),
     *("dense dense_low dense_high pruned pruned_low pruned_high dense_flops pruned_flops pruned_share".split()),
@@ -125,6 +126,8 @@ def paper_table(results: pd.DataFrame) -> pd.DataFrame:
 
     Chosen by its figures on the validation split where settings were measured there and on test, else on test itself.
     The figures are those of the test split in either case. ``setting`` is "none" where none stays within the limit.
+    ``reported_saved_percent`` and ``reported_drop_points`` are of the setting that would be chosen by its test figures
+    themselves, on the data that are reported: an optimistic reading, for comparison with published figures.
     """
     test, valid = (results[results["split"] == split].drop(columns="split") for split in ("test", "valid"))
     by_valid = {"drop_points": "valid_drop_points", "saved_percent": "valid_saved_percent"}
@@ -136,16 +139,24 @@ def paper_table(results: pd.DataFrame) -> pd.DataFrame:
         drop, saved = by_valid.values() if chosen_on == "validation" else by_valid
         tested = settings.dropna(subset="drop_points")
         for limit in PUBLISHED["dense"]:
-            within = tested[tested[drop] < limit + 5e-4]  # the tables have three digits of a point
-            best = within.sort_values([saved, drop], ascending=[False, True]).drop(columns=_ABOUT).head(1)
+            best = _best(tested, drop, saved, limit)
+            reported = _best(tested, "drop_points", "saved_percent", limit)
             row = dict(zip(_ABOUT, about, strict=True)) | {"drop_limit": limit, "chosen_on": chosen_on}
             model, data, static = about[:3]
             row |= {"published_percent": _published(model, data, static, limit)}
             row |= {"setting": "none" if len(tested) else "none measured on test"}
-            rows.append(row | (best.iloc[0].to_dict() if len(best) else {}))
+            row |= {f"reported_{name}": value for name, value in reported.items() if name in _FIGURES}
+            rows.append(row | best)
     columns = ["drop_limit", "saved_percent", "scope_saved_percent", "published_percent", *_FIGURES[:3]]
-    columns += [*by_valid.values(), "inputs", "chosen_on", "setting"]
+    columns += [*by_valid.values(), *_REPORTED, "inputs", "chosen_on", "setting"]
     return pd.DataFrame(rows, columns=[*_ABOUT, *columns]).astype({"inputs": "Int64", "seed": "Int64"}).round(5)
+
+
+def _best(settings: pd.DataFrame, drop: str, saved: str, limit: float) -> dict[str, Any]:
+    """The setting that saves most within the limit; empty where none is within it."""
+    within = settings[settings[drop] < limit + 5e-4]  # the tables have three digits of a point
+    best = within.sort_values([saved, drop], ascending=[False, True]).drop(columns=_ABOUT).head(1)
+    return best.iloc[0].to_dict() if len(best) else {}
 
 
 def _published(model: str, data: str, static: str, limit: float) -> str:
@@ -174,6 +185,7 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
     text["95 % interval"] = "[" + number("drop_low", "{:+.2f}") + ", " + number("drop_high", "{:+.2f}") + "]"
     if table["valid_drop_points"].notna().any():
         text["valid drop"] = number("valid_drop_points", "{:+.2f}")
+        text["chosen on test: saved %"] = number("reported_saved_percent", "{:.2f}").fillna("none")
     text["chosen on"] = table["chosen_on"]
     text["setting"] = table["setting"].map(lambda setting: shorten(setting, 60, placeholder=" ..."))
     if table.duplicated([*_ABOUT[:-1], "drop_limit"]).any():  # several networks of one seed

@@ -60,7 +60,8 @@ def _cell(row: dict[str, Any] | None, prefix: str) -> str:
 
 def promises() -> str:
     """How often a knob's drop on other inputs exceeds its target, by the rule that chose it."""
-    columns = ("", "target", "chosen", "beyond the target on other inputs", "mean drop there", "worst", "mean saved")
+    columns = ("", "target", "chosen", "beyond it on other inputs", "on all inputs", "mean drop on others", "worst",
+               "mean saved")  # fmt: skip
     lines, made = heading(*columns), []
     for name, network in NAMES.items():
         if not (file := HERE / f"{name}_promise.csv").exists():
@@ -68,13 +69,8 @@ def promises() -> str:
             continue
         table = pd.read_csv(file)
         for row in table.to_dict("records"):
-            beyond = (f"{100 * row[key]:.1f}" for key in ("exceeded", "exceeded_low", "exceeded_high"))
-            cells = (
-                f"{row['target_drop']:g}",
-                row["rule"],
-                "{} % [{}, {}]".format(*beyond),
-                f"{row['mean_drop']:+.2f}",
-            )
+            beyond = (_share(row, key) for key in ("exceeded", "exceeded_on_all"))
+            cells = (f"{row['target_drop']:g}", row["rule"], *beyond)
             saved = f"{row['mean_saved_percent']:.1f} %"
             if row["nothing"] > 0:
                 saved += f" (nothing in {row['nothing']:.0%})"
@@ -87,3 +83,8 @@ def promises() -> str:
             f"{first['validation_share']:.0%} of them for validation.\n"
         )
     return "\n".join(lines) + "\n" + "".join(made)
+
+
+def _share(row: dict[str, Any], key: str) -> str:
+    share, low, high = (100 * row[name] for name in (key, f"{key}_low", f"{key}_high"))
+    return f"{share:.1f} % [{low:.1f}, {high:.1f}]"

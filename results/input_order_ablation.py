@@ -1,6 +1,6 @@
 """Makes NETWORK_input_order_ablation.csv: what each part of the order of each input is worth, on validation inputs.
 
-    python results/input_order_ablation.py gnn        (or opt, vgg11_bn)
+    python results/input_order_ablation.py gnn        (or opt, vgg11_bn, resnet18)
 
 Each variant runs at several prices; a row says what it saves where its predictions are 0.001 and 0.01 nats (mean KL
 divergence, interpolated) from the dense network's. What the table has already is not measured again. From the released
@@ -34,8 +34,14 @@ NETWORKS: dict[str, tuple[tuple[str, ...], int]] = {
     "gnn": (("model=gnn", "data=ogbg_molhiv"), 1000),
     "opt": (("model=opt",), 4000),
     "vgg11_bn": (("model=vgg11_bn", "data=cifar10_jpeg"), 500),
+    "resnet18": (("model=resnet18", "data=cifar10_jpeg"), 250),
 }
-LAMS = {"gnn": (3e-12, 3e-11, 3e-10, 3e-9), "opt": (1e-9, 1e-8, 1e-7), "vgg11_bn": (3e-12, 3e-11, 3e-10)}
+LAMS = {
+    "gnn": (3e-12, 3e-11, 3e-10, 3e-9),
+    "opt": (1e-9, 1e-8, 1e-7),
+    "vgg11_bn": (3e-12, 3e-11, 3e-10),
+    "resnet18": (1e-12, 1e-11, 1e-10),
+}
 TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 LEVELS = (0.001, 0.01)  # nats
 _ROUNDING = 1e-5  # of a row's norm

@@ -4,7 +4,8 @@
 
 SWEEP holds the evaluations of some settings, from cautious to bold, on the validation and the test split. Both are put
 together and divided anew, 500 times, into as many inputs for validation and as many unseen ones as they were. Whatever
-a rule chooses on one part is looked at on the other. What is seen there has noise of its own.
+a rule chooses on one part is looked at on the other, which has noise of its own, and on both together, which stand for
+the population.
 """
 
 import argparse
@@ -111,9 +112,9 @@ def divided(settings: Settings, rng: np.random.Generator) -> NDArray[np.bool_]:
 
 
 def outcomes(settings: Settings, target: float) -> pd.DataFrame:
-    """For every division and rule: the drop on the other part, in points, and the share of the FLOPs saved."""
-    rng = np.random.default_rng(0)
-    rows = []
+    """For every division and rule: the drop on the other part and on all, in points, and the share of FLOPs saved."""
+    rng, rows = np.random.default_rng(0), []
+    on_all = [100 * test().drop for test in settings.tests(np.ones(len(settings.targets), dtype=bool))]
     for _ in tqdm(range(DIVISIONS), desc=f"divisions, {target:g} points", disable=None, leave=False):
         valid = divided(settings, rng)
         on_valid, on_rest = settings.tests(valid), settings.tests(~valid)
@@ -124,18 +125,20 @@ def outcomes(settings: Settings, target: float) -> pd.DataFrame:
         }
         for rule, (passed, other) in chosen.items():
             drop = 100 * other[passed - 1]().drop if passed else 0.0
-            rows.append({"rule": rule, "drop": drop, "saved": settings.saved[passed - 1] if passed else 0.0})
+            both = {"drop": drop, "drop_on_all": on_all[passed - 1] if passed else 0.0}
+            rows.append({"rule": rule, **both, "saved": settings.saved[passed - 1] if passed else 0.0})
     return pd.DataFrame(rows)
 
 
 def summary(of_rule: pd.DataFrame, target: float) -> dict[str, float]:
-    """How often the target is exceeded, with a 95 % interval that takes the divisions for independent."""
-    exceeded = of_rule["drop"] > target
-    low, high = stats.binomtest(int(exceeded.sum()), len(exceeded)).proportion_ci(0.95, "exact")
+    """How often the target is exceeded, with 95 % intervals that take the divisions for independent."""
+    exceeded = {}
+    for name, drops in (("exceeded", "drop"), ("exceeded_on_all", "drop_on_all")):
+        beyond = of_rule[drops] > target
+        interval = stats.binomtest(int(beyond.sum()), len(beyond)).proportion_ci(0.95, "exact")
+        exceeded |= {name: beyond.mean(), f"{name}_low": interval.low, f"{name}_high": interval.high}
     return {
-        "exceeded": exceeded.mean(),
-        "exceeded_low": low,
-        "exceeded_high": high,
+        **exceeded,
         "mean_drop": of_rule["drop"].mean(),
         "worst_drop": of_rule["drop"].max(),
         "mean_saved_percent": 100 * of_rule["saved"].mean(),
@@ -145,17 +148,17 @@ def summary(of_rule: pd.DataFrame, target: float) -> dict[str, float]:
 
 def plot(found: dict[float, pd.DataFrame], title: str) -> Figure:
     """The drops on the other part, by target and rule."""
-    figure = Figure(figsize=(4.2 * len(found), 3.2), layout="constrained")
-    for axes, (target, table) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+    figure = Figure(figsize=(2.2 + 3 * len(found), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
+    for axes, (target, table) in zip(panels, found.items(), strict=True):
         for k, rule in enumerate(RULES):
             drops = table.loc[table["rule"] == rule, "drop"]
-            axes.scatter(drops, k + np.linspace(-0.3, 0.3, len(drops)), s=3, color=f"C{k}")
-            axes.text(
-                1.0, k + 0.33, f"{(drops > target).mean():.1%} beyond", transform=axes.get_yaxis_transform(), ha="right"
-            )
+            axes.scatter(drops, k + np.linspace(-0.2, 0.3, len(drops)), s=3, color=f"C{k}")
+            beyond, where = f"{(drops > target).mean():.1%} beyond", axes.get_yaxis_transform()
+            axes.text(0.98, k - 0.28, beyond, transform=where, ha="right", size="small")
         axes.axvline(target, color="black", linewidth=1)
-        axes.set(yticks=range(len(RULES)), yticklabels=RULES.values(), ylim=(len(RULES) - 0.4, -0.6))
-        axes.set(xlabel="drop on the other inputs, points", title=f"target {target:g} points")
+        axes.set(yticks=range(len(RULES)), yticklabels=RULES.values(), ylim=(len(RULES) - 0.5, -0.55))
+        axes.set(xlabel="drop on the others, points", title=f"target {target:g} points")
     figure.suptitle(title)
     return figure
 

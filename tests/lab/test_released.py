@@ -26,6 +26,7 @@ CONFIGURATIONS = (
     ["model=resnet18", "data=cifar10_jpeg"],
     ["model=opt"],
     ["model=opt_wide"],
+    ["model=llama", "model.epochs=4"],
     ["model=opt", "model.network.activation=gelu", "model.network.dropout=0.0", "model.epochs=4"],
 )
 

@@ -1,6 +1,6 @@
 """Makes NETWORK_damage.csv and NETWORK_damage.png: the damage that optimal stopping expects, against what is measured.
 
-    python results/damage.py gnn        (or opt, vgg11_bn)
+    python results/damage.py gnn        (or opt, vgg11_bn, gelu, llama)
 
 Expected: the sum over all stopped neurons of what each is taken to cost the loss. Measured: the mean KL divergence of
 the network's predictions from the dense network's, to which the loss's increase is equal in expectation. At several
@@ -25,16 +25,20 @@ import torch  # isort: skip
 from torch import Tensor  # isort: skip
 
 from exprune.core import ExPrune, Optimal, Prefix, select_sites
+from exprune.core.heuristics.stopping import gauss_hermite
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.files import write_whole
 from exprune.lab.selection.knobs import maker
 
 HERE = Path(__file__).parent
 # Settings; the price at which the factors are measured, inputs of the calibration and of the validation data.
+_LANGUAGE = ("model.epochs=4", "exprune.predict=true")
 NETWORKS: dict[str, tuple[tuple[str, ...], float, int, int]] = {
     "gnn": (("model=gnn", "data=ogbg_molhiv", "exprune.predict=true"), 5e-11, 500, 1000),
     "opt": (("model=opt", "exprune.predict=true", "exprune.scope=all", "head=dominance"), 1e-8, 4000, 4000),
     "vgg11_bn": (("model=vgg11_bn", "data=cifar10_jpeg"), 1e-11, 250, 500),
+    "gelu": ((*_LANGUAGE, "model=opt", "model.network.activation=gelu", "model.network.dropout=0.0"), 1e-9, 2000, 4000),
+    "llama": ((*_LANGUAGE, "model=llama"), 1e-9, 2000, 4000),
 }
 DECADES = (0.1, 1, 10, 100)  # times that price
 
@@ -55,18 +59,31 @@ class Expecting(Optimal):
         before = self._stopped if seen.stage and self._stopped is not None else torch.zeros_like(now)
         self._stopped = before | now
         fresh = now & ~before
-        damage = self._damage(seen)[fresh if seen.rows is None else fresh & seen.rows]
+        damage = self._damage(seen, fresh if seen.rows is None else fresh & seen.rows)
         self.expected[seen.site.name] = self.expected.get(seen.site.name, 0.0) + float(damage.sum(dtype=torch.float64))
         return now
 
-    def _damage(self, seen: Prefix) -> Tensor:
-        """Of every neuron, were it stopped now: docs/method.md, section 8."""
+    def _damage(self, seen: Prefix, stopped: Tensor) -> Tensor:
+        """Of every neuron that is stopped now: docs/method.md, sections 8 and 10."""
         assert self.statistics is not None and seen.rest is not None
         of = self.statistics[seen.site.name]
         assert of.gradient is not None
-        sd = seen.rest * of.sd[of.stages.index(seen.n)].to(seen.s)
-        u = (self.prediction(seen) / sd.clamp(min=torch.finfo(sd.dtype).tiny)).clamp(-10, 10)
-        return of.gradient.to(sd) / 2 * sd**2 * self._moment(seen)(u)
+        mean, width = self._expected(seen)
+        sd = (seen.rest * of.sd[of.stages.index(seen.n)].to(mean))[stopped]
+        gradient, mean, zero = of.gradient.to(mean).expand_as(mean)[stopped], mean[stopped], self._lines(seen).zero
+        sd = sd.clamp(min=torch.finfo(sd.dtype).tiny)
+        site = seen.site
+        if site.relu or not site.before_activation or site.activation is None:
+            return gradient / 2 * sd**2 * self._moment(seen)((mean / sd).clamp(-10, 10))
+        nodes, weights = (values.to(mean) for values in gauss_hermite(48))
+        outputs = site.activation(mean) if self.predicts else torch.zeros_like(mean)
+        if zero is not None and width is not None:
+            below = zero[:, seen.stage].index_select(0, width)[stopped]
+            outputs = outputs.masked_fill(mean < below, 0.0)
+        errors = torch.zeros_like(mean)
+        for node, weight in zip(nodes, weights, strict=True):
+            errors += weight * (site.activation(mean + sd * node) - outputs) ** 2
+        return gradient / 2 * errors
 
 
 def damages(

@@ -145,18 +145,21 @@ class CalibratedTest(Heuristic):
         return torch.stack([self._folded(replace(seen, stage=stage))[1] for stage in range(len(plan.stages))])
 
     def prediction(self, seen: Prefix) -> Tensor:
-        lines, stage = self._lines(seen), seen.stage
-        zero = lines.zero
-        if seen.plan.by_input:
-            expected: Tensor
-            of, expected, width = seen.kept.pop("line")
-            assert of is seen  # it is asked for after :meth:`stop`
-            expected.add_(lines.offset[:, stage].index_select(0, width))
-            zero = None if zero is None else zero[:, stage].index_select(0, width)
-        else:
-            expected = (seen.s * lines.slope[stage]).add_(lines.offset[stage]).add_(seen.r)
-            zero = None if zero is None else zero[stage]
-        return expected if zero is None else expected.masked_fill_(expected < zero, -math.inf)
+        expected, width = self._expected(seen)
+        if (zero := self._lines(seen).zero) is None:
+            return expected
+        zero = zero[seen.stage] if width is None else zero[:, seen.stage].index_select(0, width)
+        return expected.masked_fill_(expected < zero, -math.inf)
+
+    def _expected(self, seen: Prefix) -> tuple[Tensor, Tensor | None]:
+        """What z is expected to be, and how much each row has left, as :meth:`_width_of_rows` says it."""
+        offset = self._lines(seen).offset
+        if not seen.plan.by_input:
+            return (seen.s * self._lines(seen).slope[seen.stage]).add_(offset[seen.stage]).add_(seen.r), None
+        of, line, width = seen.kept.pop("line", (None, None, None))
+        if of is not seen:  # it is asked for once more
+            line, width = (seen.s * self._slope_of_rows(seen)).add_(seen.r), self._width_of_rows(seen)
+        return line.add_(offset[:, seen.stage].index_select(0, width)), width
 
     def overhead(self, stage: int, site: Site) -> int:
         if self.order(site) == BY_INPUT:

@@ -41,7 +41,7 @@ def test_expecting_stops_where_optimal_does(damage: ModuleType, activation: type
             out = model(x)
         with torch.no_grad(), ExPrune(sites, expecting, gain_ratio=1000) as watched:
             assert torch.equal(model(x), out)
-        assert watched.flops.pruned == run.flops.pruned and run.flops.sites[0].pruned > 0
+        assert watched.flops.pruned == run.flops.pruned
         assert set(expecting.expected) == {"2"} and min(expecting.expected.values()) >= 0
         expected.append(sum(expecting.expected.values()))
-    assert 0 < expected[0] < expected[1]  # a higher price stops more
+    assert run.flops.sites[0].pruned > 0 and expected[0] < expected[1]  # a higher price stops more

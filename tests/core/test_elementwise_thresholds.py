@@ -1,0 +1,156 @@
+"""Tables and thresholds of elementwise activations, against integrals."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from exprune.core.heuristics.elementwise import thresholds, tolerated, zero_thresholds
+from exprune.core.heuristics.stopping import at_once, half_moment, looking_ahead, predicted_moment
+from tests.core.activations import (
+    DENSITY,
+    FAR,
+    NAMED,
+    E,
+    Function,
+    Rule,
+    column,
+    exceeding,
+    first_at_least,
+    near,
+    ones,
+    squares_and_errors,
+)
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("sd", [0.02, 0.3, 1.0, 1.3, 8.0])
+def test_thresholds_are_where_the_integrals_say(name: str, sd: float) -> None:
+    """So the tables, and the interpolation between their rows and columns, hold what a dense grid gives."""
+    f, scale = NAMED[name], sd**4 if name == "squared relu" else sd**2
+    for price in (2e-4, 1e-2, 0.1, 0.4):
+        for spared in (0, 3):
+            left = price * scale
+            for predict in (False, True):
+                rule = Rule(f.function, 2.0, left, spared * left / 10, 1.0, predict)
+                point, zero = rule.points(sd)
+                found = thresholds(f, 2 * ones(), column(sd), column(left), rule.spared, 1.0, 1, False, predict)
+                _agree(float(found), point, sd)
+                if predict and spared:
+                    _agree(float(zero_thresholds(f, 2 * ones(), column(sd), rule.spared, 1.0)), zero, sd)
+
+
+def _agree(found: float, want: float, sd: float) -> None:
+    if abs(want) <= 10 * sd:
+        assert near(want, found, sd)
+    else:  # beyond, next to nothing stops or next to all does
+        assert abs(found) > 8 * sd
+        assert (found > 0) == (want > 0)
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu", "softplus", "relu"])
+@pytest.mark.parametrize("sd", [0.05, 0.5, 3.0])
+def test_tolerances_are_kept_as_the_integrals_say(name: str, sd: float) -> None:
+    f, mean = NAMED[name], FAR * sd
+    for tolerance in (0.01, 0.1, 0.5):
+        exceeds = exceeding(f.function, mean, sd, tolerance)
+        for tau in (0.01, 0.1, 0.5):
+            found, want = float(tolerated(f, column(sd), tolerance, tau)), first_at_least(exceeds, tau, mean)
+            if abs(found - want) > 0.004:  # the steps in which |f| is compared with the tolerance
+                _agree(found, want, sd)
+
+
+def induction(
+    f: Function, sds: Sequence[float], left: Sequence[float], spared: float, lam: float, overhead: int, predict: bool
+) -> tuple[list[float], list[Tensor], Tensor]:
+    """Thresholds of one neuron with a gradient of 2 by dynamic programming on a dense grid; what stopping costs less
+    what going on does, after each stage, and the grid."""
+    mean = torch.arange(-30, 30.001, 0.05, dtype=torch.float64) * sds[0]
+    points, gains, later = [], [], None
+    for k in range(len(sds) - 1, -1, -1):
+        squares, errors = squares_and_errors(f, mean, sds[k])
+        stop = squares.minimum(errors + lam * spared) if predict else squares
+        if later is None:
+            go_on = torch.full_like(mean, lam * (left[k] + spared))
+        else:
+            revealed = math.sqrt(sds[k] ** 2 - sds[k + 1] ** 2)
+            place = ((mean[:, None] + revealed * E - mean[0]) / (mean[1] - mean[0])).clamp(0, len(mean) - 1.001)
+            lower = place.long()
+            value = torch.lerp(later[lower], later[lower + 1], place - lower)
+            go_on = lam * (left[k] - left[k + 1] + overhead) + (value * DENSITY).sum(1)
+        points.append(first_at_least(stop, go_on, mean))
+        gains.append(stop - go_on)
+        later = stop.minimum(go_on)
+    return points[::-1], gains[::-1], mean
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu", "softplus", "squared relu"])
+@pytest.mark.parametrize("spared", [0, 40])
+@pytest.mark.parametrize("predict", [False, True])
+def test_looking_ahead_is_a_backward_induction(name: str, spared: int, predict: bool) -> None:
+    f, sds, left = NAMED[name], (1.0, 0.6, 0.3), (96.0, 64.0, 32.0)
+    for lam in (1e-5, 1e-4, 1e-3, 4e-3):
+        want, gains, mean = induction(f.function, sds, left, spared, lam, 1, predict)
+        given_ = (2 * ones(), column(*sds), column(*left), spared, lam, 1)
+        found = thresholds(f, *given_, True, predict).flatten().tolist()
+        once = thresholds(f, *given_, False, predict).flatten().tolist()
+        assert found[-1] == once[-1]
+        for k, (one, other) in enumerate(zip(found, want, strict=True)):
+            if abs(other) > 8 * sds[k]:
+                continue
+            assert one > other or near(one, other, sds[k])
+            assert one < once[k] or near(one, once[k], sds[k])  # with a chance to stop later, going on is cheaper
+            # Two curves that hardly differ cross anywhere: what counts is that they do not differ there.
+            place = int((one - mean[0]) / (mean[1] - mean[0]))
+            assert abs(float(gains[k][place])) < 0.02 * lam * (left[k] + spared) or near(one, other, sds[k])
+
+
+@given(
+    name=st.sampled_from(["gelu", "silu", "softplus", "squared relu", "relu"]),
+    lam=st.floats(1e-7, 1e-1),
+    more=st.floats(1.0, 50.0),
+    spared=st.integers(0, 200),
+    predict=st.booleans(),
+    ahead=st.booleans(),
+    spread=st.floats(0.02, 20),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_higher_price_stops_more(
+    name: str, lam: float, more: float, spared: int, predict: bool, ahead: bool, spread: float
+) -> None:
+    # What outputs its expectation waives what a later 0 would spare, and a price makes that dearer as well.
+    spared = 0 if predict and ahead else spared
+    sd, left = spread * column(1.0, 0.7, 0.4), column(96, 64, 32)
+    low, high = (
+        thresholds(NAMED[name], ones(), sd, left, spared, price, 1, ahead, predict) for price in (lam, lam * more)
+    )
+    assert not low.isnan().any()
+    assert not high.isnan().any()
+    assert ((high >= low - 0.02 * sd) | (high >= low)).all()
+
+
+@pytest.mark.parametrize("predict", [False, True])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_of_a_relu_it_is_what_is_known_of_a_relu(predict: bool, ahead: bool) -> None:
+    """Two ways to one threshold: tables of any activation, and the closed moments."""
+    moment = predicted_moment if predict else half_moment
+    sd, left = column(1.0, 0.6, 0.25) * torch.tensor([0.1, 1.0, 7.0]), column(96, 64, 32).expand(3, 3)
+    gradient = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
+    compared = 0
+    for lam in 10.0 ** torch.arange(-7, 0, 0.5):
+        price = float(lam)
+        found = thresholds(NAMED["relu"], gradient, sd, left, 0, price, 1, ahead, predict) / sd
+        if ahead:
+            want = looking_ahead(gradient, sd, left, price, 1, moment)
+        else:
+            want = at_once(gradient, sd, left, price, moment)
+        usual = want.abs() < 4
+        compared += int(usual.sum())
+        assert ((found - want).abs() < 0.03 * (1 + want.abs()))[usual].all()
+        assert (found[want <= -4] < -3.9).all()
+        assert (found[want >= 4] > 3.9).all()
+    assert compared > 20

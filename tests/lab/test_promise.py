@@ -3,12 +3,15 @@
 import itertools
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exprune.lab.evaluation.measure import pass_and_saved
+from exprune.lab.selection import grid, promise
 from exprune.lab.selection.grid import even_levels
 from exprune.lab.selection.sequence import bound, how_many_pass, inputs_needed, out_of_reach
 from exprune.lab.tasks.paired_tests import ExactAccuracy
@@ -95,6 +98,25 @@ def test_a_promise_on_the_command_line(command: CommandLine) -> None:
     assert result["lam"] == 1e-8 and 0 < promise["valid_saved"] < 1
     printed = " ".join(run.out.split())
     assert "promise: with 0.9 probability over the 480 validation graphs, the drop on unseen ones like them" in printed
+
+
+def test_a_sweep_over_targets_measures_each_setting_once(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+
+    def counted(*arguments: Any) -> Any:
+        passes.append(arguments)
+        return pass_and_saved(*arguments)
+
+    for module in (grid, promise):
+        monkeypatch.setattr(module, "pass_and_saved", counted)
+        monkeypatch.setattr(module, "_known", {})
+    settings = ("exprune.target_drop=30,40", "exprune.confidence=0.8,0.9", "exprune.grid=3")
+    run = command("evaluate.py", "-m", *GNN, *settings)
+    assert run.code == 0, run.err
+    targets = [json.loads((folder / "result.json").read_text())["target"] for folder in run.runs()]
+    assert len(targets) == 4 and all(one["tried"] <= 3 for one in targets)
+    of_grid = [arguments for arguments in passes if isinstance(arguments[2], list)]
+    assert len(passes) - len(of_grid) == max(one["tried"] for one in targets)
 
 
 @pytest.mark.parametrize("exprune", ["threshold", "stats_test", "calibrated"])

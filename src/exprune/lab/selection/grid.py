@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,15 @@ from tqdm import tqdm
 
 from exprune.core.errors import SettingError
 from exprune.core.settings import real, whole
-from exprune.lab.evaluation.measure import pass_and_saved
+from exprune.lab.evaluation.measure import about, pass_and_saved
 from exprune.lab.evaluation.passes import run_pass
 from exprune.lab.evaluation.subject import Subject, plain
 from exprune.lab.selection.knobs import Maker, at_level, heuristic_of, run_at
 
 _INPUTS = 64  # of the training split, enough to see what a setting saves
 _FINEST = 1 / 512  # of a knob's level
+
+_known: dict[Path, list[float]] = {}  # the jobs of a sweep over targets share them
 
 
 def check_grid(cfg: DictConfig) -> None:
@@ -46,6 +49,15 @@ def grid_of(subject: Subject, make: Maker) -> list[float]:
     grid = plain(cfg.exprune.grid)
     if isinstance(grid, list):
         return sorted(set(grid))
+    lowest = run_at(subject, make, at_level(cfg, 0.0))
+    key = subject.pass_file("train", [grid, about(lowest, plain(cfg.exprune.gain_ratio))])
+    if key not in _known:
+        _known[key] = _laid_out(subject, make, grid)
+    return _known[key]
+
+
+def _laid_out(subject: Subject, make: Maker, count: int) -> list[float]:
+    cfg = subject.cfg
     generator = torch.Generator().manual_seed(cfg.seed)
     batches = list(subject.data.calibration_dataloader(_INPUTS, generator))
     dense = run_pass(subject.trainer, subject.task, batches, None)
@@ -55,7 +67,7 @@ def grid_of(subject: Subject, make: Maker) -> list[float]:
             bar.update()
             return pass_and_saved(subject, run_at(subject, make, at_level(cfg, level)), batches, dense)[1]
 
-        return [at_level(cfg, level) for level in even_levels(saved, grid)]
+        return [at_level(cfg, level) for level in even_levels(saved, count)]
 
 
 def even_levels(saved: Callable[[float], float], count: int) -> list[float]:

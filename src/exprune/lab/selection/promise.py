@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -11,10 +12,10 @@ from tqdm import tqdm
 from exprune.core import Heuristic
 from exprune.core.errors import SettingError
 from exprune.core.settings import real
-from exprune.lab.evaluation.measure import pass_and_saved
+from exprune.lab.evaluation.measure import about, pass_and_saved
 from exprune.lab.evaluation.passes import Pass
 from exprune.lab.evaluation.report import promise_line
-from exprune.lab.evaluation.subject import Subject
+from exprune.lab.evaluation.subject import Subject, plain
 from exprune.lab.selection.grid import grid_of
 from exprune.lab.selection.knobs import maker, run_at
 from exprune.lab.selection.sequence import bound, how_many_pass, out_of_reach
@@ -22,6 +23,8 @@ from exprune.lab.tasks.paired_tests import PairedTest
 from exprune.lab.tasks.task import Task
 
 log = logging.getLogger(__name__)
+
+_known: dict[Path, tuple[PairedTest, float]] = {}  # by setting: the jobs of a sweep over targets share them
 
 
 def check_promise(cfg: DictConfig) -> None:
@@ -56,8 +59,12 @@ def promised(subject: Subject, drop: float, confidence: float) -> tuple[Heuristi
 
     def evidence() -> Iterator[PairedTest]:
         for setting in tqdm(settings, desc=f"target_drop={drop:g}", disable=None, leave=False):
-            pruned, saved = pass_and_saved(subject, run_at(subject, make, setting), subject.loader("valid"), dense)
-            test = drop_test(subject.task, dense, pruned)
+            run = run_at(subject, make, setting)
+            file = subject.pass_file("valid", about(run, plain(subject.cfg.exprune.gain_ratio)))
+            if file not in _known:
+                pruned, saved = pass_and_saved(subject, run, subject.loader("valid"), dense)
+                _known[file] = drop_test(subject.task, dense, pruned), saved
+            test, saved = _known[file]
             reached.append({"valid_drop": 100 * test.drop, "valid_saved": saved})
             yield test
 

@@ -17,7 +17,7 @@ from tests.cli import TINY, CommandLine
         (["exprune.tau=-0.1"], ["tau=-0.1", "[0, 0.5]"]),
         (["exprune=threshold", "exprune.tau=0.1"], ["tau=0.1", "Threshold", "0]"]),
         (["exprune.tau=abc"], ["tau='abc'", "a number"]),
-        (["exprune.tau=null"], ["tau=None", "a number"]),
+        (["exprune.tau=null"], ["exprune.tau=null", "target_drop"]),
         (["exprune.tau=[0.1,0.2]"], ["2 values", "5 eligible sites"]),
         (["exprune.tau={conv.*: 0.1}"], ["'conv.*'", "convolutions.0.linear"]),
         (["exprune.n=300"], ["n=300", "300 terms", "301"]),

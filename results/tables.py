@@ -247,14 +247,14 @@ def renewed(document: str) -> str:
 
 def _tables(of: str) -> Iterator[tuple[str, pd.DataFrame]]:
     """Of the networks that have been measured so their names and tables."""
-    for name in NETWORKS:
+    for name in (*NETWORKS, *ACTIVATIONS):
         if (file := HERE / f"{name}_{of}.csv").exists():
             yield name, pd.read_csv(file)
 
 
 def _whole(name: str) -> str:
     """What a network is called where the figures are of all of it."""
-    return NETWORKS[name][0].removesuffix(", of `fc1`")
+    return ACTIVATIONS[name] if name in ACTIVATIONS else NETWORKS[name][0].removesuffix(", of `fc1`")
 
 
 def _limits() -> Sequence[float]:

@@ -68,13 +68,27 @@ def test_accuracy_test_counts() -> None:
     assert grouped.lost.tolist() == [1, -1] and grouped.sizes.tolist() == [3, 2]
 
 
-def test_grouped_is_the_t_test() -> None:
+def test_groups_of_one_size_are_the_t_test() -> None:
     rng = np.random.default_rng(1)
-    sizes = rng.integers(50, 200, 40).astype(float)
-    lost = rng.binomial(sizes.astype(int), 0.02) - rng.binomial(sizes.astype(int), 0.015)
-    test = GroupedAccuracy(lost.astype(float), sizes)
-    expected = stats.ttest_1samp(lost - 0.01 * sizes, 0, alternative="less").pvalue
-    assert test.p_value(0.01, 0.05) == pytest.approx(expected)
+    lost = (rng.binomial(100, 0.02, 40) - rng.binomial(100, 0.015, 40)).astype(float)
+    expected = stats.ttest_1samp(lost / 100, 0.01, alternative="less").pvalue
+    assert GroupedAccuracy(lost, np.full(40, 100.0)).p_value(0.01, 0.05) == pytest.approx(expected)
+
+
+def test_what_groups_lose_at_one_rate_is_known() -> None:
+    """That texts are of all sizes is no doubt about the rate at which they lose."""
+    sizes = np.array([5000.0, 100, 200, 50, 300])
+    assert GroupedAccuracy(0.02 * sizes, sizes).p_value(0.021, 0.05) < 1e-6
+
+
+def test_grouped_test_keeps_its_error_roughly() -> None:
+    rng, passed = np.random.default_rng(4), 0
+    for _ in range(1000):
+        sizes = np.ceil(rng.lognormal(5, 1, 60))
+        rates = rng.gamma(2, 0.01 / 2, 60)  # every text loses at its own, 1 point in the mean
+        lost = rng.binomial(sizes.astype(int), np.minimum(rates, 1)).astype(float)
+        passed += GroupedAccuracy(lost, sizes).p_value(0.01, 0.05) <= 0.05
+    assert 0.03 < passed / 1000 < 0.13, passed
 
 
 def test_one_text_shows_nothing() -> None:

@@ -97,7 +97,8 @@ def _most_lost(score: Array, mends: Array, inputs: int, drop: float) -> Array:
 class GroupedAccuracy:
     """Accuracy of inputs in groups whose inputs depend on each other, such as the tokens of a text.
 
-    Student's t over the groups: valid as far as the mean of so many of them is normally distributed.
+    Student's t of a ratio over the groups: valid as far as what so many of them lose, beyond their share, is normally
+    distributed.
 
     Args:
         lost: lost minus mended predictions of each group (groups,).
@@ -116,8 +117,8 @@ class GroupedAccuracy:
         return f"approximate, by Student's t over {len(self.sizes):,} texts"
 
     def p_value(self, drop: float, error: float, times: float = 1.0) -> float:
-        excess = self.lost - drop * self.sizes  # of mean 0 or more, if the metric drops by that much
-        return _student(excess.mean(), math.sqrt(_variance_of_mean(excess)), len(excess), times)
+        beyond = (self.lost - self.drop * self.sizes) / self.sizes.mean()  # what a group loses beyond its share
+        return _student(self.drop - drop, math.sqrt(_variance_of_mean(beyond)), len(beyond), times)
 
 
 @dataclass(frozen=True)

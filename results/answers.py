@@ -4,25 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from table_lines import heading, line
+from names import NETWORKS, whole
+from table_lines import NOT_YET, heading, line, not_yet
 
 from exprune.lab.fronts.paper_table import PUBLISHED, paper_table, read
 
 HERE = Path(__file__).parent
 TESTS = {"threshold": "Threshold", "stats_test": "StatsTest"}
-NOT_YET = "not measured yet"
 # What is changed -> how the names of the tables begin, by network.
 CHANGES = {
     "": {"gnn": "gnn", "vgg11_bn": "vgg11_bn", "resnet18": "resnet18"},
     "2,000 trials, on a part of the validation split": {"gnn": "gnn_2000", "vgg11_bn": "vgg11_bn_2000"},
     "the paper's recipe": {"gnn": "gnn_80", "vgg11_bn": "vgg11_bn_paper"},
-}
-NAMES = {
-    "gnn": "GCN, ogbg-molhiv",
-    "vgg11_bn": "VGG11-BN",
-    "resnet18": "ResNet18",
-    "vgg11_bn_static": "VGG11-BN, 2 % of the weights",
-    "opt": "embedded OPT",
 }
 
 
@@ -38,7 +31,7 @@ def reproduction() -> str:
             chosen = _chosen(names[network])
             for how, prefix in (("", ""), ("chosen on test", "reported_")):
                 cells = [_cell(row, prefix) for row in chosen]
-                lines.append(line(NAMES[network], ", ".join(filter(None, (change, how))) or "as it stands", *cells))
+                lines.append(line(whole(network), ", ".join(filter(None, (change, how))) or "as it stands", *cells))
     return "\n".join(lines) + "\n"
 
 
@@ -63,9 +56,10 @@ def promises() -> str:
     columns = ("", "target", "chosen", "beyond it on other inputs", "on all inputs", "mean drop on others", "worst",
                "mean saved")  # fmt: skip
     lines, made = heading(*columns), []
-    for name, network in NAMES.items():
+    for name in NETWORKS:
+        network = whole(name)
         if not (file := HERE / f"{name}_promise.csv").exists():
-            lines.append(line(network, NOT_YET, *[""] * (len(columns) - 2)))
+            lines.append(not_yet(network, columns))
             continue
         table = pd.read_csv(file)
         for row in table.to_dict("records"):

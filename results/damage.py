@@ -12,6 +12,7 @@ estimates is larger.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import torch  # isort: skip
 from torch import Tensor  # isort: skip
 
 from exprune.core import ExPrune, Optimal, Prefix, select_sites
+from exprune.core.heuristics.optimal import elementwise
 from exprune.core.heuristics.stopping import gauss_hermite
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.files import write_whole
@@ -68,21 +70,20 @@ class Expecting(Optimal):
         assert self.statistics is not None and seen.rest is not None
         of = self.statistics[seen.site.name]
         assert of.gradient is not None
-        mean, width = self._expected(seen)
+        mean, _ = self._expected(seen)
         sd = (seen.rest * of.sd[of.stages.index(seen.n)].to(mean))[stopped]
-        gradient, mean, zero = of.gradient.to(mean).expand_as(mean)[stopped], mean[stopped], self._lines(seen).zero
+        gradient, mean = of.gradient.to(mean).expand_as(mean)[stopped], mean[stopped]
         sd = sd.clamp(min=torch.finfo(sd.dtype).tiny)
-        site = seen.site
-        if site.relu or not site.before_activation or site.activation is None:
+        if (activation := elementwise(seen.site)) is None:
             return gradient / 2 * sd**2 * self._moment(seen)((mean / sd).clamp(-10, 10))
         nodes, weights = (values.to(mean) for values in gauss_hermite(48))
-        outputs = site.activation(mean) if self.predicts else torch.zeros_like(mean)
-        if zero is not None and width is not None:
-            below = zero[:, seen.stage].index_select(0, width)[stopped]
-            outputs = outputs.masked_fill(mean < below, 0.0)
+        outputs = torch.zeros_like(mean)
+        if self.predicts:
+            predicted = self.prediction(seen)[stopped]
+            outputs = activation(predicted).masked_fill(predicted == -math.inf, 0.0)
         errors = torch.zeros_like(mean)
         for node, weight in zip(nodes, weights, strict=True):
-            errors += weight * (site.activation(mean + sd * node) - outputs) ** 2
+            errors += weight * (activation(mean + sd * node) - outputs) ** 2
         return gradient / 2 * errors
 
 

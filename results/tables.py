@@ -13,36 +13,18 @@ from pathlib import Path
 
 import pandas as pd
 from answers import promises, reproduction
+from names import ACTIVATIONS, NETWORKS, whole
 from speed import decoding, kernels, shares
-from table_lines import heading, line
+from table_lines import NOT_YET, heading, line, not_yet
 
 from exprune.lab.files import write_whole
 from exprune.lab.fronts.paper_table import PUBLISHED, paper_table, read
 
 HERE = Path(__file__).parent
 DOCUMENTS = (HERE.parent / "docs" / "results.md", HERE.parent / "README.md")
-# How the names of a network's tables begin -> what it is called, the figure (of all FLOPs or of the published scope),
-# and the table of its runs with one tau for all sites.
-NETWORKS = {
-    "gnn": ("GCN, ogbg-molhiv", "saved_percent", "gnn_molhiv"),
-    "vgg11_bn": ("VGG11-BN", "saved_percent", "vgg11_bn_cifar10_jpeg"),
-    "resnet18": ("ResNet18", "saved_percent", "resnet18_cifar10_jpeg"),
-    "vgg11_bn_static": ("VGG11-BN, 2 % of the weights", "saved_percent", "vgg11_bn_static_cifar10_jpeg"),
-    "opt": ("embedded OPT, of `fc1`", "scope_saved_percent", "opt_stdlib"),
-}
-# Of results/activations.sh.
-ACTIVATIONS = {
-    "relu": "OPT, ReLU",
-    "relu2": "OPT, squared ReLU",
-    "gelu": "OPT, GELU",
-    "silu": "OPT, SiLU",
-    "llama": "Llama, SwiGLU",
-    "rxnmapper": "rxnmapper's ALBERT, GELU",
-}
 PAPER_TESTS = ("Threshold", "StatsTest")
 BY_INPUT = "Optimal, `order=input`"
 COLUMNS = (*PAPER_TESTS, "Calibrated", "Optimal", "Optimal, `order=neuron`", BY_INPUT, "Magnitude", "Oracle")
-NOT_YET = "not measured yet"
 _MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -145,7 +127,7 @@ def parts() -> str:
             if max(json.loads(row["kl"])) < 1e-9:
                 ((of_all,), (nonzero,)) = (json.loads(row[key]) for key in ("saved_percent", "without_zero_terms"))
                 cells = [f"{of_all:.1f} % at 0 nats", f"{nonzero:.1f} % of a dense network that skips zeros"]
-            lines.append(line(_whole(name), row["variant"].strip(), *cells))
+            lines.append(line(whole(name), row["variant"].strip(), *cells))
         made.append(
             f"\n`python results/input_order_ablation.py {name}` makes "
             f"[the table](../results/{name}_input_order_ablation.csv): "
@@ -162,7 +144,7 @@ def damage() -> str:
         for row in table.to_dict("records"):
             nats = (f"{row[key]:.2g}" for key in ("expected", "expected_with_factors", "measured"))
             cells = (f"{row['lam']:.3g}", f"{row['saved_percent']:.1f} %", *nats)
-            lines.append(line(_whole(name), *cells))
+            lines.append(line(whole(name), *cells))
         made.append(
             f"\n`python results/damage.py {name}` makes [the table](../results/{name}_damage.csv) and "
             f"[its plot](../results/{name}_damage.png): {table['inputs'].iloc[0]:,} inputs of the validation split; "
@@ -195,7 +177,7 @@ def activations() -> str:
     lines, made = heading(*columns), []
     for name, network in ACTIVATIONS.items():
         if not (file := HERE / f"{name}_activations.csv").exists():
-            lines.append(line(network, NOT_YET, *[""] * (len(columns) - 2)))
+            lines.append(not_yet(network, columns))
             continue
         table = pd.read_csv(file)
         for row in table.sort_values(["heuristic", "saved_percent"], ascending=[False, True]).to_dict("records"):
@@ -250,11 +232,6 @@ def _tables(of: str) -> Iterator[tuple[str, pd.DataFrame]]:
     for name in (*NETWORKS, *ACTIVATIONS):
         if (file := HERE / f"{name}_{of}.csv").exists():
             yield name, pd.read_csv(file)
-
-
-def _whole(name: str) -> str:
-    """What a network is called where the figures are of all of it."""
-    return ACTIVATIONS[name] if name in ACTIVATIONS else NETWORKS[name][0].removesuffix(", of `fc1`")
 
 
 def _limits() -> Sequence[float]:

@@ -27,6 +27,11 @@ class Outcome:
         """The folders of its results."""
         return sorted(path.parent for path in self.folder.rglob("result.json"))
 
+    def error_line(self) -> str:
+        """The only line that says what is wrong."""
+        (line,) = [line for line in self.err.splitlines() if line.startswith("error:")]
+        return line
+
 
 class CommandLine:
     """Runs ``python SCRIPT.py ARGUMENT...`` in a folder of its own."""

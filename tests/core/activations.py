@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,7 +17,6 @@ from exprune.core import (
     Heuristic,
     Prefix,
     Recorder,
-    SettingError,
     Site,
     SiteStatistics,
     find_sites,
@@ -99,16 +97,6 @@ def batch(conv: bool = False, inputs: int = 6) -> Tensor:
 
 def layer_of(model: nn.Module, x: Tensor, name: str = "layer") -> Site:
     return by_name(find_sites(model, x))[name]
-
-
-def one_line(call: Callable[[], object]) -> str:
-    """The message of the SettingError that a call raises."""
-    with pytest.raises(SettingError) as error:
-        call()
-    message = str(error.value)
-    assert message
-    assert "\n" not in message
-    return message
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """Small networks, and what the tests compare of a run."""
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exprune.core import ExPrune, Heuristic, Site, find_sites
+from exprune.core.errors import SettingError
 
 
 class Residual(nn.Module):
@@ -118,3 +121,13 @@ def pruned_pass(model: nn.Module, sites: list[Site], heuristic: Heuristic, *batc
         for batch in batches:
             model(batch)
     return run
+
+
+def refusal(action: Callable[[], object]) -> str:
+    """The message of the SettingError that the action raises: one line."""
+    with pytest.raises(SettingError) as caught:
+        action()
+    message = str(caught.value)
+    assert message
+    assert "\n" not in message
+    return message

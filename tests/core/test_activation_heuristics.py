@@ -19,8 +19,8 @@ from exprune.core import (
     find_sites,
     select_sites,
 )
-from tests.core.activations import FAR, NAMED, STAGES, Function, exceeding, first_at_least, known, one_line, recorded
-from tests.core.networks import by_name, pruned_pass
+from tests.core.activations import FAR, NAMED, STAGES, Function, exceeding, first_at_least, known, recorded
+from tests.core.networks import by_name, pruned_pass, refusal
 
 
 @pytest.mark.parametrize("tau", [0.05, 0.2])
@@ -97,18 +97,18 @@ def test_the_oracle_with_a_price(conv: bool, order: str) -> None:
 
 def test_the_oracle_without_a_price_or_gradients() -> None:
     of = known("gelu", False, False)
-    assert "Oracle needs a price" in one_line(lambda: ExPrune([of.site], Oracle(4)))
+    assert "Oracle needs a price" in refusal(lambda: ExPrune([of.site], Oracle(4)))
     without = {"layer": replace(of.measured["layer"], gradient=None)}
-    assert "calibrate with them" in one_line(
+    assert "calibrate with them" in refusal(
         lambda: pruned_pass(of.model, [of.site], Oracle(4, lam=1.0, statistics=without), of.x)
     )
 
 
 def test_calibrated_without_a_tolerance() -> None:
     of = known("gelu", False, False)
-    assert "needs a tolerance" in one_line(lambda: ExPrune([of.site], Calibrated(0.1, STAGES, of.measured)))
+    assert "needs a tolerance" in refusal(lambda: ExPrune([of.site], Calibrated(0.1, STAGES, of.measured)))
     for tolerance in (0, -1, math.inf, "much"):
-        assert "tolerance" in one_line(lambda t=tolerance: Calibrated(0.1, STAGES, of.measured, tolerance=t))
+        assert "tolerance" in refusal(lambda t=tolerance: Calibrated(0.1, STAGES, of.measured, tolerance=t))
 
 
 @pytest.mark.parametrize("heuristic", [Threshold(-0.01, n=4), StatsTest(0.3, n=4)])
@@ -126,7 +126,7 @@ def test_the_tests_of_the_paper_are_for_a_relu(heuristic: Heuristic) -> None:
     reason = by_name(run.sites)["4"].reason
     assert reason == f"feeds gelu, no ReLU, for which {type(heuristic).__name__} has no test; Optimal has one"
     alone = nn.Sequential(model[0], model[1], model[4], model[5], model[6])
-    message = one_line(lambda: ExPrune(find_sites(alone, x), heuristic))
+    message = refusal(lambda: ExPrune(find_sites(alone, x), heuristic))
     assert f"2: feeds gelu, no ReLU, for which {type(heuristic).__name__} has no test; Optimal has one" in message
 
 

@@ -25,10 +25,9 @@ from tests.core.activations import (
     SquaredReLU,
     batch,
     layer_of,
-    one_line,
     registered,
 )
-from tests.core.networks import pruned_pass, scramble
+from tests.core.networks import pruned_pass, refusal, scramble
 
 
 class SquaredReLUInPlace(nn.Module):
@@ -247,5 +246,5 @@ def test_register_activation() -> None:
 )
 def test_what_cannot_be_registered(function: Any, said: str) -> None:
     before = set(ACTIVATION_CALLS)
-    assert said in one_line(lambda: register_activation(function))
+    assert said in refusal(lambda: register_activation(function))
     assert before == ACTIVATION_CALLS

@@ -1,7 +1,6 @@
 """The knob of every site, the errors a wrong one raises, and heuristics of one's own."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from exprune.core import (
     select_sites,
 )
 from exprune.core.heuristics.heuristic import per_site
-from tests.core.networks import by_name, counts, pruned_pass
+from tests.core.networks import by_name, counts, pruned_pass, refusal
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 NAMES = ["blocks.0.fc1", "blocks.0.fc2", "blocks.1.fc1", "blocks.1.fc2"]
@@ -52,16 +51,6 @@ class Model(nn.Module):
 def model() -> nn.Module:
     torch.manual_seed(0)
     return Model().double().eval()
-
-
-def refusal(action: Callable[[], object]) -> str:
-    """The message of the SettingError that the action raises: one line."""
-    with pytest.raises(SettingError) as caught:
-        action()
-    message = str(caught.value)
-    assert message
-    assert "\n" not in message
-    return message
 
 
 def knobs(model: nn.Module, tau: object, heuristic: type[Heuristic] = StatsTest) -> dict[str, float | None]:

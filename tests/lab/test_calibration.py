@@ -210,8 +210,7 @@ def test_what_a_test_cannot_do_is_one_line(command: CommandLine, arguments: list
 def refused_in_a_line(command: CommandLine, arguments: Sequence[str], words: str) -> None:
     run = command("evaluate.py", *TINY_GNN, *arguments)
     assert run.code == 1
-    (line,) = [line for line in run.err.splitlines() if line.startswith("error:")]
-    assert words in line
+    assert words in run.error_line()
     assert not run.runs()
 
 

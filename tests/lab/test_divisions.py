@@ -1,6 +1,6 @@
 """results/promise.py: how often a rule's choice exceeds its target on other inputs, on settings made up for it."""
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -14,10 +14,8 @@ from tests.cli import ROOT
 
 @pytest.fixture
 def promise(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("results_promise", ROOT / "results" / "promise.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(__import__("sys").modules, "results_promise", module)
-    spec.loader.exec_module(module)
+    monkeypatch.syspath_prepend(str(ROOT / "results"))
+    module = importlib.import_module("promise")
     monkeypatch.setattr(module, "DIVISIONS", 100)
     return module
 

@@ -166,5 +166,4 @@ def test_the_papers_tests_take_targets(command: CommandLine) -> None:
 def test_what_cannot_be_promised_is_one_line(command: CommandLine, settings: tuple[str, ...], words: str) -> None:
     run = command("evaluate.py", *GNN, *settings)
     assert run.code == 1 and not run.runs()
-    (line,) = [line for line in run.err.splitlines() if line.startswith("error:")]
-    assert words in line
+    assert words in run.error_line()

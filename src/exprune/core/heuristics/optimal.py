@@ -73,7 +73,7 @@ class Optimal(CalibratedTest):
         return torch.cat([known_rows, -between(-low, -high, (level - lower).to(sd).view(-1, 1, 1), moment)])
 
     def threshold(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor:
-        if (activation := _elementwise(seen.site)) is None:
+        if (activation := elementwise(seen.site)) is None:
             return super().threshold(seen, sd, gradient)
         gradient, left = self._worth(seen, sd, gradient)
         spared, overhead = seen.site.worth_of_zero, self.overhead(0, seen.site)
@@ -82,7 +82,7 @@ class Optimal(CalibratedTest):
         )
 
     def thresholds(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor:
-        if _elementwise(seen.site) is None:
+        if elementwise(seen.site) is None:
             return super().thresholds(seen, sd, gradient, widths)
         if not self.lam:
             return sd.new_full((len(widths) + 1, *sd.shape), -math.inf)
@@ -103,7 +103,7 @@ class Optimal(CalibratedTest):
 
     def _zero(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Callable[[float], Tensor] | None:
         """Below which expectation what stops outputs 0, where ``sd`` is so many times as wide; None: a ReLU tells."""
-        activation = _elementwise(seen.site)
+        activation = elementwise(seen.site)
         if not self.predicts or activation is None:
             return None
         of, _ = self._worth(seen, sd, gradient)
@@ -140,7 +140,7 @@ class Optimal(CalibratedTest):
         return predicted_moment if seen.site.before_relu else unit_moment
 
 
-def _elementwise(site: Site) -> Activation | None:
+def elementwise(site: Site) -> Activation | None:
     """The activation that is no ReLU before which a site is tested; None of others."""
     return site.activation if site.before_activation and not site.relu else None
 

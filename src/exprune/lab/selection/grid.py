@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +11,15 @@ from tqdm import tqdm
 
 from exprune.core.errors import SettingError
 from exprune.core.settings import real, whole
-from exprune.lab.evaluation.measure import about, pass_and_saved
+from exprune.lab.evaluation.measure import pass_and_saved
 from exprune.lab.evaluation.passes import run_pass
 from exprune.lab.evaluation.subject import Subject, plain
-from exprune.lab.selection.knobs import Maker, at_level, heuristic_of, run_at
+from exprune.lab.selection.knobs import Maker, at_level, file_of, heuristic_of, run_at
 
 _INPUTS = 64  # of the training split, enough to see what a setting saves
 _FINEST = 1 / 512  # of a knob's level
 
-_known: dict[Path, list[float]] = {}  # the jobs of a sweep over targets share them
+_known: dict[tuple[Path, int], list[float]] = {}  # the jobs of a sweep over targets share them
 
 
 def check_grid(cfg: DictConfig) -> None:
@@ -49,8 +48,7 @@ def grid_of(subject: Subject, make: Maker) -> list[float]:
     grid = plain(cfg.exprune.grid)
     if isinstance(grid, list):
         return sorted(set(grid))
-    lowest = run_at(subject, make, at_level(cfg, 0.0))
-    key = subject.pass_file("train", [grid, about(lowest, plain(cfg.exprune.gain_ratio))])
+    key = file_of(subject, run_at(subject, make, at_level(cfg, 0.0))), grid
     if key not in _known:
         _known[key] = _laid_out(subject, make, grid)
     return _known[key]
@@ -72,7 +70,7 @@ def _laid_out(subject: Subject, make: Maker, count: int) -> list[float]:
 
 def even_levels(saved: Callable[[float], float], count: int) -> list[float]:
     """At most ``count`` levels in (0, 1], increasing up to 1, between which ``saved`` rises by equal parts."""
-    known: dict[float, Any] = {level: saved(level) for level in (0.0, 1.0)}
+    known = {level: saved(level) for level in (0.0, 1.0)}
     step = (known[1.0] - known[0.0]) / count
     todo = [(0.0, 1.0)]
     while todo:

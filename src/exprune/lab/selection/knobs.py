@@ -1,6 +1,7 @@
 """The heuristic of an experiment, calibrated where it needs it; its one knob by levels, from cautious to bold."""
 
 from collections.abc import Callable
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -8,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from exprune.core import ExPrune, Heuristic
+from exprune.lab.evaluation.measure import about
 from exprune.lab.evaluation.subject import Subject, plain
 from exprune.lab.selection.calibration import statistics_of
 
@@ -53,6 +55,11 @@ def maker(subject: Subject) -> Maker:
         return heuristic
 
     return make
+
+
+def file_of(subject: Subject, run: ExPrune) -> Path:
+    """What a pass of ``run`` over the validation split is known by."""
+    return subject.pass_file("valid", about(run, plain(subject.cfg.exprune.gain_ratio)))
 
 
 def run_at(subject: Subject, make: Maker, setting: float) -> ExPrune:

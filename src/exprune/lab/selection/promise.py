@@ -12,12 +12,12 @@ from tqdm import tqdm
 from exprune.core import Heuristic
 from exprune.core.errors import SettingError
 from exprune.core.settings import real
-from exprune.lab.evaluation.measure import about, pass_and_saved
+from exprune.lab.evaluation.measure import pass_and_saved
 from exprune.lab.evaluation.passes import Pass
 from exprune.lab.evaluation.report import promise_line
-from exprune.lab.evaluation.subject import Subject, plain
+from exprune.lab.evaluation.subject import Subject
 from exprune.lab.selection.grid import grid_of
-from exprune.lab.selection.knobs import maker, run_at
+from exprune.lab.selection.knobs import file_of, maker, run_at
 from exprune.lab.selection.sequence import bound, how_many_pass, out_of_reach
 from exprune.lab.tasks.paired_tests import PairedTest
 from exprune.lab.tasks.task import Task
@@ -60,7 +60,7 @@ def promised(subject: Subject, drop: float, confidence: float) -> tuple[Heuristi
     def evidence() -> Iterator[PairedTest]:
         for setting in tqdm(settings, desc=f"target_drop={drop:g}", disable=None, leave=False):
             run = run_at(subject, make, setting)
-            file = subject.pass_file("valid", about(run, plain(subject.cfg.exprune.gain_ratio)))
+            file = file_of(subject, run)
             if file not in _known:
                 pruned, saved = pass_and_saved(subject, run, subject.loader("valid"), dense)
                 _known[file] = drop_test(subject.task, dense, pruned), saved

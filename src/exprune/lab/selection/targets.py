@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from exprune.core import Heuristic
 from exprune.core.errors import SettingError
-from exprune.lab.evaluation.measure import TooFar, about, drop_and_saved
-from exprune.lab.evaluation.subject import Subject, plain
-from exprune.lab.selection.knobs import at_level, maker, run_at
+from exprune.lab.evaluation.measure import TooFar, drop_and_saved
+from exprune.lab.evaluation.subject import Subject
+from exprune.lab.selection.knobs import at_level, file_of, maker, run_at
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +29,14 @@ def found(subject: Subject, target: str, value: float) -> tuple[Heuristic | None
     Raises:
         SettingError: the target cannot be reached.
     """
-    knob, gain_ratio = subject.cfg.exprune.knob, plain(subject.cfg.exprune.gain_ratio)
+    knob = subject.cfg.exprune.knob
     dense, make = subject.dense("valid"), maker(subject)
     limit = value + _BEYOND if target == "target_drop" else math.inf
     with tqdm(desc=f"{target}={value}", unit=" passes", disable=None, leave=False) as bar:
 
         def tried(level: float) -> _Tried:
             run = run_at(subject, make, at_level(subject.cfg, level))
-            file = subject.pass_file("valid", about(run, gain_ratio))
+            file = file_of(subject, run)
             if file not in _known:
                 bar.update()
                 try:

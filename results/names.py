@@ -1,0 +1,25 @@
+"""What the documents call the networks, by how the names of their tables begin."""
+
+# How the names of a network's tables begin -> what it is called, the figure (of all FLOPs or of the published scope),
+# and the table of its runs with one tau for all sites.
+NETWORKS = {
+    "gnn": ("GCN, ogbg-molhiv", "saved_percent", "gnn_molhiv"),
+    "vgg11_bn": ("VGG11-BN", "saved_percent", "vgg11_bn_cifar10_jpeg"),
+    "resnet18": ("ResNet18", "saved_percent", "resnet18_cifar10_jpeg"),
+    "vgg11_bn_static": ("VGG11-BN, 2 % of the weights", "saved_percent", "vgg11_bn_static_cifar10_jpeg"),
+    "opt": ("embedded OPT, of `fc1`", "scope_saved_percent", "opt_stdlib"),
+}
+# Of results/activations.sh.
+ACTIVATIONS = {
+    "relu": "OPT, ReLU",
+    "relu2": "OPT, squared ReLU",
+    "gelu": "OPT, GELU",
+    "silu": "OPT, SiLU",
+    "llama": "Llama, SwiGLU",
+    "rxnmapper": "rxnmapper's ALBERT, GELU",
+}
+
+
+def whole(name: str) -> str:
+    """What a network is called where the figures are of all of it."""
+    return ACTIVATIONS[name] if name in ACTIVATIONS else NETWORKS[name][0].removesuffix(", of `fc1`")

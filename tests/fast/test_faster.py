@@ -28,7 +28,7 @@ from exprune.core import (
     term_order,
 )
 from exprune.core.accounting.plan import make_plan
-from exprune.fast import faster
+from exprune.fast import faster, kernels
 
 STAGES = (8, 16, 24)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -88,6 +88,21 @@ def one_thread_again() -> Iterator[None]:
     """A test may set more."""
     yield
     torch.set_num_threads(1)
+
+
+def test_every_kernel_is_compiled_before_the_first_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the first timing of a fresh installation is that of the compiler."""
+    called = []
+
+    def spy(name: str, kernel: Callable[..., int]) -> Callable[..., int]:
+        return lambda *args: called.append(name) or kernel(*args)
+
+    for name in ("staged", "down"):
+        monkeypatch.setattr(kernels, name, spy(name, getattr(kernels, name)))
+    model, sites, statistics = made()
+    with faster(model, sites, HEURISTICS["optimal"](statistics)) as fast:
+        assert called == ["staged", "down"]
+        assert all(layer.rows == layer.read == 0 for layer in fast.layers)
 
 
 @pytest.mark.parametrize("name", HEURISTICS)

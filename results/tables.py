@@ -171,8 +171,8 @@ def one_tau(name: str) -> str:
 
 
 def activations() -> str:
-    """What each activation lets one save of the feed-forward layers, as far as it has been measured."""
-    columns = ("", "", "target", "knob", "on validation: saved, drop", "of the feed-forward layers", "of the network",
+    """What each activation lets one save of the sites, as far as it has been measured."""
+    columns = ("", "", "target", "knob", "on validation: saved, drop", "of its sites", "of the network",
                "change")  # fmt: skip
     lines, made = heading(*columns), []
     for name, network in ACTIVATIONS.items():

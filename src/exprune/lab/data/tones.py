@@ -1,0 +1,84 @@
+"""Tones with harmonics and noise, made here: sound for a network that hears pitch. No download."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from exprune.core.errors import SettingError
+from exprune.lab.data.limit import checked_limit
+from exprune.lab.data.splits import SplitData
+
+RATE, SAMPLES = 16_000, 1024  # samples a second, and of a frame
+_LOWEST, _HIGHEST = 50.0, 1000.0  # Hz
+_HARMONICS = 16
+_PARTS = ("train", "valid", "test")
+
+
+def tones(count: int, noise: tuple[float, float], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Frames (count, 1024) of mean 0 and standard deviation 1, and the frequencies (count,) of the tones in Hz.
+
+    A frequency is drawn evenly on a logarithmic scale; each of its harmonics has a random phase, and an amplitude that
+    falls with its number, the faster the duller the tone is.
+
+    Args:
+        noise: the least and the most signal-to-noise ratio in dB.
+    """
+    frequency = _LOWEST * (_HIGHEST / _LOWEST) ** torch.rand(count, generator=generator)
+    dullness, ratio = 2 * torch.rand(count, generator=generator), torch.rand(count, generator=generator)
+    seconds = torch.arange(SAMPLES) / RATE
+    frames = torch.zeros(count, SAMPLES)
+    for harmonic in range(1, _HARMONICS + 1):
+        loud = torch.rand(count, generator=generator) * harmonic**-dullness * (harmonic * frequency < RATE / 2)
+        phase = 2 * math.pi * torch.rand(count, 1, generator=generator)
+        frames += loud[:, None] * torch.sin(2 * math.pi * harmonic * frequency[:, None] * seconds + phase)
+    decibels = noise[0] + (noise[1] - noise[0]) * ratio
+    hiss = torch.randn(count, SAMPLES, generator=generator)
+    frames += hiss * frames.std(1, keepdim=True) * 10 ** (-decibels[:, None] / 20)
+    frames -= frames.mean(1, keepdim=True)
+    return frames / frames.std(1, keepdim=True), frequency
+
+
+class ToneData(SplitData):
+    """Batches of (frames, frequencies) of :func:`tones`, one frame a tone. It does not train.
+
+    Args:
+        frames: how many each part has; each is drawn with a seed of its own.
+        noise: see :func:`tones`.
+        limit: keep only the first so many frames of each part; None keeps all.
+    """
+
+    def __init__(self, frames: int, noise: tuple[float, float], eval_batch_size: int, limit: int | None = None) -> None:
+        super().__init__()
+        if frames < 1:
+            raise SettingError(f"data.frames={frames}: at least 1")
+        least, most = noise
+        if not least <= most:
+            raise SettingError(f"data.noise=[{least}, {most}]: the least signal-to-noise ratio in dB, then the most")
+        self.frames, self.noise, self.eval_batch_size = frames, (float(least), float(most)), eval_batch_size
+        self.limit = checked_limit(limit, "frames")
+        self.parts: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        for seed, part in enumerate(_PARTS):
+            if part not in self.parts:
+                of = tones(self.frames, self.noise, torch.Generator().manual_seed(seed))
+                self.parts[part] = of[0][: self.limit], of[1][: self.limit]
+
+    def train_dataloader(self) -> None:
+        raise SettingError("a pretrained network is not trained here; evaluate it")
+
+    def val_dataloader(self) -> list[tuple[Tensor, ...]]:
+        return self._batches(*self.parts["valid"])
+
+    def test_dataloader(self) -> list[tuple[Tensor, ...]]:
+        return self._batches(*self.parts["test"])
+
+    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> list[tuple[Tensor, ...]]:
+        """Some frames of the training part, drawn at random."""
+        frames, frequencies = self.parts["train"]
+        chosen = torch.randperm(len(frames), generator=generator)[:inputs]
+        return self._batches(frames[chosen], frequencies[chosen])
+
+    def _batches(self, *of: Tensor) -> list[tuple[Tensor, ...]]:
+        return list(zip(*(part.split(self.eval_batch_size) for part in of), strict=True))

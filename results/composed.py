@@ -14,7 +14,7 @@ import torch  # isort: skip
 from torch import Tensor  # isort: skip
 from torch.nn import functional as F  # isort: skip
 
-from exprune.core import ExPrune
+from exprune.core import ExPrune, Recorder
 from exprune.lab.data.tokens import NO_TARGET
 from exprune.lab.evaluation.subject import Subject, prepare
 from exprune.lab.selection.knobs import heuristic_of
@@ -28,12 +28,13 @@ def subject_of(*overrides: str) -> Subject:
 
 
 @torch.inference_mode()
-def log_probabilities(subject: Subject, batches: Iterable[Any], run: ExPrune | None = None) -> Tensor:
-    """(inputs, classes) of the network's predictions."""
+def log_probabilities(subject: Subject, batches: Iterable[Any], *runs: ExPrune | Recorder) -> Tensor:
+    """(inputs, classes) of the network's predictions, inside these contexts."""
     task, found = subject.task, []
     for batch in batches:
-        if run is not None and hasattr(task, "data_rows"):
-            run.rows = task.data_rows(batch)
+        if hasattr(task, "data_rows"):
+            for run in runs:
+                run.rows = task.data_rows(batch)
         out = task.network(*task.network_inputs(batch))
         logits = out.logits[batch.targets != NO_TARGET] if hasattr(out, "logits") else out
         binary = logits.shape[1] == 1

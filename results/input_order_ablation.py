@@ -20,7 +20,7 @@ from tqdm import tqdm
 import torch  # isort: skip
 from torch import Tensor  # isort: skip
 
-from exprune.core import ExPrune, Heuristic, Magnitude, Optimal, Prefix, Site
+from exprune.core import ExPrune, Heuristic, Magnitude, Optimal, Prefix, Recorder, Site, SiteStatistics
 from exprune.core.accounting.plan import BY_INPUT
 from exprune.core.heuristics.calibrated_test import STAGES, STAGES_BY_INPUT
 from exprune.lab.evaluation.subject import Subject
@@ -92,6 +92,20 @@ class Certain(Heuristic):
         return seen.kept["reach"]
 
 
+def refitted(subject: Subject, lam: float, base: dict[str, SiteStatistics], predict: bool = False) -> Optimal:
+    """Each site's lines measured on what the sites before it, pruned at the same price, leave of its inputs."""
+    generator = torch.Generator().manual_seed(subject.cfg.seed)
+    batches = list(subject.data.calibration_dataloader(subject.cfg.exprune.inputs, generator))
+    found: dict[str, SiteStatistics] = {}
+    sites = [site for site in subject.sites if site.eligible]
+    for k, site in enumerate(sites):
+        before = ExPrune(sites[:k], Optimal(lam, SEVEN, found, predict=predict) if k else None, gain_ratio=1000)
+        with before, Recorder([site], SEVEN, {site.name: BY_INPUT}) as recorder:
+            log_probabilities(subject, batches, before, recorder)
+        found[site.name] = replace(recorder.statistics()[site.name], gradient=base[site.name].gradient)
+    return Optimal(lam, SEVEN, found, predict=predict)
+
+
 def nonnegative(subject: Subject, batches: Sequence[Any]) -> set[str]:
     """The names of the sites that are given nothing negative in any of these batches."""
     lowest: dict[str, float] = {}
@@ -121,6 +135,8 @@ def variants(network: str) -> Iterator[tuple[str, Subject, Callable[[float], Heu
     yield "order of each input, 7 stages from 8 terms on", first, lambda lam: Optimal(lam, SEVEN, base), lams
     yield "  one width for all rows", first, lambda lam: OneWidth(lam, SEVEN, base), lams
     yield "  with predictions", first, lambda lam: Optimal(lam, SEVEN, base, predict=True), lams
+    yield "  lines refitted behind pruned sites", first, lambda lam: refitted(first, lam, base), lams
+    yield "  with predictions, refitted likewise", first, lambda lam: refitted(first, lam, base, predict=True), lams
     yield "  without looking ahead", first, lambda lam: Optimal(lam, SEVEN, base, ahead=False), lams
     even = {name: replace(of, gradient=torch.ones_like(of.gradient)) for name, of in base.items()}
     scale = float(torch.cat([of.gradient for of in base.values()]).mean())

@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import json
 import platform
+import resource
 import shlex
 import sys
 import time
@@ -80,6 +81,7 @@ def measured(case: Case, decoder: Decoder, options: argparse.Namespace) -> dict[
     same: dict[str, list[float]] = {arm: [] for arm in arms}
     layers: dict[str, list[Any]] = {}
     parts: dict[str, dict[str, float]] = {}
+    held: dict[str, int] = {}
     decode(decoder, case.prompts[0], 4)
     with arms["head" if case.head is not None else "stopped"]():
         decode(decoder, case.prompts[0], 4)  # compiles, or loads what was
@@ -94,6 +96,7 @@ def measured(case: Case, decoder: Decoder, options: argparse.Namespace) -> dict[
                 speeds[arm].append(options.tokens / seconds)
                 if not theirs and index == 0:
                     parts[arm] = by_part(decoder, prompt, options.tokens)
+                held[arm] = resident()
             if arm not in ("eager", "dense"):
                 layers[arm] = context.layers
         for arm in arms:
@@ -101,7 +104,7 @@ def measured(case: Case, decoder: Decoder, options: argparse.Namespace) -> dict[
     total = sum(p.numel() for name, p in case.network.named_parameters() if "embed" not in name and p.dim() == 2)
     head = case.network.lm_head.weight
     total += head.numel() if head is case.network.model.decoder.embed_tokens.weight else 0
-    size = head.element_size()
+    size, weights = head.element_size(), sum(p.nbytes for p in case.network.parameters())
     found = {}
     for arm in arms:
         unread = sum((1 - one.density) * one.layer.weight.numel() for one in layers.get(arm, []) if one.kept)
@@ -113,6 +116,7 @@ def measured(case: Case, decoder: Decoder, options: argparse.Namespace) -> dict[
             "read": 1 - unread / total,
             "gb_per_second": (total - unread) * size * median(speeds[arm]) / 1e9,
             "parts": parts.get(arm, {}),
+            "more_memory": (held[arm] - held["dense"]) / weights,
             "layers": [
                 {"name": one.name, "read": one.density if one.rows else None, "kernel": one.kept}
                 for one in layers.get(arm, [])
@@ -196,6 +200,12 @@ def drops(case: Case, decoder: Decoder, tokens: int) -> dict[str, Any]:
     return {"drop": lost["stopped"], "drops": lost, "changed": changed, **of_dense}
 
 
+def resident() -> int:
+    """Bytes of memory that the process holds; 0 where the system does not say."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else 0
+
+
 def bandwidth() -> float:
     """GB/s that one thread reads, of a matrix that no cache holds."""
     weight = np.ones((2**16, 2**10), np.float32)
@@ -217,7 +227,8 @@ def show(report: dict[str, Any]) -> None:
         parts = ", ".join(f"{part} {share:.0%}" for part, share in of["parts"].items())
         print(
             f"{arm:14} {speed:7.2f} tokens/s  {of['ratio']:.2f} x dense [{low:.2f}, {high:.2f}]  "
-            f"reads {of['read']:.0%} at {of['gb_per_second']:.1f} GB/s  {of['same_tokens']:.0%} same tokens  {parts}"
+            f"reads {of['read']:.0%} at {of['gb_per_second']:.1f} GB/s  {of['same_tokens']:.0%} same tokens  "
+            f"{of['more_memory']:+.1%} memory  {parts}"
         )
     for arm, of in report["of_arm"].items():
         kernels = [

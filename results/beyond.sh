@@ -17,9 +17,10 @@ run() { # NAME OVERRIDE...
     touch "$sweep/$1/done"
 }
 run oracle exprune=oracle "${first[@]}"
-run calibrated exprune=calibrated "${stages[@]}" exprune.tau=0.01,0.02,0.05,0.1,0.2
-run calibrated-chosen exprune=calibrated "${stages[@]}" exprune.target_drop=0.1,1
-run optimal exprune=optimal "${stages[@]}" exprune.target_drop=0.1,0.5,1
+layer=("${stages[@]}" exprune.order=layer)
+run calibrated exprune=calibrated "${layer[@]}" exprune.tau=0.01,0.02,0.05,0.1,0.2
+run calibrated-chosen exprune=calibrated "${layer[@]}" exprune.target_drop=0.1,1
+run optimal exprune=optimal "${layer[@]}" exprune.target_drop=0.1,0.5,1
 run optimal-neuron exprune=optimal "${stages[@]}" exprune.order=neuron exprune.target_drop=0.1,1
 name=results/${network}_beyond
 python -m exprune.lab.fronts.pareto "$sweep" --csv "$name.csv" --plot "$name.png"

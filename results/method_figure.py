@@ -27,7 +27,14 @@ SITE, NEURON, IMAGES, TAU = 3, 7, 48, 0.05  # the fourth site: convolution 5, 25
 
 
 def main() -> None:
-    overrides = ["model=vgg11_bn", "data=cifar10_jpeg", "exprune=calibrated", f"exprune.tau={TAU}", "logger=none"]
+    overrides = [
+        "model=vgg11_bn",
+        "data=cifar10_jpeg",
+        "exprune=calibrated",
+        "exprune.order=layer",
+        f"exprune.tau={TAU}",
+        "logger=none",
+    ]
     with initialize_config_dir(str(HERE.parent / "conf"), version_base="1.3"):
         cfg = compose("evaluate", [*overrides, "overrides=[]", "paths.output_dir=."])
     stages = list(cfg.exprune.stages)

@@ -30,7 +30,7 @@ _MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def headline() -> str:
     """A row a network: the paper's range, the better of its tests, and ours; savings at both limits."""
-    columns = ("", "the paper saves", "its tests, searched", "`exprune=optimal`", "`exprune.order=input`",
+    columns = ("", "the paper saves", "its tests, searched", "`exprune.order=layer`", "`exprune=optimal`",
                "`exprune=magnitude`", "oracle")  # fmt: skip
     lines = heading(*columns)
     for name, (network, figure, _) in NETWORKS.items():
@@ -79,7 +79,7 @@ def beyond(name: str) -> str:
     columns = ("", "knob", "target", "on validation: saved, drop", "saved", *(["of `fc1`"] if scoped else []), "change")
     lines = heading(*columns)
     for row in table.to_dict("records"):
-        test = row["heuristic"] + (", `order=neuron`" if row["order"] == "neuron" else "")
+        test = row["heuristic"] + ("" if row["heuristic"] == "Oracle" else f", `order={row['order']}`")
         knob = "" if row["heuristic"] == "Oracle" else _knob(row)
         target = json.loads(row["target"]) if isinstance(row["target"], str) else {}
         on_valid = _on_valid(target) if target else ""

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from exprune.lab.evaluation.measure import about
 from exprune.lab.files import load_tensors, save_tensors
 from exprune.lab.selection import targets
 from exprune.lab.tasks.sampling import draw
-from tests.cli import TINY, CommandLine
+from tests.cli import TINY, CommandLine, Outcome
 
 TINY_GNN = ("model=gnn", "logger=none", *TINY)
 SMALL = (*TINY_GNN, "exprune.inputs=24")
@@ -50,8 +51,8 @@ def test_calibrated_measures_once(command: CommandLine, session_cache: Path) -> 
     first = command("evaluate.py", *SMALL, "exprune=calibrated", "exprune.tau=0.2", "hydra.run.dir=a")
     assert first.code == 0, first.err
     result = result_of(first)
-    assert (result["heuristic"], result["tau"], result["order"]) == ("Calibrated", 0.2, "layer")
-    assert result["stages"] == [32, 64, 128, 192, 256] and result["n"] is None
+    assert (result["heuristic"], result["tau"], result["order"]) == ("Calibrated", 0.2, "input")
+    assert result["stages"] == [8, 16, 32, 64, 128, 192, 256] and result["n"] is None
     assert result["lam"] is None and result["target"] is None
     assert re.search(r"Calibrated, tau 0\.2 *\n", first.out) and " tau " in first.out.partition("share of")[2]
     site = result["sites"][0]
@@ -120,13 +121,9 @@ def test_a_pass_is_known_by_its_order() -> None:
 @pytest.mark.parametrize(
     ("exprune", "target"),
     [
-        *(
-            (exprune, target)
-            for exprune in ("calibrated", "optimal")
-            for target in ("target_drop=0.5", "target_saved=0.4")
-        ),
-        ("magnitude", "target_drop=0.5"),
-        ("magnitude", "target_saved=0.6"),  # what is zero saves nearly half
+        (exprune, target)
+        for exprune in ("calibrated", "optimal", "magnitude")
+        for target in ("target_drop=0.5", "target_saved=0.6")  # what is zero saves nearly half
     ],
 )
 def test_a_target_finds_the_knob_on_validation(command: CommandLine, exprune: str, target: str) -> None:
@@ -147,6 +144,36 @@ def test_a_target_finds_the_knob_on_validation(command: CommandLine, exprune: st
     valid = json.loads((check.folder / "check" / "result.json").read_text())
     assert valid["flops"]["saved"] == pytest.approx(reached["valid_saved"], abs=1e-9)
     assert valid["metric"]["drop"] == pytest.approx(reached["valid_drop"], abs=1e-6)
+
+
+def test_an_interrupted_search_for_a_knob_goes_on(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = (*SMALL, "exprune=calibrated", "exprune.order=layer", "exprune.target_saved=0.3", "hydra.run.dir=search")
+    measured, asked, last = targets.drop_and_saved, [], [3]
+
+    def counted(*arguments: Any) -> tuple[float, float]:
+        if len(asked) == last[0]:
+            raise KeyboardInterrupt
+        asked.append(1)
+        return measured(*arguments)
+
+    monkeypatch.setattr(targets, "drop_and_saved", counted)
+
+    def run() -> Outcome:
+        monkeypatch.setattr(targets, "_known", {})  # as in a process of its own
+        asked.clear()
+        return command("evaluate.py", *settings)
+
+    assert run().code == 130
+    (kept,) = command.folder.glob("search/tried.json")
+    assert len(json.loads(kept.read_text())) == 3
+    last[0] = -1
+    continued = run()
+    assert continued.code == 0, continued.err
+    rest, found = len(asked), result_of(continued)
+    assert not kept.exists()
+    again = run()
+    assert again.code == 0 and result_of(again)["tau"] == found["tau"]
+    assert len(asked) == rest + 3 and result_of(again)["target"] == found["target"]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -8,7 +8,14 @@ import pytest
 from tests.cli import TINY, CommandLine
 
 OPT = ("model=opt", "data.vocabulary=512", "data.context=32", "model.network.hidden=32", "model.network.heads=2")
-OPTIMAL = ("exprune=optimal", "exprune.lam=1e-7", "exprune.stages=[8,16]", "logger=none", "seed=2201")
+OPTIMAL = (
+    "exprune=optimal",
+    "exprune.order=layer",
+    "exprune.lam=1e-7",
+    "exprune.stages=[8,16]",
+    "logger=none",
+    "seed=2201",
+)
 
 
 @pytest.mark.parametrize("settings", [(), ("head=dominance", "head.tau=0.1", "head.stages=[8,16]"), ("exprune=none",)])

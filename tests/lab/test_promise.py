@@ -17,7 +17,15 @@ from exprune.lab.selection.sequence import bound, how_many_pass, inputs_needed, 
 from exprune.lab.tasks.paired_tests import ExactAccuracy
 from tests.cli import TINY, CommandLine
 
-GNN = ("model=gnn", "logger=none", *TINY, "data.limit=480", "exprune=optimal", "exprune.inputs=24")
+GNN = (
+    "model=gnn",
+    "logger=none",
+    *TINY,
+    "data.limit=480",
+    "exprune=optimal",
+    "exprune.order=layer",
+    "exprune.inputs=24",
+)
 
 
 def test_the_sequence_ends_at_the_first_failure() -> None:

@@ -136,7 +136,7 @@ def test_what_lies_beyond_is_reproduced(command: CommandLine, settings: list[str
     """
     table = pd.read_csv(ROOT / "results" / f"{name}_beyond.csv")
     row = table[(table["heuristic"] == "Optimal") & (table["order"] == "layer")].iloc[0]
-    knobs = [f"exprune.lam={row['lam']}", f"exprune.stages={row['stages']}".replace(" ", "")]
+    knobs = ["exprune.order=layer", f"exprune.lam={row['lam']}", f"exprune.stages={row['stages']}".replace(" ", "")]
     outcome = command("evaluate.py", *settings, "exprune=optimal", *knobs, "logger=none")
     assert outcome.code == 0, outcome.err
     assert "training" not in outcome.out

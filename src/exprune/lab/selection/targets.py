@@ -1,5 +1,6 @@
 """The knob for a target: what the validation split says keeps a drop, or saves a share, and no promise beyond it."""
 
+import json
 import logging
 import math
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from exprune.core import Heuristic
 from exprune.core.errors import SettingError
 from exprune.lab.evaluation.measure import TooFar, drop_and_saved
 from exprune.lab.evaluation.subject import Subject
+from exprune.lab.files import write_whole
 from exprune.lab.selection.knobs import at_level, file_of, maker, run_at
 
 log = logging.getLogger(__name__)
@@ -20,11 +22,13 @@ _COARSE, _FINE = 1 / 128, 1 / 1024  # steps of a knob's level; of lam a fifth an
 
 _BEYOND = 1.0  # points that stand out of the noise of a drop
 
-_known: dict[Path, tuple[float, float]] = {}  # drop and saving by setting: the jobs of a sweep over targets share them
+_known: dict[str, tuple[float, float]] = {}  # drop and saving by setting: the jobs of a sweep over targets share them
 
 
 def found(subject: Subject, target: str, value: float) -> tuple[Heuristic | None, dict[str, Any]]:
     """The heuristic with the most that is within the drop, or the least that saves as much; and what it reached.
+
+    What has been measured stands in ``tried.json`` of the run's folder until then, so that an interrupted run goes on.
 
     Raises:
         SettingError: the target cannot be reached.
@@ -32,20 +36,26 @@ def found(subject: Subject, target: str, value: float) -> tuple[Heuristic | None
     knob = subject.cfg.exprune.knob
     dense, make = subject.dense("valid"), maker(subject)
     limit = value + _BEYOND if target == "target_drop" else math.inf
+    kept = Path(subject.cfg.paths.output_dir) / "tried.json"
+    _known.update(_interrupted(kept))
     with tqdm(desc=f"{target}={value}", unit=" passes", disable=None, leave=False) as bar:
 
         def tried(level: float) -> _Tried:
             run = run_at(subject, make, at_level(subject.cfg, level))
-            file = file_of(subject, run)
-            if file not in _known:
+            whole = file_of(subject, run).stem
+            names = (whole, f"{whole}, drop over {limit:g}")  # of a pass to the end, and of one that was not worth it
+            if (name := next((name for name in names if name in _known), None)) is None:
                 bar.update()
                 try:
-                    _known[file] = drop_and_saved(subject, run, subject.loader("valid"), dense, limit)
+                    name, figures = whole, drop_and_saved(subject, run, subject.loader("valid"), dense, limit)
                 except TooFar:
-                    return _Tried(level, math.inf, math.nan)
-            return _Tried(level, *_known[file])
+                    name, figures = names[1], (math.inf, math.nan)
+                _known[name] = figures
+                write_whole(kept, lambda partial: partial.write_text(json.dumps(_known)))
+            return _Tried(level, *_known[name])
 
         best = (_most_within if target == "target_drop" else _least_that_saves)(tried, value)
+    kept.unlink(missing_ok=True)
     setting = at_level(subject.cfg, best.level)
     log.info(
         "%s=%s: %s=%.4g, on validation a drop of %.3f points, %.2f %% saved",
@@ -57,6 +67,15 @@ def found(subject: Subject, target: str, value: float) -> tuple[Heuristic | None
         100 * best.saved,
     )
     return make(**{knob: setting}), {target: value, "valid_drop": best.drop, "valid_saved": best.saved}
+
+
+def _interrupted(file: Path) -> dict[str, tuple[float, float]]:
+    """What a run that was interrupted has measured, by setting."""
+    if not file.exists():
+        return {}
+    found = {name: (drop, saved) for name, (drop, saved) in json.loads(file.read_text()).items()}
+    log.info("going on with %d settings that an interrupted run measured (%s)", len(found), file)
+    return found
 
 
 class _Tried(NamedTuple):

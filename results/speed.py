@@ -21,21 +21,22 @@ def decoding() -> str:
         cells = [_speed(run, arm) for arm in ARMS]
         lost = ", ".join(f"{0 - run['drops'][arm]:+.2f}" for arm in ("stopped", "head")) if "drops" in run else ""
         lines.append(line(run["label"], where, *cells, lost))
-    commands = ";\n".join(f"`{run['command']}`" for run in _runs())
+    commands = ";\n".join(dict.fromkeys(f"`{run['command']}`" for run in _runs()))
     return "\n".join(lines) + "\n\n" + commands + ".\n"
 
 
 def shares() -> str:
     """Of the same runs what each arm reads of the weights, how fast, and where a token's time goes."""
-    columns = ("", "arm", "weights read", "GB/s", "projections", "fc1", "fc2", "head", "rest")
+    columns = ("", "arm", "weights read", "GB/s", "memory", "projections", "fc1", "fc2", "head", "rest")
     lines = heading(*columns)
     for run in _runs():
         for arm in ARMS[2:]:
             if arm in run["of_arm"]:
                 of = run["of_arm"][arm]
-                parts = (f"{100 * of['parts'][part]:.0f} %" for part in columns[4:])
+                parts = (f"{100 * of['parts'][part]:.0f} %" for part in columns[5:])
+                memory = f"{100 * of['more_memory']:+.1f} %"
                 name = f"{run['label'].partition(',')[0]}, {_threads(run)}"
-                lines.append(line(name, arm, f"{100 * of['read']:.0f} %", f"{of['gb_per_second']:.1f}", *parts))
+                lines.append(line(name, arm, f"{100 * of['read']:.0f} %", f"{of['gb_per_second']:.1f}", memory, *parts))
     return "\n".join(lines) + "\n"
 
 

@@ -23,8 +23,16 @@ from exprune.lab.fronts.paper_table import PUBLISHED, paper_table, read
 HERE = Path(__file__).parent
 DOCUMENTS = (HERE.parent / "docs" / "results.md", HERE.parent / "README.md")
 PAPER_TESTS = ("Threshold", "StatsTest")
-BY_INPUT = "Optimal, `order=input`"
-COLUMNS = (*PAPER_TESTS, "Calibrated", "Optimal", "Optimal, `order=neuron`", BY_INPUT, "Magnitude", "Oracle")
+BY_LAYER, BY_INPUT = "Optimal, `order=layer`", "Optimal, `order=input`"
+COLUMNS = (
+    *PAPER_TESTS,
+    "Calibrated, `order=layer`",
+    BY_LAYER,
+    "Optimal, `order=neuron`",
+    BY_INPUT,
+    "Magnitude",
+    "Oracle",
+)
 _MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -38,8 +46,7 @@ def headline() -> str:
         best = [max(PAPER_TESTS, key=lambda test: chosen.loc[limit, test][figure]) for limit in _limits()]
         oracle = f"{chosen.loc[1.0, 'Oracle'][figure]:.1f}"
         cells = [
-            _at_both(chosen, two, figure)
-            for two in (best, *([test] * 2 for test in ("Optimal", BY_INPUT, "Magnitude")))
+            _at_both(chosen, two, figure) for two in (best, *([test] * 2 for test in (BY_LAYER, BY_INPUT, "Magnitude")))
         ]
         lines.append(line(network, "<br>".join(_published(name, limit) for limit in _limits()), *cells, oracle))
     return "\n".join(lines) + "\n"
@@ -243,7 +250,8 @@ def _chosen(name: str) -> pd.DataFrame:
     by_input = HERE / f"{name}_input_order.csv"
     results = read([HERE / f"{name}_beyond.csv", *_fronts(name), *([by_input] if by_input.exists() else [])])
     settings = results["setting"].map(json.loads)
-    shown = settings.map(lambda of: of.get("order") in ("neuron", "input")) & (results["heuristic"] != "Magnitude")
+    by_input_oracle = (results["heuristic"] == "Oracle") & settings.map(lambda of: of.get("order") == "input")
+    shown = results["heuristic"].isin(("Calibrated", "Optimal")) | by_input_oracle
     results["heuristic"] += settings.map(lambda of: f", `order={of.get('order')}`").where(shown, "")
     results = results[settings.map(lambda of: of.get("scope")) != "all"]
     chosen = paper_table(results).set_index(["drop_limit", "heuristic"])

@@ -35,7 +35,9 @@ def shares() -> str:
                 of = run["of_arm"][arm]
                 parts = (f"{100 * of['parts'][part]:.0f} %" for part in columns[5:])
                 memory = f"{100 * of['more_memory']:+.1f} %"
-                name = f"{run['label'].partition(',')[0]}, {_threads(run)}"
+                network, _, knob = run["label"].rpartition(", ")
+                name = f"{network.partition(' on ')[0]}, {knob.partition(' (')[0]}, {_threads(run)}, {run['dtype']}"
+                name += f", {run['processor'].rpartition('(')[2].rstrip(')')}"
                 lines.append(line(name, arm, f"{100 * of['read']:.0f} %", f"{of['gb_per_second']:.1f}", memory, *parts))
     return "\n".join(lines) + "\n"
 

@@ -187,7 +187,7 @@ def test_help_names_the_axes(command: CommandLine) -> None:
     outcome = command("evaluate.py", "--help")
     assert outcome.code == 0
     for word in (
-        "model: gnn",
+        "model: crepe, gnn",
         "exprune: calibrated, magnitude, none, optimal, oracle, stats_test, threshold",
         "exprune.tau",
         "trainer: auto, cpu, gpu",

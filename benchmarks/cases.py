@@ -56,8 +56,8 @@ class Case:
 def trained(options: argparse.Namespace) -> Case:
     """The network of the overrides, with its released or newly trained weights."""
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        given = ["model=opt_wide", "exprune=optimal", "exprune.order=layer", "exprune.stages=[64,128,256,512]"]
-        given += ["head=dominance"]
+        optimal = ["exprune=optimal", "exprune.order=layer", "exprune.stages=[64,128,256,512]"]
+        given = ["model=opt_wide", *optimal, "head=dominance"]
         cfg = compose("evaluate", [*given, *options.overrides, "logger=none", "overrides=[]", "paths.output_dir=."])
     subject = prepare(cfg, heuristic_of(cfg), ["valid"] if knob_to_find(cfg) else [])
     heuristic, _ = tuned(subject)

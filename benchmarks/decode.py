@@ -82,8 +82,6 @@ def measured(case: Case, decoder: Decoder, options: argparse.Namespace) -> dict[
     parts: dict[str, dict[str, float]] = {}
     held: dict[str, int] = {}
     decode(decoder, case.prompts[0], 4)
-    with arms["head" if case.head is not None else "stopped"]():
-        decode(decoder, case.prompts[0], 4)  # compiles, or loads what was
     for index in tqdm(range(options.rounds), disable=None, leave=False):
         prompt, tokens = case.prompts[index % len(case.prompts)], {}
         for arm in list(arms) if index % 2 == 0 else list(arms)[::-1]:

@@ -51,8 +51,7 @@ def test_predicts_as_the_simulation(command: CommandLine, settings: tuple[str, .
 def test_refusals(command: CommandLine, settings: tuple[str, ...], words: list[str]) -> None:
     outcome = command("evaluate.py", *TINY, "logger=none", "engine=fast", *settings)
     assert outcome.code == 1
-    lines = [line for line in outcome.err.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and all(word in lines[0] for word in words), outcome.err
+    assert all(word in outcome.error_line() for word in words), outcome.err
     assert not outcome.runs()
 
 

@@ -60,10 +60,11 @@ class ToneData(SplitData):
         self.parts: dict[str, tuple[Tensor, Tensor]] = {}
 
     def setup(self, stage: str | None = None) -> None:
+        if self.parts:
+            return
         for seed, part in enumerate(_PARTS):
-            if part not in self.parts:
-                of = tones(self.frames, self.noise, torch.Generator().manual_seed(seed))
-                self.parts[part] = of[0][: self.limit], of[1][: self.limit]
+            frames, frequencies = tones(self.frames, self.noise, torch.Generator().manual_seed(seed))
+            self.parts[part] = frames[: self.limit], frequencies[: self.limit]
 
     def train_dataloader(self) -> None:
         raise SettingError("a pretrained network is not trained here; evaluate it")

@@ -15,15 +15,13 @@ from exprune.core.errors import SettingError
 from exprune.lab.models.masks import masked_layers
 from exprune.lab.tasks.averaging import TailMean
 from exprune.lab.tasks.finite import check_finite, not_finite
-from exprune.lab.tasks.intervals import accuracy, weighted_accuracy
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
-from exprune.lab.tasks.paired_tests import accuracy_test
 from exprune.lab.tasks.sampling import draw
 from exprune.lab.tasks.sharpness import sharp
-from exprune.lab.tasks.task import Task
+from exprune.lab.tasks.task import AccuracyTask
 
 
-class ImageTask(Task):
+class ImageTask(AccuracyTask):
     """Trains and evaluates a network that maps (batch, 3, H, W) to one logit per class.
 
     OneCycle, with label smoothing.
@@ -42,9 +40,6 @@ class ImageTask(Task):
     metric_name = "accuracy"
     unit = "image"
     monitor = "valid/accuracy"
-    weighted_metric = staticmethod(weighted_accuracy)
-    drop_test = staticmethod(accuracy_test)
-    score = staticmethod(accuracy)
 
     def __init__(
         self,

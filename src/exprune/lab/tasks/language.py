@@ -16,19 +16,13 @@ from exprune.lab.data.tokens import NO_TARGET, TokenBatch
 from exprune.lab.models.opt import check_tokens, fc1_flops, opt_flops, zeros_of_fc2
 from exprune.lab.models.pretrained import arguments, is_masked, measured_flops
 from exprune.lab.tasks.finite import check_finite, not_finite
-from exprune.lab.tasks.intervals import accuracy, weighted_accuracy
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
-from exprune.lab.tasks.paired_tests import accuracy_test
 from exprune.lab.tasks.sampling import draw
-from exprune.lab.tasks.task import Task
+from exprune.lab.tasks.task import AccuracyTask
 
 
-class LanguageTask(Task):
+class LanguageTask(AccuracyTask):
     """What tasks of a language model share: how they call it, what its batches cost, accuracy as the metric."""
-
-    weighted_metric = staticmethod(weighted_accuracy)
-    drop_test = staticmethod(accuracy_test)
-    score = staticmethod(accuracy)
 
     def __init__(self, network: PreTrainedModel) -> None:
         super().__init__()

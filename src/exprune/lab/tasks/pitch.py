@@ -5,16 +5,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exprune.lab.tasks.finite import check_finite, not_finite
-from exprune.lab.tasks.intervals import accuracy, weighted_accuracy
-from exprune.lab.tasks.paired_tests import accuracy_test
-from exprune.lab.tasks.task import Task
+from exprune.lab.tasks.task import AccuracyTask
 
 _CENTS = 20.0  # of a bin
 _FIRST = 1997.3794084376191  # cents above 10 Hz of bin 0, of CREPE
 _TOLERANCE = 50.0  # cents: half a semitone
 
 
-class PitchTask(Task):
+class PitchTask(AccuracyTask):
     """Evaluates a network that maps (frames, 1024) samples to the probabilities of pitches, each on its own.
 
     Raw pitch accuracy: the share of frames whose most probable pitch lies within 50 cents of the tone's.
@@ -22,9 +20,6 @@ class PitchTask(Task):
 
     metric_name = "raw_pitch_accuracy"
     unit = "frame"
-    weighted_metric = staticmethod(weighted_accuracy)
-    drop_test = staticmethod(accuracy_test)
-    score = staticmethod(accuracy)
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -7,7 +7,8 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from exprune.lab.tasks.paired_tests import PairedTest
+from exprune.lab.tasks.intervals import accuracy, weighted_accuracy
+from exprune.lab.tasks.paired_tests import PairedTest, accuracy_test
 
 
 class Task(lightning.LightningModule):
@@ -57,3 +58,11 @@ class Task(lightning.LightningModule):
     def sampled_loss(self, batch: Any, generator: torch.Generator) -> Tensor:
         """The summed loss of labels drawn from the network's own predictions."""
         raise NotImplementedError
+
+
+class AccuracyTask(Task):
+    """A task whose metric is the share of its inputs that are predicted as their targets."""
+
+    weighted_metric = staticmethod(weighted_accuracy)
+    drop_test = staticmethod(accuracy_test)
+    score = staticmethod(accuracy)

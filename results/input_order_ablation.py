@@ -58,6 +58,16 @@ class OneWidth(Optimal):
         return super()._of_rows(replace(seen, rest=torch.where(seen.rest > 0, usual, 0)))
 
 
+class Together(Optimal):
+    """Stops the neurons of a block of eight, as wide as a register, only where all of them stop."""
+
+    def stop(self, seen: Prefix) -> Tensor:
+        stop = super().stop(seen)
+        whole = stop.shape[1] // 8 * 8
+        eight = stop[:, :whole].unflatten(1, (-1, 8)).all(2).repeat_interleave(8, 1)
+        return torch.cat([eight, stop[:, whole:].all(1, keepdim=True).expand_as(stop[:, whole:])], 1)
+
+
 class Certain(Heuristic):
     """Stops only what cannot become positive, whatever the terms are that a row has left: an exact network.
 
@@ -134,6 +144,7 @@ def variants(network: str) -> Iterator[tuple[str, Subject, Callable[[float], Heu
     first.task.network.eval()
     yield "order of each input, 7 stages from 8 terms on", first, lambda lam: Optimal(lam, SEVEN, base), lams
     yield "  one width for all rows", first, lambda lam: OneWidth(lam, SEVEN, base), lams
+    yield "  neurons stopped in blocks of 8", first, lambda lam: Together(lam, SEVEN, base), lams
     yield "  with predictions", first, lambda lam: Optimal(lam, SEVEN, base, predict=True), lams
     yield "  lines refitted behind pruned sites", first, lambda lam: refitted(first, lam, base), lams
     yield "  with predictions, refitted likewise", first, lambda lam: refitted(first, lam, base, predict=True), lams

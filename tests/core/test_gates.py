@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exprune.core import (
@@ -251,3 +251,90 @@ def test_the_lines_of_a_part_of_a_matrix() -> None:
     s = (hidden[:, :2] @ fused.both.weight[0, :2]).tolist()
     line = statistics.linear_regression(s, (hidden @ fused.both.weight[0]).tolist())
     assert (float(one.slope[0, 0]), float(one.offset[0, 0])) == pytest.approx(tuple(line), rel=1e-6, abs=1e-9)
+
+
+class Product(nn.Module):
+    """A gate's activation before its factor, or behind it; what the two give is kept once it is asked for."""
+
+    def __init__(self, factor_first: bool) -> None:
+        super().__init__()
+        self.factor_first, self.act = factor_first, nn.SiLU()
+        self.gate, self.up, self.down = nn.Linear(24, 12), nn.Linear(24, 12), nn.Linear(12, 4)
+        self.seen: dict[str, Tensor] = {}
+
+    def keep(self) -> None:
+        self.up.register_forward_hook(lambda module, given, out: self.seen.update(up=out.clone()))
+        self.act.register_forward_hook(lambda module, given, out: self.seen.update(act=out.clone()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.factor_first:
+            return self.down(self.up(x) * self.act(self.gate(x)))
+        return self.down(self.act(self.gate(x)) * self.up(x))
+
+
+def stopped_at(widths: list[float], usual: list[float], left: list[float], lam: float, overhead: int) -> int | None:
+    """The first stage at which stopping costs less than what going on is expected to.
+
+    Of a row that has so many times as much left as is usual: that much more is expected to be left at later stages too.
+    """
+    for stage, width in enumerate(widths):
+        damage, later = [of * width**2 for of in usual], lam * left[-1]
+        for at in range(len(usual) - 1, stage - 1, -1):
+            last = at == len(usual) - 1
+            go_on = later if last else lam * (left[at] - left[at + 1] + overhead) + later
+            later = min(damage[at], go_on)
+        if damage[stage] < go_on:
+            return stage
+    return None
+
+
+@pytest.mark.parametrize("factor_first", [False, True])
+def test_a_factor_is_judged_by_what_its_gate_lets_through(factor_first: bool) -> None:
+    torch.manual_seed(0)
+    model = Product(factor_first).double().eval()
+    x = torch.randn(300, 24, dtype=torch.float64) * torch.logspace(-1.5, 0.5, 24, dtype=torch.float64)
+    stages, lam = (4, 8, 16), 3e-7
+    sites = select_sites(find_sites(model, x), ["gate", "up"], "all")
+    model.keep()
+    with torch.no_grad(), Recorder(sites, stages, {"gate": "input", "up": "input"}) as recorder:
+        model(x)
+    measured = recorder.statistics()
+    usual = model.seen["act"].square().mean(0).sqrt()
+    assert measured["gate"].gate is None
+    torch.testing.assert_close(measured["up"].gate, usual)
+    gradient = torch.full((12,), 0.01, dtype=torch.float64)
+    measured = {name: replace(of, gradient=gradient) for name, of in measured.items()}
+    heuristic = Optimal(lam, stages, measured, predict=True)
+    run = ExPrune(sites, heuristic)
+    with torch.no_grad(), run:
+        model(x)
+    out, through = model.seen["up"], model.seen["act"].abs() / usual
+
+    line, overhead = measured["up"], heuristic.overhead(0, next(site for site in sites if site.name == "up"))
+    weight, bias = model.up.weight.detach(), model.up.bias.detach()
+    dense = weight @ x.T
+    norms, left, found, sure = weight.norm(dim=0), [2.0 * (24 - n) for n in stages], set(), 0
+    for i, row in enumerate(x):
+        energy, order = (row * norms).square(), (row * norms).abs().argsort(descending=True)
+        norm, rest = energy.sum().sqrt(), [float(energy[order[n:]].sum().sqrt()) for n in stages]
+        for j in range(12):
+            let = 1.0 if factor_first else float(through[i, j])
+            damage = [0.01 / 2 * float(u * line.sd[k, j]) ** 2 for k, u in enumerate(line.rest)]
+            widths = [let * r / float(u) for r, u in zip(rest, line.rest, strict=True)]
+            # A width is known to an eighth of a power of 2, so half of that to either side.
+            of_both = ([width * 2 ** (sign / 15.9) for width in widths] for sign in (-1, 1))
+            first, last = (stopped_at(of, damage, left, lam, overhead) for of in of_both)
+            if first != last:
+                continue
+            sure += 1
+            found.add(first)
+            want, rounding = float(dense[j, i] + bias[j]), 1e-9
+            if first is not None:
+                s = float((row * weight[j])[order[: stages[first]]].sum())
+                slope, offset = float(line.slope[first, j]), float(line.offset[first, j])
+                want = s + rest[first] * (slope * s / float(norm) + offset) + float(bias[j])
+                rounding = abs(slope * s) / 64 + 0.05 * rest[first] * abs(offset)  # of shares and widths
+            assert float(out[i, j]) == pytest.approx(want, abs=rounding)
+            assert (abs(float(out[i, j] - dense[j, i] - bias[j])) < 1e-9) == (first is None)
+    assert sure > 2500
+    assert found >= ({1, 2, None} if factor_first else {0, 1, 2, None})

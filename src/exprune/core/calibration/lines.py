@@ -32,6 +32,8 @@ class SiteStatistics:
             order.
         magnitudes: (1025,) float64, of the order of each input the quantiles of the norms of its terms' inputs (of a
             convolution patches), in equal steps, to 0.3 %; None: another order.
+        gate: (outputs,) float64, the root mean square of what the neuron's output is multiplied by, of layers that are
+            multiplied with a gate's output; None: of others.
         kept: what a heuristic works out once for these statistics.
     """
 
@@ -43,6 +45,7 @@ class SiteStatistics:
     gradient: Tensor | None = None
     rest: Tensor | None = None
     magnitudes: Tensor | None = None
+    gate: Tensor | None = None
     kept: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from exprune.core.accounting.plan import checked, make_plan
 from exprune.core.calibration.histogram import Histogram
-from exprune.core.calibration.lines import Moments, SiteStatistics
+from exprune.core.calibration.lines import Moments, SiteStatistics, floored
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.sites import Site, with_wholes
 from exprune.core.errors import SettingError
 from exprune.core.sums.input_order import Columns, Ranked, energies, rows_of
 from exprune.core.sums.parts import StagedFollower
-from exprune.core.sums.rows import check_rows
+from exprune.core.sums.rows import check_rows, data_rows
 from exprune.core.sums.terms import Terms
 
 _POSITIONS = 64  # of an input that are enough
@@ -57,6 +57,8 @@ class Recorder(StagedFollower):
         self._moments: dict[str, Moments] = {}
         self._rest: dict[str, Tensor] = {}  # of sites in the order of each input, after each stage, sums of squares
         self._magnitudes: dict[str, Histogram] = {}
+        self._factors = {site.name: site.gated for site in known if site.gated in self.plans}
+        self._gates: dict[str, tuple[Tensor, int]] = {}  # by factor: of its gate's outputs the sums of squares, rows
 
     def before_activation(self, chain: Chain, z: Tensor) -> None:
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
@@ -71,6 +73,13 @@ class Recorder(StagedFollower):
             for sums, some in self._blocks(chain, take, full):
                 some, *sums = moments.finite(some, *sums)
                 moments.add(len(some), ((s, some) for s in sums))
+
+    def at_activation(self, chain: Chain, out: Tensor) -> None:
+        if (factor := self._factors.get(chain.name)) is not None:
+            outputs = data_rows(out.detach(), chain.call.channel_dim, self.rows)
+            squares, rows = torch.linalg.vector_norm(outputs, dim=0, dtype=torch.float64) ** 2, len(outputs)
+            before = self._gates.get(factor, (torch.zeros_like(squares), 0))
+            self._gates[factor] = before[0] + squares, before[1] + rows
 
     def _rank(self, chain: Chain, take: Callable[[Tensor], Tensor], z: Tensor, full: Tensor, moments: Moments) -> None:
         """Take the moments of what is left of each row, over its norm, and of the sum so far, over that of all."""
@@ -137,7 +146,10 @@ class Recorder(StagedFollower):
             rest = (squares[:-1] / moments.rows).sqrt()
             magnitudes = self._magnitudes[name].quantiles(QUANTILES).sqrt()
         stages = [stage.n for stage in self.plans[name].stages]
-        return SiteStatistics.of(moments, stages, name, self.orders.get(name), rest, magnitudes)
+        measured = SiteStatistics.of(moments, stages, name, self.orders.get(name), rest, magnitudes)
+        if (of_gate := self._gates.get(name)) is None:
+            return measured
+        return replace(measured, gate=floored((of_gate[0] / of_gate[1]).sqrt()))
 
 
 def _scaled(ranked: Ranked, full: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

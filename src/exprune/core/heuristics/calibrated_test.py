@@ -17,17 +17,11 @@ from exprune.core.calibration.lines import SiteStatistics, floored
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
 from exprune.core.heuristics.heuristic import Heuristic, Prefix, Tau
+from exprune.core.heuristics.widths import MOST, NEGLIGIBLE, SHARES, WIDTHS, share_places, width_places
 from exprune.core.sums.elementwise import below
 
 STAGES = (32, 64, 128, 192, 256)
 STAGES_BY_INPUT = (8, 16, *STAGES)  # in the order of each input the first terms tell more
-
-# In the order of each input: how much a row has left, in multiples of what is usual after so many terms, and in shares
-# of all that it had. Tests know both to a step, so that what a test needs of each neuron stands in a table.
-_STEPS, _POWERS = 8, 4  # steps to a power of 2; powers of 2 to either side of what is usual
-WIDTHS = 2.0 ** (torch.arange(-_POWERS * _STEPS, _POWERS * _STEPS + 1, dtype=torch.float64) / _STEPS)
-_SHARES = torch.linspace(0, 1, 33, dtype=torch.float64)
-_NEGLIGIBLE = 1e-6  # of what is usual: below it a row is known
 
 
 @dataclass(frozen=True)
@@ -39,6 +33,7 @@ class _Lines:
             slope is (shares, stages, outputs), the others are (widths + 1, stages, outputs), first those of no width.
         zero: as ``bound``: below which expectation what stops outputs 0; None: a ReLU tells.
         rest: (stages,), what is usual; None: another order.
+        gate: (outputs,), what is usual of what multiplies the outputs; None: nothing does.
     """
 
     slope: Tensor
@@ -46,6 +41,7 @@ class _Lines:
     bound: Tensor
     zero: Tensor | None = None
     rest: Tensor | None = None
+    gate: Tensor | None = None
 
 
 class CalibratedTest(Heuristic):
@@ -122,7 +118,10 @@ class CalibratedTest(Heuristic):
             line, width = (seen.s * self._slope_of_rows(seen)).add_(seen.r), self._width_of_rows(seen)
             if self.predicts:
                 seen.kept["line"] = seen, line, width  # which the prediction goes on from
-            return below(line, self._lines(seen).bound[:, seen.stage].index_select(0, width))
+            bound = self._lines(seen).bound[:, seen.stage]
+            if (of_neurons := self._width_of_neurons(seen)) is not None:
+                return below(line, bound.gather(0, of_neurons))
+            return below(line, bound.index_select(0, width))
         if seen.stage not in seen.kept:
             seen.kept[seen.stage] = self._folded(seen)
         slope, bound = seen.kept[seen.stage]
@@ -169,17 +168,26 @@ class CalibratedTest(Heuristic):
     def _slope_of_rows(self, seen: Prefix) -> Tensor:
         """Of some rows in the order of each input, (rows, outputs), by the share that they have left."""
         assert seen.rest is not None and seen.norm is not None  # in this order
-        share = (seen.rest / seen.norm.clamp(min=torch.finfo(seen.norm.dtype).tiny)).clamp(0, 1)
-        share = (share * (len(_SHARES) - 1)).round().flatten().long()
+        share = share_places(seen.rest, seen.norm).flatten()
         return self._lines(seen).slope[:, seen.stage].index_select(0, share)
 
     def _width_of_rows(self, seen: Prefix) -> Tensor:
         """How much some rows in the order of each input have left: their places in the tables, (rows,)."""
         rest = self._lines(seen).rest
         assert rest is not None and seen.rest is not None  # in this order
-        usual = rest[seen.stage]
-        width = (_STEPS * torch.log2(seen.rest / usual)).round() + (1 + _POWERS * _STEPS)
-        return width.clamp(1, len(WIDTHS)).masked_fill_(seen.rest <= _NEGLIGIBLE * usual, 0).flatten().long()
+        return width_places(seen.rest / rest[seen.stage]).flatten()
+
+    def _width_of_neurons(self, seen: Prefix) -> Tensor | None:
+        """Likewise how wide each neuron's error will be where its gate lets it through, (rows, outputs); None: no gate.
+
+        Before an activation the damage is no matter of the width alone.
+        """
+        lines = self._lines(seen)
+        if seen.gate is None or lines.gate is None or seen.site.before_activation:
+            return None
+        assert lines.rest is not None and seen.rest is not None  # in this order
+        let_through = (seen.gate.abs() / lines.gate).clamp(max=MOST)
+        return width_places(seen.rest / lines.rest[seen.stage] * let_through)
 
     def _folded(self, seen: Prefix) -> tuple[Tensor | None, Tensor]:
         """Of the stage: slope and bound for ``slope * part + r < bound``; no slope where it says ``part < bound``."""
@@ -226,13 +234,15 @@ class CalibratedTest(Heuristic):
         self, seen: Prefix, slope: Tensor, offset: Tensor, sd: Tensor, rest: Tensor, gradient: Tensor | None
     ) -> _Lines:
         """Of the order of each input."""
-        usual = rest.clamp(min=float(rest.max()) * _NEGLIGIBLE)[:, None]
+        usual = rest.clamp(min=float(rest.max()) * NEGLIGIBLE)[:, None]
         offsets = torch.cat([WIDTHS.new_zeros(1), WIDTHS]).to(sd)[:, None, None] * usual * offset
         bound = self.thresholds(seen, sd * usual, gradient, WIDTHS) - offsets
         zero = self.zero_thresholds(seen, sd * usual, gradient, WIDTHS)
-        slopes = 1 + _SHARES.to(sd)[:, None, None] * slope
+        slopes = 1 + SHARES.to(sd)[:, None, None] * slope
         zero = None if zero is None else zero.to(seen.part.dtype)
+        gate = self.statistics[seen.site.name].gate if self.statistics is not None else None
+        gate = None if gate is None else gate.to(seen.part)
         slope, offset, bound, rest = (
             values.to(seen.part.dtype) for values in (slopes, offsets, bound, usual.flatten())
         )
-        return _Lines(slope, offset, bound, zero, rest)
+        return _Lines(slope, offset, bound, zero, rest, gate)

@@ -36,7 +36,8 @@ class Prefix:
 
     Of a site whose terms come in the order of each input, all tensors are (rows, outputs), of a convolution too: a row
     for every position; ``rest``, (rows, 1), is the norm of the terms that a row has left, ``norm`` that of all of them;
-    ``weight`` is what a row is multiplied by, (kernel * terms, outputs), the kernel's positions outermost.
+    ``weight`` is what a row is multiplied by, (kernel * terms, outputs), the kernel's positions outermost; ``gate`` is
+    what the outputs will be multiplied by, (rows, outputs), where a site that came before is the gate of this one.
 
     ``s`` is ``scale * part``, with one scale per output channel (None: 1), and is not computed unless it is asked for.
     ``kept`` is for what a heuristic works out once for all rows and stages of a batch: a new dict for every batch.
@@ -58,6 +59,7 @@ class Prefix:
     rest: Tensor | None = None
     norm: Tensor | None = None
     weight: Tensor | None = None
+    gate: Tensor | None = None
 
     @property
     def spatial_dims(self) -> int:

@@ -14,11 +14,18 @@ from exprune.core.sums.input_order import Columns, Ranked, cutting_flops, rankin
 
 
 def prune_by_input(
-    stops: Stops, of: SiteFlops, chain: Chain, out: Tensor, columns: Columns, data: Tensor | None, full: Tensor | None
+    stops: Stops,
+    of: SiteFlops,
+    chain: Chain,
+    out: Tensor,
+    columns: Columns,
+    data: Tensor | None,
+    full: Tensor | None,
+    gate: Tensor | None = None,
 ) -> Ranked:
     """Test some inputs of a layer at every stage, count them, and write ``out``; gives their ranked rows.
 
-    ``data`` and ``full`` are as of :class:`~exprune.core.Prefix`, in the shape of ``out`` or to broadcast with it.
+    ``data``, ``full`` and ``gate`` are as of :class:`~exprune.core.Prefix`, and broadcast with ``out``.
     """
     dim = chain.call.channel_dim
     given, out = out, _matrix(out, out, dim)
@@ -34,7 +41,7 @@ def prune_by_input(
     else:
         ranked, overhead = columns.above(patches, cut), cutting_flops(chain.call)
     for index, so_far in enumerate(ranked.sums()):
-        stops.test(index, beside, so_far, None, None, data, full, ranked)
+        stops.test(index, beside, so_far, None, None, data, full, ranked, gate)
     rows = len(out) if data is None else int(data.sum())
     of.add(rows * out.shape[1], stops.counts(out, data), stops.zeros(data))
     _count(of, stops, ranked, data, rows * overhead)

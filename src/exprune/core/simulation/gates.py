@@ -1,4 +1,4 @@
-"""Products of two layers' outputs: what zeros of one spare of the work of the other (docs/method.md, section 10)."""
+"""Products of two layers' outputs: what one tells of the work that the other is worth (docs/method.md, section 10)."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from exprune.core.sums.input_order import Ranked
 
 
 class Gates:
-    """Of gated sites whose factor is a site as well: the zeros of a call, and what that of the factor has spent.
+    """Of gated sites whose factor is a site as well: a call's outputs and zeros, and what that of the factor has spent.
 
     Whichever of the two is computed first waits for the other.
     """
@@ -23,10 +23,16 @@ class Gates:
         self._factors = {name: factor for name, factor in pairs if factor in linear and name in linear}
         self._gates = {factor: name for name, factor in self._factors.items()}
         self._waiting: dict[str, Tensor] = {}
+        self._outputs: dict[str, Tensor] = {}  # of gates that wait
         self._sites = sites
 
     def watches(self, name: str) -> bool:
         return name in self._factors or name in self._gates
+
+    def known(self, factor: str, like: Tensor) -> Tensor | None:
+        """By what the outputs of a factor will be multiplied, (rows, outputs); None where its gate has not come yet."""
+        outputs = self._outputs.get(self._gates.get(factor, ""))
+        return outputs if outputs is not None and outputs.shape == like.shape else None
 
     def note(self, stops: Stops, ranked: Ranked | None, data: Tensor | None) -> Tensor:
         """Of some rows of a call of a layer that it watches: which neurons output 0, or the FLOPs of each."""
@@ -35,14 +41,17 @@ class Gates:
             return zeroed if data is None else zeroed & data
         return spent(stops, ranked)
 
-    def done(self, name: str, rows: list[Tensor]) -> None:
-        """A call of a layer that it watches has come to its end."""
+    def done(self, name: str, rows: list[Tensor], out: Tensor) -> None:
+        """A call of a layer that it watches has come to its end, with these outputs, (rows, outputs)."""
         gate = name if name in self._factors else self._gates[name]
         noted = torch.cat(rows)
         other = self._waiting.pop(self._factors[gate] if name == gate else gate, None)
         if other is None or other.shape != noted.shape:
             self._waiting[name] = noted
+            if name == gate:
+                self._outputs[name] = out
             return
+        self._outputs.pop(gate, None)
         zeroed, flops = (noted, other) if name == gate else (other, noted)
         self._sites[gate].row = self._sites[gate].row + flops[zeroed].sum(dtype=torch.float64).long()
 

@@ -160,17 +160,19 @@ class Pruner(StagedFollower):
         chain, out = as_rows(chain, out)
         full = None if self._full is None else self._full.reshape(out.shape)
         terms, stops = self._terms(chain), Stops(self._heuristic, of, self._taus[chain.name])
-        columns = most = None
+        columns = most = gate = None
         noted: list[Tensor] = []
         if of.plan.by_input:
             columns, most = Columns.of(chain.call, chain.scale), inputs_at_once(chain.call, out)
+            gate = self._gates.known(chain.name, out)
         for part, rows in chunks(chain, out, most):
             chunk = out[rows]
             data = None if mask is None else data_mask(mask, chain, chunk, rows)
             of_full = None if full is None else full[rows]
             ranked = None
             if columns is not None:
-                ranked = prune_by_input(stops, of, part, chunk, columns, data, of_full)
+                of_gate = None if gate is None else gate[rows]
+                ranked = prune_by_input(stops, of, part, chunk, columns, data, of_full, of_gate)
             else:
                 self._test(stops, part, terms, data, of_full)
                 outputs = chunk.numel() if data is None else int(data.sum()) * (chunk.numel() // data.numel())
@@ -179,7 +181,7 @@ class Pruner(StagedFollower):
             if self._gates.watches(chain.name):
                 noted.append(self._gates.note(stops, ranked, data))
         if noted:
-            self._gates.done(chain.name, noted)
+            self._gates.done(chain.name, noted, out)
         if out.data_ptr() != given.data_ptr():  # its rows could not be made one dimension without a copy
             given.copy_(out.view(shape))
 

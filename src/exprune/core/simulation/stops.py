@@ -43,6 +43,7 @@ class Stops:
         data: Tensor | None = None,
         full: Tensor | None = None,
         ranked: Ranked | None = None,
+        gate: Tensor | None = None,
     ) -> None:
         """Test a block after a stage. What is known of it is as of :class:`Prefix`; ``chain`` is of its rows.
 
@@ -52,7 +53,7 @@ class Stops:
         if isinstance(total, Tensor):
             total = self._per_output(total.clamp(min=1), part)
         r, plan = chain.beside, self.plan
-        of_rows = () if ranked is None else (ranked.rest[:, index : index + 1], ranked.norm, ranked.weight)
+        of_rows = () if ranked is None else (ranked.rest[:, index : index + 1], ranked.norm, ranked.weight, gate)
         known = part, scale, q, r, plan, data, full, self._kept, *of_rows
         seen = Prefix(self.site, index, stage.n, total, self.tau, *known)
         now = self.heuristic.stop(seen)

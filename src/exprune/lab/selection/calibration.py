@@ -24,7 +24,7 @@ from exprune.lab.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
-_MEASURED = ("slope", "offset", "sd", "order", "gradient", "rest", "magnitudes")
+_MEASURED = ("slope", "offset", "sd", "order", "gradient", "rest", "magnitudes", "gate")
 
 
 def statistics_of(subject: Subject) -> dict[str, SiteStatistics]:

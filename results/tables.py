@@ -277,12 +277,16 @@ def _at_both(chosen: pd.DataFrame, tests: Sequence[str], figure: str) -> str:
     both = list(zip(_limits(), tests, strict=True))
     if not all(at in chosen.index for at in both):
         return NOT_YET
-    rows = [chosen.loc[at] for at in both]
-    without = [
+    return "<br>".join(_with_interval(chosen.loc[at], figure) for at in both)
+
+
+def _with_interval(row: pd.Series, figure: str) -> str:
+    if pd.isna(row["saved_percent"]):
+        return "none"
+    without = (
         "" if pd.isna(row["without_zeros"]) or figure == "scope_saved_percent" else f" ({row['without_zeros']:.1f})"
-        for row in rows
-    ]
-    return "<br>".join(f"{row[figure]:.1f}{beside} {_interval(row)}" for row, beside in zip(rows, without, strict=True))
+    )
+    return f"{row[figure]:.1f}{without} {_interval(row)}"
 
 
 def _cell(chosen: pd.DataFrame, limit: float, test: str, figure: str) -> str:

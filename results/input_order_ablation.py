@@ -50,12 +50,12 @@ _ROUNDING = 1e-5  # of a row's norm
 class OneWidth(Optimal):
     """Takes every row's residual to be as wide as is usual after so many terms."""
 
-    def _of_rows(self, seen: Prefix) -> tuple[Tensor, Tensor, Tensor]:
+    def stop(self, seen: Prefix) -> Tensor:
         assert self.statistics is not None and seen.rest is not None
         of = self.statistics[seen.site.name]
         assert of.rest is not None
         usual = of.rest[of.stages.index(seen.n)].to(seen.rest)
-        return super()._of_rows(replace(seen, rest=torch.where(seen.rest > 0, usual, 0)))
+        return super().stop(replace(seen, rest=torch.where(seen.rest > 0, usual, 0)))
 
 
 class Together(Optimal):

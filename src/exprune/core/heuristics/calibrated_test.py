@@ -219,7 +219,8 @@ class CalibratedTest(Heuristic):
         gradient = None if of.gradient is None else floored(of.gradient.to(sd.device))
         if seen.plan.by_input:
             assert of.rest is not None
-            return self._tables(seen, slope, offset, sd, of.rest[stages].to(sd), gradient)
+            tables = self._tables(seen, slope, offset, sd, of.rest[stages].to(sd), gradient)
+            return tables if of.gate is None else replace(tables, gate=of.gate.to(seen.part))
         bound, zero = self.threshold(seen, sd, gradient), self.zero_threshold(seen, sd, gradient)
         # Where the partial sum says nothing of the full one, no bound is low enough.
         never = (slope <= 0) | (bound == -math.inf)
@@ -240,9 +241,7 @@ class CalibratedTest(Heuristic):
         zero = self.zero_thresholds(seen, sd * usual, gradient, WIDTHS)
         slopes = 1 + SHARES.to(sd)[:, None, None] * slope
         zero = None if zero is None else zero.to(seen.part.dtype)
-        gate = self.statistics[seen.site.name].gate if self.statistics is not None else None
-        gate = None if gate is None else gate.to(seen.part)
         slope, offset, bound, rest = (
             values.to(seen.part.dtype) for values in (slopes, offsets, bound, usual.flatten())
         )
-        return _Lines(slope, offset, bound, zero, rest, gate)
+        return _Lines(slope, offset, bound, zero, rest)

@@ -120,11 +120,10 @@ def test_a_pass_is_known_by_its_order() -> None:
 
 @pytest.mark.parametrize(
     ("exprune", "target"),
-    [  # what is zero saves nearly half
-        ("calibrated", "target_saved=0.6"),
-        ("optimal", "target_drop=0.5"),
-        ("magnitude", "target_drop=0.5"),
-        ("magnitude", "target_saved=0.6"),
+    [
+        (exprune, target)
+        for exprune in ("calibrated", "optimal", "magnitude")
+        for target in ("target_drop=0.5", "target_saved=0.6")  # what is zero saves nearly half
     ],
 )
 def test_a_target_finds_the_knob_on_validation(command: CommandLine, exprune: str, target: str) -> None:

@@ -40,7 +40,7 @@ def main() -> None:
 
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         given = ["exprune=calibrated", *options.overrides, "overrides=[]", "paths.output_dir=."]
-        cfg, cfg_by_input = compose("evaluate", given), compose("evaluate", [*given, "exprune.order=input"])
+        cfg, cfg_by_input = (compose("evaluate", [*given, f"exprune.order={order}"]) for order in ("layer", "input"))
     data = load_data(cfg)
     torch.manual_seed(0)
     task = instantiate(cfg.model.task, network=instantiate(cfg.model.network)).eval()

@@ -10,6 +10,7 @@ from exprune.core.accounting.flops import SiteFlops
 from exprune.core.accounting.plan import Plan
 from exprune.core.discovery.chain import Chain
 from exprune.core.simulation.stops import Stops
+from exprune.core.sums.elementwise import per_row
 from exprune.core.sums.input_order import Columns, Ranked, cutting_flops, ranking_flops, rows_of
 
 
@@ -79,12 +80,11 @@ def _count(of: SiteFlops, stops: Stops, ranked: Ranked, data: Tensor | None, ran
     # Without a mask a neuron has all terms: what a stop leaves out, its row tells.
     neurons, dtype = (stops.stopped().shape[1], torch.int64) if plan.weights is None else (1, torch.float64)
     left = torch.zeros((), dtype=dtype, device=ranked.norm.device)
-    before = None
+    before: int | Tensor = 0
     for stopped, so_far in zip(stops.so_far(), evaluated, strict=True):
-        now = stopped if before is None else stopped & ~before
-        now = now if data is None else now & data
-        now = now.sum(1, keepdim=True) if plan.weights is None else now
-        left = left + (now * (nonzero - so_far).clamp(min=0)).sum(dtype=dtype)
-        before = stopped
+        counted = stopped if data is None else stopped & data
+        total = per_row(counted) if plan.weights is None else counted.to(nonzero)
+        left += ((total - before) * (nonzero - so_far).clamp(min=0)).sum(dtype=dtype)
+        before = total
     nonzero = nonzero if data is None else nonzero * data
     of.by_input.add(nonzero.sum(dtype=dtype).long() * neurons, left.long(), ranking)

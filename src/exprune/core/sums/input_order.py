@@ -42,7 +42,7 @@ class Columns:
 
     def rank(self, rows: Tensor, stages: Sequence[int]) -> "Ranked":
         """The rows (R, K, N) with their terms ranked: by patch norm times norm of the weights, ties as they stand."""
-        return Ranked(self.weight, rows, energies(rows) * self.norms, tuple(stages))
+        return Ranked(self.weight, rows, energies(rows).mul_(self.norms), tuple(stages))
 
     def above(self, rows: Tensor, cut: float) -> "Above":
         """The rows with those of their terms whose patch norm lies above the cut."""
@@ -60,13 +60,15 @@ class Ranked:
 
     def sums(self) -> Iterator[Tensor]:
         """After each stage the sum of each neuron's first n terms: (R, outputs)."""
+        summed = torch.empty_like(self.rows)  # memory that is new for each stage takes longer than the product
         for first in self.firsts():
-            yield (self.rows * first[:, None].to(self.rows.dtype)).flatten(1) @ self.weight
+            yield torch.mul(self.rows, first[:, None], out=summed).flatten(1) @ self.weight
 
     def firsts(self) -> Iterator[Tensor]:
-        """After each stage which terms are among the first n: (R, N) bool."""
+        """After each stage which terms are among the first n: 1, else 0, (R, N) as the rows; the next overwrites it."""
+        first = torch.empty_like(self._ranks)
         for n in self.stages:
-            yield self._keys <= self._sorted[:, n - 1 : n]
+            yield torch.lt(self._ranks, n, out=first)
 
     def counts(self) -> Iterator[int | Tensor]:
         """After each stage how many terms that is: one number, or one for each row (R, 1)."""
@@ -89,24 +91,29 @@ class Ranked:
         """(R, N) bool: the terms that are not exactly zero. They come first."""
         return self.energy > 0
 
-    # A term's key: its energy's bits, which are ordered as the energies are, turned round, then its place. No two are
-    # the same, so a comparison with the n-th tells the first n apart, ties and all.
-
-    @cached_property
-    def _keys(self) -> Tensor:
-        bits = self.energy.view(torch.int32).long()
-        return ((_MOST - bits) << 32) | torch.arange(bits.shape[1], device=bits.device)
-
     @cached_property
     def _sorted(self) -> Tensor:
-        if self._keys.device.type == "cpu":
+        """(R, N): each term's key, sorted: its energy's bits, turned round (they are ordered as the energies are), then
+        its place, so that of equal ones the first comes first.
+        """
+        bits = self.energy.view(torch.int32).long()
+        keys = bits.neg_().add_(_MOST).bitwise_left_shift_(32)
+        keys.bitwise_or_(torch.arange(keys.shape[1], device=keys.device))
+        if keys.device.type == "cpu":
             try:
-                array = self._keys.clone().numpy()
+                array = keys.numpy()
             except RuntimeError:  # torch without numpy
-                return self._keys.sort(dim=1).values
+                return keys.sort(dim=1).values
             array.sort(axis=1)  # four times as fast as torch's
-            return torch.from_numpy(array)
-        return self._keys.sort(dim=1).values
+            return keys
+        return keys.sort(dim=1).values
+
+    @cached_property
+    def _ranks(self) -> Tensor:
+        """(R, N): the place of each term among the sorted ones, in the rows' own dtype, which torch compares faster."""
+        ranks = torch.arange(self._sorted.shape[1], dtype=self.rows.dtype, device=self.rows.device)
+        places = self._sorted & _PLACE
+        return torch.empty_like(places, dtype=ranks.dtype).scatter_(1, places, ranks.expand_as(places))
 
     @cached_property
     def _largest(self) -> Tensor:
@@ -114,7 +121,7 @@ class Ranked:
         return (_MOST - (self._sorted >> 32)).int().view(torch.float32)
 
 
-_MOST = 2**31 - 1
+_MOST, _PLACE = 2**31 - 1, 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ class Above(Ranked):
     cut: float = 0.0
 
     def firsts(self) -> Iterator[Tensor]:
-        yield self._above
+        yield self._above.to(self.rows.dtype)
 
     def counts(self) -> Iterator[int | Tensor]:
         yield self._above.sum(1, keepdim=True)

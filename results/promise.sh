@@ -12,6 +12,7 @@ case $network in # the knob's settings: half decades from next to nothing to far
     vgg11_bn) lams=(3e-13 1e-12 3e-12 1e-11 2e-11 4e-11 8e-11 1.6e-10 3e-10 1e-9) ;;
     resnet18) lams=(1e-13 3e-13 1e-12 2e-12 4e-12 8e-12 1.6e-11 3e-11 1e-10) ;;
     vgg11_bn_static) lams=(1e-10 3e-10 1e-9 2e-9 5e-9 1e-8 2e-8 5e-8 1e-7) ;;
+    *) echo "error: $network: gnn, opt, vgg11_bn, resnet18 or vgg11_bn_static" >&2; exit 1 ;;
 esac
 order=input # of the terms; the images' own order takes a simulation several times as long
 [[ $network == gnn || $network == opt ]] || order=layer

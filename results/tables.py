@@ -255,9 +255,17 @@ def _chosen(name: str) -> pd.DataFrame:
     results["heuristic"] += settings.map(lambda of: f", `order={of.get('order')}`").where(shown, "")
     results = results[settings.map(lambda of: of.get("scope")) != "all"]
     chosen = paper_table(results).set_index(["drop_limit", "heuristic"])
-    measured = (
-        pd.read_csv(by_input).set_index(["saved_percent", "drop_points"]) if by_input.exists() else pd.DataFrame()
-    )
+    if not by_input.exists():
+        return chosen.assign(without_zeros=math.nan)
+    measured = pd.read_csv(by_input)
+    # What was looked for at the smaller limit alone says nothing of the larger one.
+    aimed = {
+        (json.loads(target)["target_drop"], BY_INPUT if heuristic == "Optimal" else heuristic)
+        for heuristic, target in measured[["heuristic", "target"]].dropna().itertuples(index=False)
+    }
+    looked_for = {heuristic for _, heuristic in aimed}
+    chosen = chosen[[at in aimed or at[1] not in looked_for for at in chosen.index]]
+    measured = measured.set_index(["saved_percent", "drop_points"])
     nonzero = {at: 100 * (1 - row["pruned_flops"] / row["nonzero_dense_flops"]) for at, row in measured.iterrows()}
     return chosen.assign(
         without_zeros=[nonzero.get(at) for at in zip(chosen["saved_percent"], chosen["drop_points"], strict=True)]

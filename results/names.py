@@ -9,8 +9,8 @@ NETWORKS = {
     "vgg11_bn_static": ("VGG11-BN, 2 % of the weights", "saved_percent", "vgg11_bn_static_cifar10_jpeg"),
     "opt": ("embedded OPT, of `fc1`", "scope_saved_percent", "opt_stdlib"),
 }
-# Likewise trained by the paper's recipe, which have no table with one tau for all sites.
-BY_RECIPE = {"gnn_80": ("GCN, by the paper's recipe", "saved_percent", "")}
+# And those trained by the paper's recipe, which have no table with one tau for all sites.
+WITH_RECIPES = {**NETWORKS, "gnn_80": ("GCN, by the paper's recipe", "saved_percent", "")}
 # Of results/activations.sh.
 ACTIVATIONS = {
     "relu": "OPT, ReLU",
@@ -25,4 +25,4 @@ ACTIVATIONS = {
 
 def whole(name: str) -> str:
     """What a network is called where the figures are of all of it."""
-    return ACTIVATIONS[name] if name in ACTIVATIONS else {**NETWORKS, **BY_RECIPE}[name][0].removesuffix(", of `fc1`")
+    return ACTIVATIONS[name] if name in ACTIVATIONS else WITH_RECIPES[name][0].removesuffix(", of `fc1`")

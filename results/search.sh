@@ -5,7 +5,8 @@
 #   bash results/search.sh gnn        (or opt, vgg11_bn, resnet18, vgg11_bn_static; gnn_80 and vgg11_bn_paper: trained by
 #                                      the paper's recipe; gnn_2000 and vgg11_bn_2000: as many trials as the paper's)
 set -euo pipefail
-network=${1:?gnn, gnn_80, gnn_2000, opt, vgg11_bn, vgg11_bn_paper, vgg11_bn_2000, resnet18 or vgg11_bn_static}
+known="gnn, gnn_80, gnn_2000, opt, vgg11_bn, vgg11_bn_paper, vgg11_bn_2000, resnet18 or vgg11_bn_static"
+network=${1:?$known}
 images=(data=cifar10_jpeg search.limit=1000)
 case $network in
     gnn) settings=(model=gnn data=ogbg_molhiv search.trials=200) ;;
@@ -17,7 +18,7 @@ case $network in
     vgg11_bn_2000) settings=(model=vgg11_bn "${images[@]}" search.trials=2000 search.front=8) ;;
     vgg11_bn_static) settings=(model=vgg11_bn static=magnitude static.sparsity=0.98 "${images[@]}" search.trials=200 search.front=6) ;;
     resnet18) settings=(model=resnet18 "${images[@]}" search.trials=100 search.front=6) ;;
-    *) echo "error: $network: gnn, gnn_80, gnn_2000, opt, vgg11_bn, vgg11_bn_paper, vgg11_bn_2000, resnet18 or vgg11_bn_static" >&2; exit 1 ;;
+    *) echo "error: $network: $known" >&2; exit 1 ;;
 esac
 cd "$(dirname "$0")/.."
 work=multirun/search_$network # what is in it from an interrupted run is not measured again

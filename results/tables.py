@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 from answers import promises, reproduction
-from names import ACTIVATIONS, BY_RECIPE, NETWORKS, whole
+from names import ACTIVATIONS, NETWORKS, WITH_RECIPES, whole
 from speed import decoding, kernels, shares
 from table_lines import NOT_YET, heading, line, not_yet
 
@@ -41,7 +41,7 @@ def headline() -> str:
     columns = ("", "the paper saves", "its tests, searched", "`exprune.order=layer`", "`exprune=optimal`",
                "`exprune=magnitude`", "oracle")  # fmt: skip
     lines = heading(*columns)
-    for name, (network, figure, _) in {**NETWORKS, **BY_RECIPE}.items():
+    for name, (network, figure, _) in WITH_RECIPES.items():
         chosen = _chosen(name)
         best = [max(PAPER_TESTS, key=lambda test: chosen.loc[limit, test][figure]) for limit in _limits()]
         oracle = _cell(chosen, 1.0, "Oracle", figure)
@@ -55,7 +55,7 @@ def headline() -> str:
 def tests() -> str:
     """Two rows a network, every test: the FLOPs saved within a drop, and the change on test."""
     lines = heading("", "drop up to", "paper", *COLUMNS)
-    for name, (network, figure, _) in {**NETWORKS, **BY_RECIPE}.items():
+    for name, (network, figure, _) in WITH_RECIPES.items():
         chosen = _chosen(name)
         for limit in _limits():
             cells = [_cell(chosen, limit, column, figure) for column in COLUMNS]
@@ -67,7 +67,7 @@ def searches() -> str:
     """Two rows a search: chosen on the validation split, measured on test."""
     columns = ("", "", "drop up to", "on validation: saved, drop", "on test: saved", "change, points", "paper")
     lines = heading(*columns)
-    for name, (network, figure, _) in {**NETWORKS, **BY_RECIPE}.items():
+    for name, (network, figure, _) in WITH_RECIPES.items():
         for front in _fronts(name):
             for row in paper_table(read([front])).to_dict("records"):
                 limit = row["drop_limit"]
@@ -101,7 +101,7 @@ def input_order() -> str:
     lines = heading(*columns)
     made = []
     for name, table in _tables("input_order"):
-        network, figure, _ = {**NETWORKS, **BY_RECIPE}[name]
+        network, figure, _ = WITH_RECIPES[name]
         for row in table.sort_values(["heuristic", "predict", "saved_percent"], ascending=[False, True, True]).to_dict(
             "records"
         ):
@@ -236,7 +236,7 @@ def renewed(document: str) -> str:
 
 def _tables(of: str) -> Iterator[tuple[str, pd.DataFrame]]:
     """Of the networks that have been measured so their names and tables."""
-    for name in (*NETWORKS, *BY_RECIPE, *ACTIVATIONS):
+    for name in (*WITH_RECIPES, *ACTIVATIONS):
         if (file := HERE / f"{name}_{of}.csv").exists():
             yield name, pd.read_csv(file)
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exprune.core.sums.elementwise import Masks, below, select_channels, write_zeros
+from exprune.core.sums.elementwise import Masks, below, per_row, select_channels, write_zeros
 
 
 @given(st.integers(0, 5000), st.integers(1, 7), st.integers(0, 2**31), st.floats(0, 1))
@@ -16,6 +16,13 @@ def test_masks_are_counted(size: int, count: int, seed: int, share: float) -> No
         mask.copy_(values)
     assert torch.equal(masks.counts(), given.sum(1))
     assert torch.equal(masks[-1], given[-1])
+
+
+@given(st.integers(0, 40), st.integers(0, 700), st.integers(0, 2**31), st.floats(0, 1))
+def test_rows_are_counted(rows: int, size: int, seed: int, share: float) -> None:
+    mask = torch.rand(rows, size, generator=torch.Generator().manual_seed(seed)) < share
+    for one in (mask, mask.T):
+        assert torch.equal(per_row(one), one.sum(1, keepdim=True))
 
 
 def test_masks_of_many() -> None:

@@ -17,6 +17,7 @@ from exprune.core.accounting.plan import ascending
 from exprune.core.calibration.lines import Moments, SiteStatistics, floored
 from exprune.core.errors import SettingError
 from exprune.core.settings import plain, plain_knob, real
+from exprune.core.sums.elementwise import per_row
 from exprune.core.sums.rows import data_rows
 
 TEST_FLOPS = 5  # slope * s + upper offset, the lower bound from that, its maximum, the comparison
@@ -164,7 +165,7 @@ class Dominance(_Head):
         alive = torch.ones_like(logits, dtype=torch.bool)
         before = 0
         for stage, (n, sums) in enumerate(self._prefixes(x)):
-            candidates = alive & (alive.sum(1, keepdim=True) > 1)  # of rows that are not decided
+            candidates = alive & (per_row(alive) > 1)  # of rows that are not decided
             self.pruned_flops += int(candidates.sum()) * (2 * (n - before) + TEST_FLOPS)
             before = n
             if self.tau:
@@ -174,7 +175,7 @@ class Dominance(_Head):
                 drop = candidates & (high < leader)
                 self.dropped[stage] += int(drop.sum())
                 alive &= ~drop
-        candidates = alive & (alive.sum(1, keepdim=True) > 1)
+        candidates = alive & (per_row(alive) > 1)
         self.pruned_flops += int(candidates.sum()) * 2 * (total - before)
         left = logits.masked_fill(~alive, -torch.inf)
         self.changed += int((left.argmax(1) != logits.argmax(1)).sum())

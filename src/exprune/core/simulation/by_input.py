@@ -59,10 +59,10 @@ def weights_evaluated(ranked: Ranked, plan: Plan, weights_per_term: int) -> tupl
     Of each row, (rows, 1); of a site under a static mask of each neuron, (rows, outputs): products, whole in any case.
     """
     if plan.weights is None:
-        nonzero = ranked.nonzero.sum(1, keepdim=True) * weights_per_term
+        nonzero = per_row(ranked.nonzero) * weights_per_term
         return nonzero, (n * weights_per_term for n in ranked.counts())
     weights = plan.weights.to(ranked.rows).T
-    return ranked.nonzero.to(weights) @ weights, (first.to(weights) @ weights for first in ranked.firsts())
+    return ranked.nonzero.to(weights) @ weights, (first @ weights for first in ranked.firsts())
 
 
 def _matrix(values: Tensor, like: Tensor, dim: int) -> Tensor:

@@ -20,8 +20,8 @@ def below(values: Tensor, bound: Tensor | float) -> Tensor:
 
 
 def per_row(mask: Tensor) -> Tensor:
-    """How many of each row are True: (R, 1) int32 of (R, M) bool; 2 to 4 times as fast as ``mask.sum(1)``."""
-    return mask.view(torch.uint8).sum(1, keepdim=True, dtype=torch.int32)
+    """How many of each row are True: (R, 1) int64 of (R, M) bool; 2 to 4 times as fast as ``mask.sum(1)``."""
+    return mask.view(torch.uint8).sum(1, keepdim=True, dtype=torch.int32).long()
 
 
 def select_channels(x: Tensor, channels: Tensor, dim: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from exprune.core.calls.layers import LinearCall
+from exprune.core.sums.elementwise import per_row
 from exprune.core.sums.terms import pad, sum_dtype
 
 _NUMBERS = 2**23  # of patches at a time, to bound memory
@@ -134,7 +135,7 @@ class Above(Ranked):
         yield self._above.to(self.rows.dtype)
 
     def counts(self) -> Iterator[int | Tensor]:
-        yield self._above.sum(1, keepdim=True)
+        yield per_row(self._above)
 
     @cached_property
     def rest(self) -> Tensor:

@@ -89,5 +89,5 @@ class GraphTask(Task):
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True)
         return one_cycle(self, optimizer)

@@ -138,5 +138,5 @@ class ImageTask(AccuracyTask):
         if self.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=True)
         else:
-            optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999))
+            optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999), fused=True)
         return one_cycle(self, optimizer, self.restarts, self.tail, pct_start=self.warmup, cycle_momentum=False)

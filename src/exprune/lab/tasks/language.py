@@ -138,5 +138,5 @@ class NextTokenTask(TokenTask):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         groups = decay_groups(self.network, self.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.95))
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.95), fused=True)
         return one_cycle(self, optimizer, pct_start=self.warmup, cycle_momentum=False)

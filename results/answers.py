@@ -51,6 +51,15 @@ def _cell(row: dict[str, Any] | None, prefix: str) -> str:
     return "none" if pd.isna(saved) else f"{saved:.1f} % ({-drop:+.2f})"
 
 
+def neurons() -> str:
+    """How many neurons are negative, and how many units have none that is ever positive, by network."""
+    lines = heading("", "inputs", "neurons negative", "units", "of them dead")
+    for row in pd.read_csv(HERE / "neurons.csv").to_dict("records"):
+        negative, dead = (f"{row[f'{share}_percent']:.1f} %" for share in ("negative", "dead"))
+        lines.append(line(whole(row["network"]), f"{row['inputs']:,}", negative, f"{row['units']:,}", dead))
+    return "\n".join(lines) + "\n"
+
+
 def promises() -> str:
     """How often a knob's drop on other inputs exceeds its target, by the rule that chose it."""
     columns = ("", "target", "chosen", "beyond it on other inputs", "on all inputs", "mean drop on others", "worst",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
-from answers import promises, reproduction
+from answers import neurons, promises, reproduction
 from names import ACTIVATIONS, NETWORKS, WITH_RECIPES, whole
 from speed import decoding, kernels, shares
 from table_lines import NOT_YET, heading, line, not_yet
@@ -215,6 +215,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "searches": searches,
     "passes": passes,
     "reproduction": reproduction,
+    "neurons": neurons,
     "promises": promises,
     "activations": activations,
     "input order": input_order,

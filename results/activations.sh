@@ -6,7 +6,8 @@
 #   bash results/activations.sh gelu       (or relu, silu, relu2, llama, vit, rxnmapper, torchcrepe)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-network=${1:?gelu, relu, silu, relu2, llama, vit, rxnmapper or torchcrepe}
+known="gelu, relu, silu, relu2, llama, vit, rxnmapper or torchcrepe"
+network=${1:?$known}
 case $network in
     gelu | relu | silu | relu2)
         settings=(model=opt model.network.activation="$network" model.network.dropout=0.0 model.epochs=4
@@ -17,7 +18,7 @@ case $network in
     vit) settings=(model=vit "exprune.sites=[*.mlp.0,*.mlp.3]") ;; # trains in two minutes, on the embedded digits
     rxnmapper) settings=(experiment=real/rxnmapper data.limit=1000 "exprune.sites=[*.ffn,*.ffn_output]") ;;
     torchcrepe) settings=(experiment=real/torchcrepe model.pretrained=package:torchcrepe/assets/tiny.pth "exprune.sites=[conv*]") ;;
-    *) echo "error: $network: gelu, relu, silu, relu2, llama, vit, rxnmapper or torchcrepe" >&2; exit 1 ;;
+    *) echo "error: $network: $known" >&2; exit 1 ;;
 esac
 sweep=multirun/activations_$network # what is in it from an interrupted run is not measured again
 

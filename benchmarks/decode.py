@@ -16,7 +16,6 @@ given share of its weights and leaves the given share of neurons positive.
 import argparse
 import contextlib
 import json
-import platform
 import shlex
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from cases import SHAPES, Case, into_huge_pages, shaped, trained
+from processor import processor
 from tqdm import tqdm
 
 import exprune.lab  # noqa: F401  repairs torchvision before lightning is imported
@@ -61,10 +61,10 @@ def main() -> None:
     case = shaped(options) if options.shape else trained(options)
     torch.set_num_threads(options.threads)
     into_huge_pages(case.network.to(getattr(torch, options.dtype)))
-    print(f"{case.label}; {_processor()}, {options.threads} threads, {case.network.dtype}")
+    print(f"{case.label}; {processor()}, {options.threads} threads, {case.network.dtype}")
     decoder = Decoder(case.network, room)
     report = measured(case, decoder, options)
-    report |= {"label": case.label, "processor": _processor(), "threads": options.threads, "bandwidth": bandwidth()}
+    report |= {"label": case.label, "processor": processor(), "threads": options.threads, "bandwidth": bandwidth()}
     report |= {"dtype": str(case.network.dtype).removeprefix("torch.")}
     report["command"] = shlex.join(["python", "benchmarks/decode.py", *sys.argv[1:]]).partition(" --json")[0]
     if case.texts and options.drop_tokens:
@@ -252,15 +252,6 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
     drawn = np.random.default_rng(0).choice(np.array(values), (2000, len(values)))
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
     return float(low), float(high)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 if __name__ == "__main__":

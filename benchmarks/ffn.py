@@ -1,7 +1,7 @@
 """The kernels alone: one feed-forward layer of a decoding step against torch's, over how many neurons are left.
 
     python benchmarks/ffn.py
-    python benchmarks/ffn.py --hidden 2048 --dtype float16 --csv results/ffn.csv
+    python benchmarks/ffn.py --hidden 2048 --dtype float16 --csv kernels.csv
 
 The layer has four times as many neurons as hidden units; its first stage evaluates an eighth of the terms, so many
 neurons go on, and all of them are positive. The sides in turn, each on copies of the weights that are larger than most
@@ -16,6 +16,7 @@ from statistics import median
 
 import pandas as pd
 import torch
+from processor import processor
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -40,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
-    print(f"{torch.backends.cpu.get_cpu_capability()}, {options.threads} threads")
+    print(f"{processor()}, {options.threads} threads")
     rows = []
     for hidden in options.hidden:
         for dtype in options.dtype:
@@ -50,7 +51,7 @@ def main() -> None:
                 print(rows[-1]["text"], flush=True)
     if options.csv:
         table = pd.DataFrame(rows).drop(columns="text")
-        table.insert(0, "processor", torch.backends.cpu.get_cpu_capability())
+        table.insert(0, "processor", processor())
         table.insert(1, "threads", options.threads)
         table.round(3).to_csv(options.csv, index=False)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from processor import processor
 from tqdm import tqdm
 
 import exprune.lab  # noqa: F401  repairs torchvision before lightning is imported
@@ -97,7 +98,7 @@ def main() -> None:
         ratios = {name: statistics.median(one[name] / one["dense"] for one in rounds) for name in heuristics}
         row = {
             "network": cfg.model.name,
-            "processor": torch.backends.cpu.get_cpu_capability(),
+            "processor": processor(),
             "threads": torch.get_num_threads(),
             **{name: round(ratio, 3) for name, ratio in ratios.items() if name != "dense"},
             "order=input GiB": round(more, 2),

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from table_lines import heading, line
 
-HERE = Path(__file__).parent
+RUNS = Path(__file__).parent / "decoding"  # a folder a processor
 ARMS = ("eager", "eager, stopped", "dense", "zeros", "stopped", "head")
 
 
@@ -17,7 +17,7 @@ def decoding() -> str:
     columns = ("", "", *ARMS, "change of the accuracy, points: stopped, head")
     lines = heading(*columns)
     for run in _runs():
-        where = f"{_short(run['processor'])}, {_threads(run)}, {run['dtype']}"
+        where = f"{run['processor']}, {_threads(run)}, {run['dtype']}"
         cells = [_speed(run, arm) for arm in ARMS]
         lost = ", ".join(f"{0 - run['drops'][arm]:+.2f}" for arm in ("stopped", "head")) if "drops" in run else ""
         lines.append(line(run["label"], where, *cells, lost))
@@ -37,28 +37,26 @@ def shares() -> str:
                 memory = f"{100 * of['more_memory']:+.1f} %"
                 network, _, knob = run["label"].rpartition(", ")
                 name = f"{network.partition(' on ')[0]}, {knob.partition(' (')[0]}, {_threads(run)}, {run['dtype']}"
-                name += f", {run['processor'].rpartition('(')[2].rstrip(')')}"
+                name += f", {run['processor']}"
                 lines.append(line(name, arm, f"{100 * of['read']:.0f} %", f"{of['gb_per_second']:.1f}", memory, *parts))
     return "\n".join(lines) + "\n"
 
 
 def kernels() -> str:
     """The kernels alone: how many times as fast as torch, by the share of the neurons that is left."""
-    table = pd.read_csv(HERE / "ffn.csv")
+    table = pd.concat([pd.read_csv(path) for path in sorted(RUNS.glob("*/kernels.csv"))])
     alive = sorted(table["alive"].unique())
-    columns = ("hidden size", "dtype", *(f"{100 * share:.0f} % left" for share in alive))
-    lines = heading(*columns)
-    for (hidden, dtype), rows in table.groupby(["hidden", "dtype"], sort=False):
+    lines = heading("processor, threads", "hidden size", "dtype", *(f"{100 * share:.0f} % left" for share in alive))
+    for (where, threads, hidden, dtype), rows in table.groupby(["processor", "threads", "hidden", "dtype"], sort=False):
         cells = (
             f"{row['over_torch']:.1f} of {row['bound']:.1f}" for row in rows.sort_values("alive").to_dict("records")
         )
-        lines.append(line(hidden, dtype, *cells))
-    row = table.iloc[0]
-    return "\n".join(lines) + f"\n\n`python benchmarks/ffn.py`, {row['processor']}, {row['threads']} thread.\n"
+        lines.append(line(f"{where}, {threads}", hidden, dtype, *cells))
+    return "\n".join(lines) + "\n\n`python benchmarks/ffn.py --hidden 1024 2048`.\n"
 
 
 def _runs() -> Iterator[dict[str, Any]]:
-    for path in sorted(HERE.glob("decode_*.json")):
+    for path in sorted(RUNS.glob("*/*.json")):
         yield json.loads(path.read_text())
 
 
@@ -73,7 +71,3 @@ def _speed(run: dict[str, Any], arm: str) -> str:
 
 def _threads(run: dict[str, Any]) -> str:
     return f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
-
-
-def _short(processor: str) -> str:
-    return processor.replace("(R)", "").replace(" Processor", "")

@@ -342,7 +342,7 @@ def _made(table: pd.DataFrame, file: str, command: str) -> str:
     row = table.iloc[0]
     seeds = ", ".join(map(str, table["seed"].unique()))
     weights = ", ".join(f"`{name}`" for name in table["checkpoint"].unique())
-    dense = ", ".join(f"{value:.4f}" for value in table["dense"].unique())
+    dense = ", ".join(dict.fromkeys(f"{value:.4f}" for value in table["dense"]))  # processors differ in the last digits
     return (
         f"\n`{command}` makes [the table]({f'../results/{file}.csv'}): {row['data']}, {row['split']} split, "
         f"{row['inputs']:,} inputs, seed {seeds}; dense {row['metric']} {dense}; weights {weights}.\n"

@@ -12,6 +12,7 @@ from exprune.core.discovery.chain import Chain
 from exprune.core.simulation.stops import Stops
 from exprune.core.sums.elementwise import per_row
 from exprune.core.sums.input_order import Columns, Ranked, cutting_flops, ranking_flops, rows_of
+from exprune.core.sums.products import product
 
 
 def prune_by_input(
@@ -62,7 +63,7 @@ def weights_evaluated(ranked: Ranked, plan: Plan, weights_per_term: int) -> tupl
         nonzero = per_row(ranked.nonzero) * weights_per_term
         return nonzero, (n * weights_per_term for n in ranked.counts())
     weights = plan.weights.to(ranked.rows).T
-    return ranked.nonzero.to(weights) @ weights, (first @ weights for first in ranked.firsts())
+    return product(ranked.nonzero.to(weights), weights), (product(first, weights) for first in ranked.firsts())
 
 
 def _matrix(values: Tensor, like: Tensor, dim: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from exprune.core.calls.layers import LinearCall
 from exprune.core.sums.elementwise import per_row
+from exprune.core.sums.products import product
 from exprune.core.sums.terms import pad, sum_dtype
 
 _NUMBERS = 2**23  # of patches at a time, to bound memory
@@ -39,7 +40,7 @@ class Columns:
         norms = weight.square().sum((0, 2)).float()
         if scale is not None:
             weight = weight * scale.reshape(-1, 1, 1)
-        return cls(weight.permute(2, 1, 0).flatten(0, 1).contiguous(), norms)
+        return cls(weight.transpose(1, 2).flatten(1).T, norms)
 
     def rank(self, rows: Tensor, stages: Sequence[int]) -> "Ranked":
         """The rows (R, K, N) with their terms ranked: by patch norm times norm of the weights, ties as they stand."""
@@ -63,7 +64,7 @@ class Ranked:
         """After each stage the sum of each neuron's first n terms: (R, outputs)."""
         summed = torch.empty_like(self.rows)  # memory that is new for each stage takes longer than the product
         for first in self.firsts():
-            yield torch.mul(self.rows, first[:, None], out=summed).flatten(1) @ self.weight
+            yield product(torch.mul(self.rows, first[:, None], out=summed).flatten(1), self.weight)
 
     def firsts(self) -> Iterator[Tensor]:
         """After each stage which terms are among the first n: 1, else 0, (R, N) as the rows; the next overwrites it."""

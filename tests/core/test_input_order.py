@@ -29,6 +29,8 @@ from exprune.core import (
     select_sites,
 )
 from exprune.core.heuristics.stopping import at_once, half_moment, predicted_moment, unit_moment
+from exprune.core.sums import input_order
+from exprune.core.sums.input_order import Columns
 from tests.core.brute_force import conv_terms, linear_terms
 from tests.core.networks import scramble
 
@@ -298,6 +300,29 @@ def test_zero_terms_cost_nothing_and_are_shown_apart() -> None:
     assert count.dense_flops == 2 * 8 * outputs
     assert count.pruned_flops == 2 * 3 * outputs + ranking + tests
     assert count.zero_terms == run.flops.dense - run.flops.dense_without_zero_terms == 2 * 5 * outputs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gathered", [0, 4, math.inf])
+@pytest.mark.parametrize("shape", [(40, 1, 33, 5), (7, 9, 20, 3), (0, 4, 8, 2), (1, 1, 1, 1)])
+def test_sums_are_of_the_largest_terms_however_they_are_made(
+    dtype: torch.dtype, gathered: float, shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gathered term by term, or as products of rows of which the rest is zero; or one stage this way, the next that."""
+    monkeypatch.setattr(input_order, "_GATHERED", gathered)
+    count, kernel, terms, outputs = shape
+    torch.manual_seed(0)
+    rows, weight = torch.randn(count, kernel, terms, dtype=dtype), torch.randn(kernel * terms, outputs, dtype=dtype)
+    stages = [n for n in (1, 2, 5, 7, 19, 20, 30) if n <= terms]
+    with torch.inference_mode():
+        sums = list(Columns(weight, torch.ones(terms)).rank(rows, stages).sums())
+    expected = torch.zeros(len(stages), count, outputs, dtype=torch.float64)
+    for row in range(count):
+        largest = sorted(range(terms), key=lambda term: -float(rows[row, :, term].square().sum()))
+        for stage, n in enumerate(stages):
+            for term in largest[:n]:
+                expected[stage, row] += rows[row, :, term].double() @ weight[term::terms].double()
+    torch.testing.assert_close(torch.stack(sums).double(), expected, rtol=0, atol=300 * torch.finfo(dtype).eps)
 
 
 def test_ties_stand_as_they_stand() -> None:

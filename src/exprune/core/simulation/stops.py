@@ -53,7 +53,9 @@ class Stops:
         if isinstance(total, Tensor):
             total = self._per_output(total.clamp(min=1), part)
         r, plan = chain.beside, self.plan
-        of_rows = () if ranked is None else (ranked.rest[:, index : index + 1], ranked.norm, ranked.weight, gate)
+        of_rows = (
+            () if ranked is None else (ranked.rest[:, index : index + 1], ranked.norm, ranked.columns.weight, gate)
+        )
         known = part, scale, q, r, plan, data, full, self._kept, *of_rows
         seen = Prefix(self.site, index, stage.n, total, self.tau, *known)
         now = self.heuristic.stop(seen)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from exprune.core.calls.layers import LinearCall
 from exprune.core.sums.elementwise import per_row
@@ -19,6 +20,7 @@ from exprune.core.sums.products import product
 from exprune.core.sums.terms import pad, sum_dtype
 
 _NUMBERS = 2**23  # of patches at a time, to bound memory
+_GATHERED = 4  # times as long as in a product a term takes whose weights are gathered for its row
 
 
 @dataclass(frozen=True)
@@ -40,31 +42,59 @@ class Columns:
         norms = weight.square().sum((0, 2)).float()
         if scale is not None:
             weight = weight * scale.reshape(-1, 1, 1)
-        return cls(weight.transpose(1, 2).flatten(1).T, norms)
+        return cls(weight.permute(2, 1, 0).flatten(0, 1).contiguous(), norms)
 
     def rank(self, rows: Tensor, stages: Sequence[int]) -> "Ranked":
         """The rows (R, K, N) with their terms ranked: by patch norm times norm of the weights, ties as they stand."""
-        return Ranked(self.weight, rows, energies(rows).mul_(self.norms), tuple(stages))
+        return Ranked(self, rows, energies(rows).mul_(self.norms), tuple(stages))
 
     def above(self, rows: Tensor, cut: float) -> "Above":
         """The rows with those of their terms whose patch norm lies above the cut."""
-        return Above(self.weight, rows, energies(rows), cut=cut)
+        return Above(self, rows, energies(rows), cut=cut)
+
+    @cached_property
+    def of_outputs(self) -> Tensor:
+        """(K * N, outputs), as :func:`product` likes it."""
+        return self.weight.T.contiguous().T
 
 
 @dataclass(frozen=True)
 class Ranked:
     """Rows (R, K, N) whose terms are ranked by ``energy`` (R, N) float32, to be summed up to each of ``stages``."""
 
-    weight: Tensor
+    columns: Columns
     rows: Tensor
     energy: Tensor
     stages: tuple[int, ...] = ()
 
     def sums(self) -> Iterator[Tensor]:
         """After each stage the sum of each neuron's first n terms: (R, outputs)."""
-        summed = torch.empty_like(self.rows)  # memory that is new for each stage takes longer than the product
-        for first in self.firsts():
-            yield product(torch.mul(self.rows, first[:, None], out=summed).flatten(1), self.weight)
+        so_far, before, first = None, 0, None
+        for n in self.stages:
+            if _GATHERED * (n - before) <= self.energy.shape[1]:
+                so_far = self._sum_of(before, n) if so_far is None else self._sum_of(before, n).add_(so_far)
+            else:
+                first = torch.lt(self._ranks, n, out=torch.empty_like(self._ranks) if first is None else first)
+                so_far = self._product(first)
+            yield so_far
+            before = n
+
+    def _sum_of(self, start: int, end: int) -> Tensor:
+        """The sum of each neuron's terms of these ranks: the columns of weights that each row has of them, gathered."""
+        rows, kernel, terms = self.rows.shape
+        places = self._places[:, None, start:end].expand(rows, kernel, end - start)
+        index = places + torch.arange(0, kernel * terms, terms, device=places.device)[:, None]
+        values = self.rows.gather(2, places).flatten(1)
+        return F.embedding_bag(index.flatten(1), self.columns.weight, mode="sum", per_sample_weights=values)
+
+    def _product(self, first: Tensor) -> Tensor:
+        """The sum of each neuron's terms where ``first`` (R, N) is 1, not 0: of all of them, one product."""
+        masked = torch.mul(self.rows, first[:, None], out=self._room)
+        return product(masked.flatten(1), self.columns.of_outputs)
+
+    @cached_property
+    def _room(self) -> Tensor:  # memory that is new for each stage takes longer than the product
+        return torch.empty_like(self.rows)
 
     def firsts(self) -> Iterator[Tensor]:
         """After each stage which terms are among the first n: 1, else 0, (R, N) as the rows; the next overwrites it."""
@@ -114,8 +144,12 @@ class Ranked:
     def _ranks(self) -> Tensor:
         """(R, N): the place of each term among the sorted ones, in the rows' own dtype, which torch compares faster."""
         ranks = torch.arange(self._sorted.shape[1], dtype=self.rows.dtype, device=self.rows.device)
-        places = self._sorted & _PLACE
-        return torch.empty_like(places, dtype=ranks.dtype).scatter_(1, places, ranks.expand_as(places))
+        return torch.empty_like(self._places, dtype=ranks.dtype).scatter_(1, self._places, ranks.expand_as(self.energy))
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """(R, N): where each term stands, the largest first."""
+        return self._sorted & _PLACE
 
     @cached_property
     def _largest(self) -> Tensor:
@@ -131,6 +165,9 @@ class Above(Ranked):
     """Rows of which, in a single stage, the terms are summed whose norm lies above a cut."""
 
     cut: float = 0.0
+
+    def sums(self) -> Iterator[Tensor]:
+        yield self._product(self._above.to(self.rows.dtype))
 
     def firsts(self) -> Iterator[Tensor]:
         yield self._above.to(self.rows.dtype)

@@ -69,13 +69,13 @@ class Ranked:
 
     def sums(self) -> Iterator[Tensor]:
         """After each stage the sum of each neuron's first n terms: (R, outputs)."""
-        so_far, before, first = None, 0, None
+        so_far, before = None, 0
         for n in self.stages:
             if _GATHERED * (n - before) <= self.energy.shape[1]:
-                so_far = self._sum_of(before, n) if so_far is None else self._sum_of(before, n).add_(so_far)
+                added = self._sum_of(before, n)
+                so_far = added if so_far is None else added.add_(so_far)
             else:
-                first = torch.lt(self._ranks, n, out=torch.empty_like(self._ranks) if first is None else first)
-                so_far = self._product(first)
+                so_far = self._product(self._first(n))
             yield so_far
             before = n
 
@@ -98,9 +98,14 @@ class Ranked:
 
     def firsts(self) -> Iterator[Tensor]:
         """After each stage which terms are among the first n: 1, else 0, (R, N) as the rows; the next overwrites it."""
-        first = torch.empty_like(self._ranks)
-        for n in self.stages:
-            yield torch.lt(self._ranks, n, out=first)
+        return map(self._first, self.stages)
+
+    def _first(self, n: int) -> Tensor:
+        return torch.lt(self._ranks, n, out=self._mask)
+
+    @cached_property
+    def _mask(self) -> Tensor:
+        return torch.empty_like(self._ranks)
 
     def counts(self) -> Iterator[int | Tensor]:
         """After each stage how many terms that is: one number, or one for each row (R, 1)."""
@@ -167,7 +172,7 @@ class Above(Ranked):
     cut: float = 0.0
 
     def sums(self) -> Iterator[Tensor]:
-        yield self._product(self._above.to(self.rows.dtype))
+        return map(self._product, self.firsts())
 
     def firsts(self) -> Iterator[Tensor]:
         yield self._above.to(self.rows.dtype)

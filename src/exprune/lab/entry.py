@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from exprune.lab.failures import known, one_line, recorded
+from exprune.lab.freed_memory import keep_freed_memory
 from exprune.lab.fronts.sweep import end_sweep
 from exprune.lab.paths import resolve_paths
 
@@ -24,6 +25,7 @@ _failed: list[str] = []  # a line for each job that failed, and for what went wr
 def job(task: Callable[[DictConfig], object], cfg: DictConfig) -> None:
     """Run one job. In a multirun whatever goes wrong is recorded in the job's folder and the sweep goes on."""
     hush_libraries()
+    keep_freed_memory()
     resolve_paths(cfg)
     config = HydraConfig.get()
     if config.mode == RunMode.MULTIRUN:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes NETWORK_beyond.csv and NETWORK_beyond.png: the calibrated tests on the test split, from the released checkpoint, and
 # their ceiling. Knobs are swept; those with a target are chosen on the validation split. EXPRUNE_DATA_DIR names the data.
-#   bash results/beyond.sh gnn        (or gnn_80, opt, vgg11_bn, resnet18, vgg11_bn_static)
+#   bash results/beyond.sh gnn        (or gnn_80, opt, vgg11_bn, vgg11_bn_paper, resnet18, vgg11_bn_static)
 set -euo pipefail
 . "$(dirname "$0")/networks.sh"
 stages=() first=()

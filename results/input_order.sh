@@ -2,7 +2,7 @@
 # Makes NETWORK_input_order.csv: optimal stopping with the terms in the order of each input, without and with predictions,
 # beside leaving out small inputs and the oracle of the sign, on the test split, from the released checkpoint; knobs are
 # chosen on the validation split. EXPRUNE_DATA_DIR names the data.
-#   bash results/input_order.sh gnn        (or gnn_80, opt, vgg11_bn, resnet18, vgg11_bn_static)
+#   bash results/input_order.sh gnn        (or gnn_80, opt, vgg11_bn, vgg11_bn_paper, resnet18, vgg11_bn_static)
 set -euo pipefail
 . "$(dirname "$0")/networks.sh"
 sweep=multirun/input_order_$network # what is in it from an interrupted run is not measured again

@@ -10,7 +10,11 @@ NETWORKS = {
     "opt": ("embedded OPT, of `fc1`", "scope_saved_percent", "opt_stdlib"),
 }
 # And those trained by the paper's recipe, which have no table with one tau for all sites.
-WITH_RECIPES = {**NETWORKS, "gnn_80": ("GCN, by the paper's recipe", "saved_percent", "")}
+WITH_RECIPES = {
+    **NETWORKS,
+    "gnn_80": ("GCN, by the paper's recipe", "saved_percent", ""),
+    "vgg11_bn_paper": ("VGG11-BN, by the paper's recipe", "saved_percent", ""),
+}
 # Of results/activations.sh.
 ACTIVATIONS = {
     "relu": "OPT, ReLU",

@@ -1,6 +1,6 @@
 """Makes neurons.csv: how many of the released networks' neurons are negative, and how many never anything else.
 
-    python results/neurons.py        (or one of gnn, gnn_80, opt, vgg11_bn, resnet18, vgg11_bn_static)
+    python results/neurons.py        (or one of gnn, gnn_80, opt, vgg11_bn, vgg11_bn_paper, resnet18, vgg11_bn_static)
 
 On the validation split. A unit is an output of a site (a channel of a convolution); it is dead where none of its
 neurons is positive for any input at any position. EXPRUNE_DATA_DIR names the data.
@@ -26,6 +26,7 @@ NETWORKS = {
     "gnn_80": ("model=gnn", "data=ogbg_molhiv", "model.epochs=80"),
     "opt": ("model=opt",),
     "vgg11_bn": ("model=vgg11_bn", "data=cifar10_jpeg"),
+    "vgg11_bn_paper": ("experiment=paper/vgg11_bn_cifar10", "data=cifar10_jpeg", "model.precision=bf16-mixed"),
     "resnet18": ("model=resnet18", "data=cifar10_jpeg"),
     "vgg11_bn_static": ("model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude", "static.sparsity=0.98"),
 }

@@ -20,6 +20,7 @@ CONFIGURATIONS = (
     ["model=gnn", "data=ogbg_molhiv"],
     ["model=gnn", "data=ogbg_molhiv", "model.epochs=80"],
     ["model=vgg11_bn", "data=cifar10_jpeg"],
+    ["experiment=paper/vgg11_bn_cifar10", "data=cifar10_jpeg", "model.precision=bf16-mixed"],
     ["model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude"],
     ["model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude", "static.sparsity=0.9"],
     ["model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude", "static.sparsity=0.95"],

@@ -117,6 +117,15 @@ def test_masks_survive_a_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(loaded.first.weight, masked_network().first.weight)
 
 
+def test_half_precision_leaves_alone_what_it_cannot_hold(tmp_path: Path) -> None:
+    network, loaded = Small(), Small()
+    network.first.weight.data.mul_(1e6 / network.first.weight.abs().max())
+    save_weights(tmp_path / "half.safetensors", network, CONFIG, "float16", {})
+    load_weights(tmp_path / "half.safetensors", loaded, "small")
+    assert torch.equal(loaded.first.weight, network.first.weight)
+    assert torch.equal(loaded.head.weight, network.head.weight.half().float())
+
+
 def test_masked_and_dense_weights_are_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_weights(path, masked_network(), CONFIG, "float32", {})

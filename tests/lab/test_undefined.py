@@ -155,10 +155,11 @@ def test_weights_that_are_no_numbers(command: CommandLine, tmp_path: Path) -> No
     outcome = command("evaluate.py", *SETTINGS, "data.limit=64", "checkpoint=bad.safetensors")
     refused(outcome, "bad.safetensors", "'head.weight' has 7 of 300 values that are NaN or infinite")
     network = GCN(8, 1)
-    network.head.weight.data.fill_(1e6)
-    with pytest.raises(SettingError, match=r"'head\.weight' has 8 of 8 values that are NaN or infinite as float16"):
-        save_weights(tmp_path / "half.safetensors", network, None, "float16", {})
-    assert not (tmp_path / "half.safetensors").exists()
+    network.head.weight.data.fill_(math.inf)
+    for dtype in ("float16", "float32"):
+        with pytest.raises(SettingError, match=r"'head\.weight' has 8 of 8 values that are NaN or infinite; nothing"):
+            save_weights(tmp_path / "broken.safetensors", network, None, dtype, {})
+    assert not (tmp_path / "broken.safetensors").exists()
 
 
 RESULT = Result(

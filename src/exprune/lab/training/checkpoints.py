@@ -72,7 +72,8 @@ def save_weights(path: Path, network: nn.Module, cfg: DictConfig, dtype: str, hi
     """Write the network's floating-point tensors as ``dtype``, with its training configuration; returns the file.
 
     Of a layer with a mask only the weights that are left are written, and the mask as bits. In float16, as weights are
-    released, no file is larger than 25 MB: there are parts then, of which the first is named to load them.
+    released, no file is larger than 25 MB: there are parts then, of which the first is named to load them. A tensor
+    beyond float16's range, such as the variances of an unnormalised layer, stays as it is.
     """
     if dtype not in ("float32", "float16"):
         raise SettingError(f"checkpoint_dtype={dtype}: float32 or float16")
@@ -82,9 +83,9 @@ def save_weights(path: Path, network: nn.Module, cfg: DictConfig, dtype: str, hi
         mask = weights[f"{name}.weight_mask"].bool().cpu()
         weights[f"{name}.weight_orig"] = weights[f"{name}.weight_orig"].cpu()[mask]
         weights[f"{name}.weight_mask"] = torch.from_numpy(np.packbits(mask.numpy()))
-    weights = {k: v.to(target) if v.is_floating_point() else v for k, v in weights.items()}
     if (wrong := _not_finite(weights)) is not None:
-        raise SettingError(f"{path}: {wrong} as {dtype}; nothing was written")
+        raise SettingError(f"{path}: {wrong}; nothing was written")
+    weights = {name: _within(tensor, target) for name, tensor in weights.items()}
     about = {"config": json.dumps(training_config(cfg), sort_keys=True), **history}
     return save_tensors(path, weights, about, most=_RELEASED_BYTES if dtype == "float16" else math.inf)
 
@@ -96,6 +97,14 @@ def _weights_of(network: nn.Module) -> dict[str, Tensor]:
     for name, value in state.items():
         first.setdefault(id(value), name)
     return {name: state[name].detach() for name in first.values()}
+
+
+def _within(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As ``dtype``, if it holds floating-point numbers that do not become infinite there."""
+    if not tensor.is_floating_point():
+        return tensor
+    converted = tensor.to(dtype)
+    return converted if converted.isfinite().all() else tensor
 
 
 def _not_finite(weights: Mapping[str, Tensor]) -> str | None:

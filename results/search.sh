@@ -9,14 +9,14 @@ name=${1:?gnn, gnn_80, gnn_2000, opt, vgg11_bn, vgg11_bn_paper, vgg11_bn_2000, r
 set -- "${name%_2000}"
 . "$(dirname "$0")/networks.sh"
 trials=200
-[ "$name" = "$network" ] || trials=2000
 case $network in # what a trial measures, and how many points of the front are measured on test
-    gnn) [ $trials = 200 ] || settings+=(search.limit=1000) ;; # graphs
+    gnn) [ "$name" = gnn ] || settings+=(search.limit=1000) ;; # graphs
     opt) settings+=(search.limit=128 search.front=8) ;; # texts of 256 tokens
     vgg11_bn | vgg11_bn_paper) settings+=(search.limit=1000 search.front=8) ;;
     vgg11_bn_static) settings+=(search.limit=1000 search.front=6) ;;
     resnet18) settings+=(search.limit=1000 search.front=6) trials=100 ;;
 esac
+[ "$name" = "$network" ] || trials=2000
 work=multirun/search_$name # what is in it from an interrupted run is not measured again
 for heuristic in threshold stats_test; do
     [ -e "$work/$heuristic/front.csv" ] || # its last file

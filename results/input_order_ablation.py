@@ -1,6 +1,6 @@
 """Makes NETWORK_input_order_ablation.csv: what each part of the order of each input is worth, on validation inputs.
 
-    python results/input_order_ablation.py gnn        (or opt, vgg11_bn, resnet18)
+    python results/input_order_ablation.py gnn        (or opt, vgg11_bn, resnet18, vgg11_bn_static)
 
 Each variant runs at several prices; a row says what it saves where its predictions are 0.001 and 0.01 nats (mean KL
 divergence, interpolated) from the dense network's. What the table has already is not measured again. From the released
@@ -35,12 +35,14 @@ NETWORKS: dict[str, tuple[tuple[str, ...], int]] = {
     "opt": (("model=opt",), 4000),
     "vgg11_bn": (("model=vgg11_bn", "data=cifar10_jpeg"), 500),
     "resnet18": (("model=resnet18", "data=cifar10_jpeg"), 250),
+    "vgg11_bn_static": (("model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude", "static.sparsity=0.98"), 500),
 }
 LAMS = {
     "gnn": (3e-12, 3e-11, 3e-10, 3e-9),
     "opt": (1e-9, 1e-8, 1e-7),
     "vgg11_bn": (3e-12, 3e-11, 3e-10),
     "resnet18": (1e-12, 1e-11, 1e-10),
+    "vgg11_bn_static": (1e-10, 1e-9, 1e-8),
 }
 TAUS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 LEVELS = (0.001, 0.01)  # nats

@@ -89,7 +89,7 @@ _SD = 0.02  # of random weights
 
 
 def shaped(options: argparse.Namespace) -> Case:
-    """Random weights: a first stage of an eighth of the terms, then so many neurons that fc1 reads what is asked."""
+    """Random weights: a first stage of an eighth of the terms, then so many rows that layers read what is asked."""
     hidden, layers, heads = SHAPES[options.shape]
     torch.manual_seed(0)
     config = OPTConfig(
@@ -98,9 +98,7 @@ def shaped(options: argparse.Namespace) -> Case:
     )  # fmt: skip
     network = OPTForCausalLM(config).eval()
     stage = hidden // 8
-    share = (options.read - 1 / 8) / (7 / 8)
-    if not 0 < share < 1:
-        raise SystemExit(f"error: --read={options.read}: between 0.125, which the first stage reads, and 1")
+    share = _left(options.read, "read")
     # The bias that leaves so many positive of those that went on: from a sample of both partial sums.
     early, late = torch.randn(2, 10**6) * torch.tensor([[math.sqrt(stage)], [math.sqrt(hidden - stage)]]) * _SD
     statistics = {}
@@ -115,7 +113,25 @@ def shaped(options: argparse.Namespace) -> Case:
     prompts = [torch.randint(3, config.vocab_size, (options.prompt,)) for _ in range(options.rounds)]
     sites = find_sites(network, prompts[0][None])
     label = f"{options.shape}'s shape, random weights (densities set, not learned)"
-    return Case(network, sites, heuristic, None, prompts, [], label)
+    head = _leading(network.lm_head, stage, _left(options.head_read, "head-read"))
+    return Case(network, sites, heuristic, head, prompts, [], label)
+
+
+def _left(read: float, option: str) -> float:
+    """The share of the rows that a first stage of an eighth of the terms leaves where so many weights are read."""
+    if not 1 / 8 < read < 1:
+        raise SystemExit(f"error: --{option}={read}: between 0.125, which the first stage reads, and 1")
+    return (read - 1 / 8) / (7 / 8)
+
+
+def _leading(head: nn.Linear, stage: int, share: float) -> Dominance:
+    """Goes on after the first stage with so many of the logits, where what they are given is as large as 1."""
+    sums = torch.randn(64, head.out_features) * math.sqrt(stage) * _SD
+    below = float((sums.amax(1) - sums.quantile(1 - share, dim=1)).mean())  # the leader
+    tau = 0.001
+    same = torch.zeros(1, head.out_features, dtype=torch.float64)
+    sd = below / 2 / -NormalDist().inv_cdf(tau)  # a logit may be so far below the leader as both bounds are wide
+    return Dominance(head, SiteStatistics((stage,), same + 1, same, same + sd), tau)
 
 
 def into_huge_pages(network: nn.Module) -> None:

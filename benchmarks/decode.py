@@ -1,7 +1,7 @@
 """Tokens per second of greedy decoding at batch 1, from real text, the arms in turn in one process.
 
     python benchmarks/decode.py exprune.lam=1.33e-9 --json decode.json
-    python benchmarks/decode.py --shape opt-1.3b --read 0.5 --positive 0.1
+    python benchmarks/decode.py --shape opt-1.3b --read 0.5 --positive 0.1 --head-read 0.3
 
 Takes the overrides of evaluate.py, by default opt_wide and exprune=optimal in few stages. The arms: ``eager``,
 transformers' own loop; ``dense``, our loop with torch's layers; ``zeros``, the same with the zeros behind the ReLUs
@@ -10,7 +10,7 @@ validation for a drop of 0.1 points, which takes long); ``head``, with dominance
 ``eager, stopped``, transformers' loop under ``faster``. All weights lie in huge pages in every arm, as the kernels' do,
 which torch alone asks for where THP_MEM_ALLOC_ENABLE=1 is set. Ratios are to ``dense`` of the same round, their median
 with a 95 % bootstrap interval. ``--shape`` takes an OPT of that size with random weights instead, whose fc1 reads the
-given share of its weights and leaves the given share of neurons positive.
+given share of its weights and leaves the given share of neurons positive, and whose head reads the given share of its.
 """
 
 import argparse
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES)
     parser.add_argument("--read", type=float, default=0.5, help="with --shape: share of fc1's weights")
     parser.add_argument("--positive", type=float, default=0.1, help="with --shape: share of the neurons")
+    parser.add_argument("--head-read", type=float, default=0.3, help="with --shape: share of the head's weights")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     hush_libraries()
@@ -158,7 +159,9 @@ def by_part(decoder: Decoder, prompt: Tensor, tokens: int) -> dict[str, float]:
             stack.enter_context(_timed(module, part, spent))
         decode(decoder, prompt, 1)
         spent |= dict.fromkeys(spent, 0.0)
-        _, seconds = decode(decoder, prompt[:1], tokens)
+        start = time.perf_counter()
+        decode(decoder, prompt[:1], tokens)
+        seconds = time.perf_counter() - start  # the first token's, which is the prompt's, too
     shares = {part: value / seconds for part, value in spent.items()}
     return {**shares, "rest": 1 - sum(shares.values())}
 

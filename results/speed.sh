@@ -16,5 +16,5 @@ python benchmarks/decode.py exprune.lam=8.66e-9 --rounds 12 --drop-tokens 5000 -
 # As on a processor with AVX2 alone: torch, its libraries and numba are told to use nothing beyond.
 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES= \
     python benchmarks/decode.py "${network[@]}" --rounds 12 --drop-tokens 0 --json "$out/opt_wide_5.json"
-python benchmarks/decode.py --shape opt-1.3b --read 0.34 --positive 0.12 --rounds 6 --tokens 16 --json "$out/shape.json"
+python benchmarks/decode.py --shape opt-1.3b --read 0.34 --positive 0.12 --head-read 0.28 --rounds 6 --tokens 16 --json "$out/shape.json"
 python benchmarks/ffn.py --hidden 1024 2048 --csv "$out/kernels.csv"

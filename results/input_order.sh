@@ -16,7 +16,7 @@ optimal=(exprune=optimal exprune.order=input exprune.target_drop=0.1,1)
 run zero "${optimal[@]}"
 run magnitude exprune=magnitude exprune.target_drop=0.1,1
 run predicted "${optimal[@]}" exprune.predict=true
-[ "$network" != opt ] || run all "${optimal[@]}" exprune.predict=true exprune.scope=all head=dominance
+[ "$network" != opt ] || run all "${optimal[@]}" exprune.refine=2 exprune.predict=true exprune.scope=all head=dominance
 run oracle exprune=oracle exprune.order=input exprune.n=8
 python -m exprune.lab.fronts.pareto "$sweep" --csv "results/${network}_input_order.csv"
 rm -r "$sweep"

@@ -188,10 +188,14 @@ def test_a_noisy_drop_does_not_end_the_search_too_early(seed: int) -> None:
         asked.append(targets._Tried(level, drop, level))
         return asked[-1]
 
-    found = targets._most_within(tried, 0.1)
+    found = targets._most_within(tried, 0.1, 0)
     assert found.drop <= 0.1 and 0.5 <= found.saved <= 0.6  # without noise: 0.55
     assert all(other.drop > 0.1 for other in asked if other.level > found.level)
     assert len(asked) < 30
+    coarse, before = found.level, len(asked)
+    finer = targets._most_within(tried, 0.1, 2)
+    assert finer.drop <= 0.1 and coarse <= finer.level < coarse + 1 / 128 and len(asked) == 2 * before + 2
+    assert any(other.drop > 0.1 and other.level == finer.level + 1 / 512 for other in asked)
 
 
 def test_the_oracle_is_a_ceiling(command: CommandLine) -> None:
@@ -209,6 +213,8 @@ def test_the_oracle_is_a_ceiling(command: CommandLine) -> None:
         (["exprune.target_drop=null"], "exprune.tau=null: set one of exprune.tau, target_drop, target_saved"),
         (["exprune.target_saved=0.99"], "exprune.target_saved=0.99: out of reach; the most"),
         (["exprune.target_drop=-1"], "exprune.target_drop=-1: a number, at least 0"),
+        (["exprune.refine=-1"], "exprune.refine=-1: how often the last step is halved"),
+        (["exprune.refine=0.5"], "exprune.refine=0.5: how often the last step is halved"),
         (["exprune.tau=0.6"], "tau=0.6"),
         (["exprune.order=best"], "order='best': model, layer, neuron"),
         (["exprune.inputs=0"], "exprune.inputs=0: a whole number of inputs"),

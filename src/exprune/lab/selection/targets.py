@@ -54,7 +54,8 @@ def found(subject: Subject, target: str, value: float) -> tuple[Heuristic | None
                 write_whole(kept, lambda partial: partial.write_text(json.dumps(_known)))
             return _Tried(level, *_known[name])
 
-        best = (_most_within if target == "target_drop" else _least_that_saves)(tried, value)
+        drop = target == "target_drop"
+        best = _most_within(tried, value, subject.cfg.exprune.refine) if drop else _least_that_saves(tried, value)
     kept.unlink(missing_ok=True)
     setting = at_level(subject.cfg, best.level)
     log.info(
@@ -87,21 +88,22 @@ class _Tried(NamedTuple):
 _NOTHING = _Tried(0.0, 0.0, 0.0)
 
 
-def _most_within(tried: Callable[[float], _Tried], drop: float) -> _Tried:
+def _most_within(tried: Callable[[float], _Tried], drop: float, refine: int) -> _Tried:
     """From a point more than is asked, which stands out of the noise of the drop, down to the first that is within it.
 
-    Bisecting for the drop itself would end at whichever chance crossing it meets first.
+    Bisecting for the drop itself would end at whichever chance crossing it meets first; it is for the last step alone,
+    so often as ``refine`` says.
     """
     low, high = _NOTHING, tried(1.0)
     if high.drop <= drop:
         return high
     if high.drop > drop + _BEYOND:
-        low, _ = _bisected(tried, low, high, lambda at: at.drop > drop + _BEYOND, _COARSE)
+        low, high = _bisected(tried, low, high, lambda at: at.drop > drop + _BEYOND, _COARSE)
     else:
         low = high
     while low.drop > drop and low.level > 0:
-        low = tried(max(0.0, low.level - _COARSE))
-    return low
+        low, high = tried(max(0.0, low.level - _COARSE)), low
+    return _bisected(tried, low, high, lambda at: at.drop > drop, _COARSE / 2**refine)[0]
 
 
 def _least_that_saves(tried: Callable[[float], _Tried], share: float) -> _Tried:

@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from exprune.core import Heuristic
 from exprune.core.errors import SettingError
+from exprune.core.settings import whole
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.selection.grid import check_grid
 from exprune.lab.selection.knobs import knob_to_find, maker
@@ -17,8 +18,8 @@ def check_tuning(cfg: DictConfig) -> None:
     """Whether the settings say how the knob is found.
 
     Raises:
-        SettingError: neither the knob nor a target is set, a target is no such number, or a promise is asked for of
-            something else than a drop.
+        SettingError: neither the knob nor a target is set, a target or ``refine`` is no such number, or a promise is
+            asked for of something else than a drop.
     """
     settings, knob = cfg.exprune, knob_to_find(cfg)
     if (confidence := settings.get("confidence")) is not None:
@@ -29,6 +30,7 @@ def check_tuning(cfg: DictConfig) -> None:
         check_grid(cfg)
     if knob is not None:
         check_target(cfg, _target(cfg))
+        whole(settings.refine, "exprune.refine", "how often the last step is halved, 0 to 10", lambda n: 0 <= n <= 10)
 
 
 def tuned(subject: Subject) -> tuple[Heuristic | None, dict[str, Any] | None]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from names import NETWORKS, whole
+from networks import NETWORKS, whole
 from table_lines import NOT_YET, heading, line, not_yet
 
 from exprune.lab.fronts.paper_table import PUBLISHED, paper_table, read

@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 from composed import divergence, first_batches, log_probabilities, subject_of
 from matplotlib.figure import Figure
+from networks import SETTINGS
 from tqdm import tqdm
 
 import torch  # isort: skip
@@ -36,9 +37,9 @@ HERE = Path(__file__).parent
 # Settings; the price at which the factors are measured, inputs of the calibration and of the validation data.
 _LANGUAGE = ("model.epochs=4", "exprune.predict=true")
 NETWORKS: dict[str, tuple[tuple[str, ...], float, int, int]] = {
-    "gnn": (("model=gnn", "data=ogbg_molhiv", "exprune.predict=true"), 5e-11, 500, 1000),
-    "opt": (("model=opt", "exprune.predict=true", "exprune.scope=all", "head=dominance"), 1e-8, 4000, 4000),
-    "vgg11_bn": (("model=vgg11_bn", "data=cifar10_jpeg"), 1e-11, 250, 500),
+    "gnn": ((*SETTINGS["gnn"], "exprune.predict=true"), 5e-11, 500, 1000),
+    "opt": ((*SETTINGS["opt"], "exprune.predict=true", "exprune.scope=all", "head=dominance"), 1e-8, 4000, 4000),
+    "vgg11_bn": (SETTINGS["vgg11_bn"], 1e-11, 250, 500),
     "gelu": ((*_LANGUAGE, "model=opt", "model.network.activation=gelu", "model.network.dropout=0.0"), 1e-9, 2000, 4000),
     "llama": ((*_LANGUAGE, "model=llama"), 1e-9, 2000, 4000),
 }

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 from composed import at_levels, divergence, first_batches, log_probabilities, subject_of
+from networks import SETTINGS
 from tqdm import tqdm
 
 import torch  # isort: skip
@@ -30,13 +31,7 @@ from exprune.lab.selection.calibration import statistics_of
 HERE = Path(__file__).parent
 FIVE, SEVEN = STAGES, STAGES_BY_INPUT
 MANY = (8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448)
-NETWORKS: dict[str, tuple[tuple[str, ...], int]] = {
-    "gnn": (("model=gnn", "data=ogbg_molhiv"), 1000),
-    "opt": (("model=opt",), 4000),
-    "vgg11_bn": (("model=vgg11_bn", "data=cifar10_jpeg"), 500),
-    "resnet18": (("model=resnet18", "data=cifar10_jpeg"), 250),
-    "vgg11_bn_static": (("model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude", "static.sparsity=0.98"), 500),
-}
+INPUTS = {"gnn": 1000, "opt": 4000, "vgg11_bn": 500, "resnet18": 250, "vgg11_bn_static": 500}
 LAMS = {
     "gnn": (3e-12, 3e-11, 3e-10, 3e-9),
     "opt": (1e-9, 1e-8, 1e-7),
@@ -135,11 +130,9 @@ def nonnegative(subject: Subject, batches: Sequence[Any]) -> set[str]:
 
 
 def variants(network: str) -> Iterator[tuple[str, Subject, Callable[[float], Heuristic], Sequence[float]]]:
-    settings, _ = NETWORKS[network]
-
     def subject(order: str, stages: Sequence[int]) -> Subject:
         optimal = ("exprune=optimal", "exprune.lam=1e-11", f"exprune.order={order}", f"exprune.stages={list(stages)}")
-        return subject_of(*settings, *optimal)
+        return subject_of(*SETTINGS[network], *optimal)
 
     lams, first = LAMS[network], subject("input", SEVEN)
     base = statistics_of(first)
@@ -160,7 +153,7 @@ def variants(network: str) -> Iterator[tuple[str, Subject, Callable[[float], Heu
         other.task.network.eval()
         yield f"  {name}", other, lambda lam, of=found, stages=stages: Optimal(lam, stages, of), lams
     yield "small inputs left out (magnitude)", first, lambda tau: Magnitude(tau, base), TAUS
-    batches, _ = first_batches(first.loader("valid"), first, NETWORKS[network][1])
+    batches, _ = first_batches(first.loader("valid"), first, INPUTS[network])
     exact = nonnegative(first, batches)
     yield f"what cannot become positive, {len(MANY)} stages (exact)", first, lambda _: Certain(MANY, exact), (0.0,)
     layer = subject("layer", SEVEN)
@@ -171,7 +164,7 @@ def variants(network: str) -> Iterator[tuple[str, Subject, Callable[[float], Heu
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", choices=NETWORKS)
+    parser.add_argument("network", choices=INPUTS)
     parser.add_argument(
         "--only", default="", metavar="WORDS", help="measure the variants with these words in their name"
     )
@@ -184,7 +177,7 @@ def main() -> None:
         if name in known or options.only not in name:
             continue
         if batches is None:
-            batches, dense = first_batches(subject.loader("valid"), subject, NETWORKS[network][1])
+            batches, dense = first_batches(subject.loader("valid"), subject, INPUTS[network])
         points, nonzero = [], []
         for knob in knobs:
             with ExPrune(subject.sites, make(knob), gain_ratio=1000) as run:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 from composed import log_probabilities, subject_of
+from networks import SETTINGS
 from tqdm import tqdm
 
 import torch  # isort: skip
@@ -21,15 +22,6 @@ from exprune.core import ExPrune, Oracle, Prefix
 from exprune.lab.files import write_whole
 
 TABLE = Path(__file__).with_name("neurons.csv")
-NETWORKS = {
-    "gnn": ("model=gnn", "data=ogbg_molhiv"),
-    "gnn_80": ("model=gnn", "data=ogbg_molhiv", "model.epochs=80"),
-    "opt": ("model=opt",),
-    "vgg11_bn": ("model=vgg11_bn", "data=cifar10_jpeg"),
-    "vgg11_bn_paper": ("experiment=paper/vgg11_bn_cifar10", "data=cifar10_jpeg", "model.precision=bf16-mixed"),
-    "resnet18": ("model=resnet18", "data=cifar10_jpeg"),
-    "vgg11_bn_static": ("model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude", "static.sparsity=0.98"),
-}
 
 
 class Watching(Oracle):
@@ -48,7 +40,7 @@ class Watching(Oracle):
 
 
 def row_of(network: str) -> dict[str, Any]:
-    subject = subject_of(*NETWORKS[network])
+    subject = subject_of(*SETTINGS[network])
     subject.task.network.eval()
     watching = Watching()
     with ExPrune(subject.sites, watching) as run:
@@ -69,11 +61,11 @@ def row_of(network: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", nargs="?", choices=NETWORKS, help="all of them, if none is named")
+    parser.add_argument("network", nargs="?", choices=SETTINGS, help="all of them, if none is named")
     one = parser.parse_args().network
     rows = {row["network"]: row for row in pd.read_csv(TABLE).to_dict("records")} if TABLE.exists() else {}
-    rows |= {network: row_of(network) for network in ([one] if one else NETWORKS)}
-    table = pd.DataFrame([rows[network] for network in NETWORKS if network in rows])
+    rows |= {network: row_of(network) for network in ([one] if one else SETTINGS)}
+    table = pd.DataFrame([rows[network] for network in SETTINGS if network in rows])
     write_whole(TABLE, lambda partial: table.to_csv(partial, index=False))
     print(table.to_string(index=False))
 

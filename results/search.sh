@@ -5,7 +5,7 @@
 #   bash results/search.sh gnn        (or opt, vgg11_bn, resnet18, vgg11_bn_static; gnn_80 and vgg11_bn_paper: trained by
 #                                      the paper's recipe; gnn_2000 and vgg11_bn_2000: as many trials as the paper's)
 set -euo pipefail
-name=${1:?gnn, gnn_80, gnn_2000, opt, vgg11_bn, vgg11_bn_paper, vgg11_bn_2000, resnet18 or vgg11_bn_static}
+name=${1:-}
 set -- "${name%_2000}"
 . "$(dirname "$0")/networks.sh"
 trials=200

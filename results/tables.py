@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 from answers import neurons, promises, reproduction
-from names import ACTIVATIONS, NETWORKS, WITH_RECIPES, whole
+from networks import ACTIVATIONS, NETWORKS, WITH_RECIPES, whole
 from speed import decoding, kernels, shares
 from table_lines import NOT_YET, heading, line, not_yet
 

@@ -1,4 +1,20 @@
-"""What the documents call the networks, by how the names of their tables begin."""
+"""The released networks: what the documents call them, and the settings of evaluate.py that mean them.
+
+python results/networks.py gnn        prints these, for the scripts beside this file
+"""
+
+import sys
+
+SETTINGS = {
+    "gnn": ("model=gnn", "data=ogbg_molhiv"),
+    "vgg11_bn": ("model=vgg11_bn", "data=cifar10_jpeg"),
+    "resnet18": ("model=resnet18", "data=cifar10_jpeg"),
+    "vgg11_bn_static": ("model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude", "static.sparsity=0.98"),
+    "opt": ("model=opt",),
+    # By the paper's own recipe:
+    "gnn_80": ("model=gnn", "data=ogbg_molhiv", "model.epochs=80"),
+    "vgg11_bn_paper": ("experiment=paper/vgg11_bn_cifar10", "data=cifar10_jpeg", "model.precision=bf16-mixed"),
+}
 
 # How the names of a network's tables begin -> what it is called, the figure (of all FLOPs or of the published scope),
 # and the table of its runs with one tau for all sites.
@@ -31,3 +47,10 @@ ACTIVATIONS = {
 def whole(name: str) -> str:
     """What a network is called where the figures are of all of it."""
     return ACTIVATIONS[name] if name in ACTIVATIONS else WITH_RECIPES[name][0].removesuffix(", of `fc1`")
+
+
+if __name__ == "__main__":
+    name = " ".join(sys.argv[1:])
+    if name not in SETTINGS:
+        sys.exit(f"error: {name or 'no network named'}: one of {', '.join(SETTINGS)}")
+    print(*SETTINGS[name])

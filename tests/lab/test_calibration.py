@@ -245,7 +245,7 @@ def refused_in_a_line(command: CommandLine, arguments: Sequence[str], words: str
     run = command("evaluate.py", *TINY_GNN, *arguments)
     assert run.code == 1
     assert words in run.error_line()
-    assert not run.runs()
+    assert not run.runs() and not list(run.folder.rglob("tried.json"))
 
 
 def test_a_calibration_of_something_else_is_refused(command: CommandLine, session_cache: Path, tmp_path: Path) -> None:

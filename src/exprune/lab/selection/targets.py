@@ -54,8 +54,14 @@ def found(subject: Subject, target: str, value: float) -> tuple[Heuristic | None
                 write_whole(kept, lambda partial: partial.write_text(json.dumps(_known)))
             return _Tried(level, *_known[name])
 
-        drop = target == "target_drop"
-        best = _most_within(tried, value, subject.cfg.exprune.refine) if drop else _least_that_saves(tried, value)
+        try:
+            if target == "target_drop":
+                best = _most_within(tried, value, subject.cfg.exprune.refine)
+            else:
+                best = _least_that_saves(tried, value)
+        except SettingError:  # out of reach, whenever it goes on
+            kept.unlink(missing_ok=True)
+            raise
     kept.unlink(missing_ok=True)
     setting = at_level(subject.cfg, best.level)
     log.info(

@@ -37,6 +37,8 @@ def check_promise(cfg: DictConfig) -> None:
     confidence = real(settings.confidence, "exprune.confidence", wanted, lambda p: 0 < p < 1)
     if settings.target_drop is None or settings.get("target_saved") is not None:
         raise SettingError(f"exprune.confidence={confidence}: is of a drop; target_drop=1 and target_saved=null")
+    if settings.refine:
+        raise SettingError(f"exprune.refine={settings.refine}: exprune.grid says what a promise tries; refine=0")
     check_target(cfg, "target_drop")
 
 

@@ -162,10 +162,7 @@ def test_the_papers_tests_take_targets(command: CommandLine) -> None:
         (("exprune.confidence=0.9", "exprune.grid=[1e-9,few]"), "exprune.grid='few'"),
         (("exprune.confidence=0.9", "exprune.grid=[1e-9,-1]"), "lam=-1"),
         (("exprune.confidence=0.9", "exprune.target_drop=-1"), "exprune.target_drop=-1: a number, at least 0"),
-        (
-            ("exprune.confidence=0.9", "exprune.refine=2"),
-            "exprune.refine=2: exprune.grid says what",
-        ),
+        (("exprune.confidence=0.9", "exprune.refine=2"), "exprune.refine=2: exprune.grid says what"),
         (("exprune.confidence=0.9", "exprune.target_drop=null"), "exprune.confidence=0.9: is of a drop"),
         (("exprune.confidence=0.9", "exprune.target_saved=0.3"), "exprune.confidence=0.9: is of a drop"),
         (("exprune.confidence=0.9", "exprune.lam=1e-9"), "exprune.confidence=0.9: finds lam itself; exprune.lam=null"),

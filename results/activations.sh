@@ -12,8 +12,8 @@ case $network in
     gelu | relu | silu | relu2)
         settings=(model=opt model.network.activation="$network" model.network.dropout=0.0 model.epochs=4
             "exprune.sites=[*.fc1,*.fc2]") ;;
-    llama) # its down_proj has 688 terms: two stages more than the others'; a step of the search is 2 points of its saving
-        settings=(model=llama model.epochs=4 exprune.refine=2 "exprune.sites=[*.gate_proj,*.up_proj,*.down_proj]")
+    llama) # its down_proj has 688 terms: two stages more than the others'
+        settings=(model=llama model.epochs=4 "exprune.sites=[*.gate_proj,*.up_proj,*.down_proj]")
         stages="exprune.stages=[8,16,32,64,128,192,256,384,512]" ;;
     vit) settings=(model=vit "exprune.sites=[*.mlp.0,*.mlp.3]") ;; # trains in two minutes, on the embedded digits
     rxnmapper) settings=(experiment=real/rxnmapper data.limit=1000 "exprune.sites=[*.ffn,*.ffn_output]") ;;

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from composed import at_levels, divergence, subject_of
+from networks import SETTINGS
 from tqdm import tqdm
 
 import torch  # isort: skip
@@ -180,7 +181,7 @@ def main() -> None:
 
     def subject(order: str, stages: Sequence[int]) -> Subject:
         optimal = ("exprune=optimal", "exprune.lam=1e-11", f"exprune.order={order}", f"exprune.stages={list(stages)}")
-        return subject_of(f"model={options.model}", "data=cifar10_jpeg", *optimal)
+        return subject_of(*SETTINGS[options.model], *optimal)
 
     first = subject("layer", STAGES)
     network = first.task.network.eval()

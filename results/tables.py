@@ -178,22 +178,33 @@ def one_tau(name: str) -> str:
 
 
 def activations() -> str:
-    """What each activation lets one save of the sites, as far as it has been measured."""
+    """What each activation lets one save of the feed-forward layers, as far as it has been measured."""
+    return _without_relu("activations", "bash results/activations.sh {}", lambda row: "")
+
+
+def scopes() -> str:
+    """What can be saved of the whole network: by sites before an activation alone, and by every layer."""
+    where = {"relu": ", before an activation", "all": ", every layer"}
+    return _without_relu("scopes", "bash results/activations.sh {} scopes", lambda row: where[row["scope"]])
+
+
+def _without_relu(kind: str, command: str, where: Callable[[dict], str]) -> str:
     columns = ("", "", "target", "knob", "on validation: saved, drop", "of its sites", "of the network",
                "change")  # fmt: skip
     lines, made = heading(*columns), []
     for name, network in ACTIVATIONS.items():
-        if not (file := HERE / f"{name}_activations.csv").exists():
+        if not (file := HERE / f"{name}_{kind}.csv").exists():
             lines.append(not_yet(network, columns))
             continue
         table = pd.read_csv(file)
-        for row in table.sort_values(["heuristic", "saved_percent"], ascending=[False, True]).to_dict("records"):
+        order = ["heuristic", "scope", "saved_percent"]
+        for row in table.sort_values(order, ascending=[False, False, True]).to_dict("records"):
             target = json.loads(row["target"])
             saved = (f"{row[of]:.1f} %" for of in ("sites_saved_percent", "saved_percent"))
             test = "Optimal, predicted" if row["heuristic"] == "Optimal" else row["heuristic"]
             chosen = (target["target_drop"], _knob(row), _on_valid(target))
-            lines.append(line(network, test, *chosen, *saved, _measured(row)))
-        made.append(_made(table, f"{name}_activations", f"bash results/activations.sh {name}"))
+            lines.append(line(network, test + where(row), *chosen, *saved, _measured(row)))
+        made.append(_made(table, f"{name}_{kind}", command.format(name)))
     return "\n".join(lines) + "\n" + "".join(made)
 
 
@@ -218,6 +229,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "neurons": neurons,
     "promises": promises,
     "activations": activations,
+    "scopes": scopes,
     "input order": input_order,
     "parts of the input order": parts,
     "damage": damage,

@@ -310,7 +310,8 @@ def test_a_factor_is_judged_by_what_its_gate_lets_through(factor_first: bool) ->
         model(x)
     out, through = model.seen["up"], model.seen["act"].abs() / usual
 
-    line, overhead = measured["up"], heuristic.overhead(0, next(site for site in sites if site.name == "up"))
+    line, overhead = measured["up"], heuristic.overhead(1, next(site for site in sites if site.name == "up"))
+    assert overhead == 2  # a product and a comparison; the prediction was paid for with the first test
     weight, bias = model.up.weight.detach(), model.up.bias.detach()
     dense = weight @ x.T
     norms, left, found, sure = weight.norm(dim=0), [2.0 * (24 - n) for n in stages], set(), 0

@@ -1,6 +1,7 @@
 """Calibrated tests on the command line: statistics measured, kept and checked; knobs found for a target."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from exprune.lab.evaluation.subject import Subject
 from exprune.lab.files import load_tensors, save_tensors
 from exprune.lab.selection import targets
 from exprune.lab.selection.calibration import calibrate
-from exprune.lab.tasks.sampling import draw
+from exprune.lab.tasks.sampling import draw, signed
 from tests.cli import TINY, CommandLine, Outcome
 
 TINY_GNN = ("model=gnn", "logger=none", *TINY)
@@ -279,6 +280,24 @@ def test_labels_are_drawn_by_their_probability() -> None:
     logits = torch.tensor([[0.0, 3.0, 0.0]]).expand(20_000, 3)
     drawn = draw(logits, torch.Generator().manual_seed(0)).bincount(minlength=3) / 20_000
     torch.testing.assert_close(drawn, logits[0].softmax(0), atol=0.01, rtol=0)
+
+
+def test_random_signs_have_the_fisher_information_of_drawn_labels() -> None:
+    of_one = torch.tensor([0.0, 3.0, -1.0, -math.inf], dtype=torch.float64)
+    logits = of_one.repeat(40_000, 1).requires_grad_()
+    signed(logits, torch.Generator().manual_seed(0)).backward()
+    assert logits.grad is not None
+    p = of_one.softmax(0)
+    found = logits.grad.T @ logits.grad / len(logits)
+    torch.testing.assert_close(found, p.diag() - p.outer(p), atol=0.003, rtol=0)
+
+
+def test_every_row_tells_of_every_class() -> None:
+    logits = torch.zeros(20, 1000, dtype=torch.float64, requires_grad=True)
+    signed(logits, torch.Generator().manual_seed(0)).backward()
+    assert logits.grad is not None
+    estimate = logits.grad.square().mean(0) * 1000
+    assert estimate.min() > 0.8 and estimate.max() < 1.2  # 20 drawn labels would leave 980 of them at 0.001
 
 
 def test_calibration_blocks_are_of_the_training_texts() -> None:

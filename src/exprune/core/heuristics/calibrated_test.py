@@ -101,11 +101,9 @@ class CalibratedTest(Heuristic):
 
     def zero_threshold(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor | None:
         """Below which expectation of z what stops outputs 0, (stages, outputs); None: its activation tells."""
-        return None
 
     def zero_thresholds(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor | None:
         """Likewise, where ``sd`` is so many times as wide: (widths + 1, stages, outputs)."""
-        return None
 
     def refuses(self, site: Site) -> str | None:
         return None
@@ -161,9 +159,14 @@ class CalibratedTest(Heuristic):
         return line.add_(offset[:, seen.stage].index_select(0, width)), width
 
     def overhead(self, stage: int, site: Site) -> int:
-        if self.order(site) == BY_INPUT:
-            return 2 + site.residual + self.predicts  # slope * s + r < bound; without a residual r stands in the bound
-        return 3 if site.residual else 1  # a comparison; with a residual slope * s + r is not known beforehand
+        if self.order(site) != BY_INPUT:
+            return 3 if site.residual else 1  # a comparison; with a residual slope * s + r is not known beforehand
+        line = 2 + site.residual  # slope * s + r < bound; without a residual r stands in the bound
+        if site.before_activation:
+            return line + self.predicts
+        # Its row alone tells which neurons stop, or its row and a neuron's gate, by a product and a comparison.
+        by_gate = (self.statistics or {})[site.name].gate is not None
+        return 2 * by_gate + (line if stage == 0 else 0)  # the prediction once, charged to all
 
     def _slope_of_rows(self, seen: Prefix) -> Tensor:
         """Of some rows in the order of each input, (rows, outputs), by the share that they have left."""

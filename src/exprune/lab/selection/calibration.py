@@ -24,6 +24,7 @@ from exprune.lab.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
+_VERSION = 2  # of how it is measured: gradients of language models by random signs
 _MEASURED = ("slope", "offset", "sd", "order", "gradient", "rest", "magnitudes", "gate")
 
 
@@ -128,6 +129,7 @@ def _about(subject: Subject) -> dict[str, Any]:
     """What statistics belong to: a file that says anything else is not theirs."""
     settings, data = subject.cfg.exprune, subject.cfg.data
     return {
+        "version": _VERSION,
         "weights": _digest(subject.task.network),
         "data": data.get("trained_as", data).name,
         "sites": [site.name for site in subject.sites if site.eligible],

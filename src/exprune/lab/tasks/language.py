@@ -17,7 +17,7 @@ from exprune.lab.models.opt import check_tokens, fc1_flops, opt_flops, zeros_of_
 from exprune.lab.models.pretrained import arguments, is_masked, measured_flops
 from exprune.lab.tasks.finite import check_finite, not_finite
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
-from exprune.lab.tasks.sampling import draw
+from exprune.lab.tasks.sampling import signed
 from exprune.lab.tasks.task import AccuracyTask
 
 
@@ -45,10 +45,13 @@ class LanguageTask(AccuracyTask):
         }
 
     def sampled_loss(self, batch: TokenBatch | ChoiceBatch, generator: torch.Generator) -> Tensor:
-        """The summed loss of tokens drawn from the network's own predictions."""
+        """In expectation the squared gradients of the loss of tokens drawn from the network's own predictions.
+
+        A drawn token would tell of one class in thousands: most outputs of the head would seem not to matter.
+        """
         logits = self._logits(batch)[batch.targets != NO_TARGET].float()
         check_finite(self, logits.amax(1), "calibration")
-        return F.cross_entropy(logits, draw(logits, generator), reduction="sum")
+        return signed(logits, generator)
 
     def network_inputs(self, batch: TokenBatch | ChoiceBatch) -> tuple[Any, ...]:
         """The arguments with which this task calls the network, which can read them.

@@ -56,7 +56,7 @@ class Task(lightning.LightningModule):
         return counts if "elementwise_flops" in counts else {**counts, "elementwise_unknown": 1}
 
     def sampled_loss(self, batch: Any, generator: torch.Generator) -> Tensor:
-        """The summed loss of labels drawn from the network's own predictions."""
+        """The summed loss of labels drawn from the network's own predictions, or what has its squared gradients."""
         raise NotImplementedError
 
 

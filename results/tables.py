@@ -188,6 +188,22 @@ def scopes() -> str:
     return _without_relu("scopes", "bash results/activations.sh {} scopes", lambda row: where[row["scope"]])
 
 
+def divergences() -> str:
+    """Networks without a ReLU where their predictions have changed as much: what is saved of the network."""
+    levels = (0.002, 0.005, 0.01, 0.02, 0.05)
+    lines, made = heading("", "", *(f"at {level:g} nats" for level in levels)), []
+    for name, table in _tables("divergence"):
+        for row in table.to_dict("records"):
+            saved = (row.get(f"saved_percent_at_{level}", math.nan) for level in levels)
+            cells = ("not reached" if pd.isna(one) else f"{one:.1f} %" for one in saved)
+            lines.append(line(whole(name), f"{row['test']}, {row['layers']}", *cells))
+        made.append(
+            f"\n`python results/divergence.py {name}` makes [the table](../results/{name}_divergence.csv): "
+            f"{table['inputs'].iloc[0]:,} inputs of the validation split.\n"
+        )
+    return "\n".join(lines) + "\n" + "".join(made)
+
+
 def _without_relu(kind: str, command: str, where: Callable[[dict], str]) -> str:
     columns = ("", "", "target", "knob", "on validation: saved, drop", "of its sites", "of the network",
                "change")  # fmt: skip
@@ -230,6 +246,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "promises": promises,
     "activations": activations,
     "scopes": scopes,
+    "divergences": divergences,
     "input order": input_order,
     "parts of the input order": parts,
     "damage": damage,

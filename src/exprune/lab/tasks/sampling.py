@@ -24,6 +24,6 @@ def signed(logits: Tensor, generator: torch.Generator) -> Tensor:
     with torch.no_grad():
         p = logits.softmax(1)
         signs = torch.randint(0, 2, p.shape, generator=generator, dtype=torch.int8).to(p.device)
-        roots = p.sqrt() * (2 * signs - 1)
-        gradient = roots - p * roots.sum(1, keepdim=True)
-    return (logits.masked_fill(p == 0, 0) * gradient).sum()
+        gradient = p.sqrt().mul_(2 * signs - 1)
+        gradient.addcmul_(p, gradient.sum(1, keepdim=True), value=-1)
+    return (logits.masked_fill(p == 0, 0) * gradient).sum()  # a logit may be -inf

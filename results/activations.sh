@@ -16,7 +16,9 @@ run() { # NAME OVERRIDE...
     python evaluate.py -m "${settings[@]}" exprune.target_drop=0.1,1 logger=none hydra.sweep.dir="$sweep/$1" "${@:2}"
     touch "$sweep/$1/done"
 }
-predicted=(exprune=optimal exprune.order=input exprune.predict=true $(python results/networks.py "$network" stages))
+# A step of lam's search is up to 8 points of saving, one of tau's half a point: the last one is halved twice.
+predicted=(exprune=optimal exprune.order=input exprune.predict=true exprune.refine=2
+    $(python results/networks.py "$network" stages))
 case $table in
     activations)
         run predicted "${predicted[@]}" exprune.scope=all "$feed_forward"

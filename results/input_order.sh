@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes NETWORK_input_order.csv: optimal stopping with the terms in the order of each input, without and with predictions,
-# beside leaving out small inputs and the oracle of the sign, on the test split, from the released checkpoint; knobs are
-# chosen on the validation split. EXPRUNE_DATA_DIR names the data.
+# and the calibrated risk, beside leaving out small inputs and the oracle of the sign, on the test split, from the
+# released checkpoint; knobs are chosen on the validation split. EXPRUNE_DATA_DIR names the data.
 #   bash results/input_order.sh gnn        (or gnn_80, opt, vgg11_bn, vgg11_bn_paper, resnet18, vgg11_bn_static)
 set -euo pipefail
 . "$(dirname "$0")/networks.sh"
@@ -14,6 +14,7 @@ run() { # NAME OVERRIDE...
 }
 optimal=(exprune=optimal exprune.order=input exprune.target_drop=0.1,1)
 run zero "${optimal[@]}"
+run calibrated exprune=calibrated exprune.order=input exprune.target_drop=0.1,1
 run magnitude exprune=magnitude exprune.target_drop=0.1,1
 run predicted "${optimal[@]}" exprune.predict=true
 [ "$network" != opt ] || run all "${optimal[@]}" exprune.refine=2 exprune.predict=true exprune.scope=all head=dominance

@@ -203,6 +203,13 @@ def test_a_noisy_drop_does_not_end_the_search_too_early(seed: int) -> None:
     assert any(other.drop > 0.1 and other.level == finer.level + 1 / 512 for other in asked)
 
 
+def test_where_nothing_is_within_the_target_the_tests_are_still_paid_for() -> None:
+    def tried(level: float) -> targets._Tried:
+        return targets._Tried(level, 5.0 if level else 0.0, level - 0.002)
+
+    assert targets._most_within(tried, 0.1, 2) == targets._Tried(0.0, 0.0, -0.002)
+
+
 def test_the_oracle_is_a_ceiling(command: CommandLine) -> None:
     run = command("evaluate.py", *TINY_GNN, "exprune=oracle", "exprune.n=32")
     assert run.code == 0, run.err

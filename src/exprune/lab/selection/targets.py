@@ -109,7 +109,8 @@ def _most_within(tried: Callable[[float], _Tried], drop: float, refine: int) -> 
         low = high
     while low.drop > drop and low.level > 0:
         low, high = tried(max(0.0, low.level - _COARSE)), low
-    return _bisected(tried, low, high, lambda at: at.drop > drop, _COARSE / 2**refine)[0]
+    best = _bisected(tried, low, high, lambda at: at.drop > drop, _COARSE / 2**refine)[0]
+    return tried(0.0) if best is _NOTHING else best  # what its tests cost is not nothing
 
 
 def _least_that_saves(tried: Callable[[float], _Tried], share: float) -> _Tried:

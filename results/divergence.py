@@ -9,7 +9,6 @@ accuracy of 0.1 point from none; this they can tell. On validation inputs; EXPRU
 """
 
 import argparse
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -17,56 +16,48 @@ from composed import at_levels, divergence, first_batches, log_probabilities, su
 from networks import FEED_FORWARD, SETTINGS, STAGES
 from tqdm import tqdm
 
-from exprune.core import ExPrune, Heuristic, Magnitude, Optimal, select_sites
 from exprune.lab.files import write_whole
-from exprune.lab.selection.calibration import statistics_of
+from exprune.lab.selection.knobs import maker, run_at
 
 HERE = Path(__file__).parent
 INPUTS = 2000
 LEVELS = (0.002, 0.005, 0.01, 0.02, 0.05)  # nats
 BY_INPUT = ("exprune.order=input", "exprune.scope=all")
-LAMS = [3.0**power * 1e-10 for power in range(10)]
-TAUS = [0.1 * step for step in range(1, 10)]
-
-
-def arms(network: str) -> Iterator[tuple[str, tuple[str, ...], Callable[[float, dict], Heuristic], list[float]]]:
-    """What is compared: its name, its settings, what makes its test of a knob and statistics, its knobs, ascending."""
-    optimal = ("exprune=optimal", "exprune.lam=1e-11", "exprune.predict=true", *STAGES.get(network, ()))
-    yield "Optimal, predicted", optimal, lambda lam, of: Optimal(lam, of_stages(of), of, predict=True), LAMS
-    yield "Magnitude", ("exprune=magnitude", "exprune.tau=0.1"), lambda tau, of: Magnitude(tau, of), TAUS
-
-
-def of_stages(statistics: dict) -> tuple[int, ...]:
-    """Those of the site that has the most of them."""
-    return max((of.stages for of in statistics.values()), key=len)
+# What is compared: its settings, with any knob, and its knobs, ascending.
+TESTS = {
+    "Optimal, predicted": (
+        ("exprune=optimal", "exprune.lam=1e-11", "exprune.predict=true"),
+        [3.0**power * 1e-10 for power in range(10)],
+    ),
+    "Magnitude": (("exprune=magnitude", "exprune.tau=0.1"), [0.1 * step for step in range(1, 10)]),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=FEED_FORWARD)
     network = parser.parse_args().network
-    rows = []
+    rows, batches, dense = [], None, None
     for layers, sites in (("feed-forward", FEED_FORWARD[network]), ("every layer", ())):
-        for test, settings, make, knobs in arms(network):
-            subject = subject_of(*SETTINGS[network], *settings, *BY_INPUT, *sites)
-            statistics = statistics_of(subject)
+        for test, (settings, knobs) in TESTS.items():
+            stages = STAGES.get(network, ()) if test.startswith("Optimal") else ()
+            subject = subject_of(*SETTINGS[network], *settings, *stages, *BY_INPUT, *sites)
+            make = maker(subject)
             subject.task.network.eval()
-            chosen = select_sites(subject.sites, subject.cfg.exprune.sites, subject.cfg.exprune.scope)
-            batches, dense = first_batches(subject.loader("valid"), subject, INPUTS)
+            if batches is None:
+                batches, dense = first_batches(subject.loader("valid"), subject, INPUTS)
             points, changed = [], []
             for knob in tqdm(knobs, desc=f"{test}, {layers}", disable=None):
-                with ExPrune(chosen, make(knob, statistics), gain_ratio=subject.cfg.exprune.gain_ratio) as run:
+                with run_at(subject, make, knob) as run:
                     pruned = log_probabilities(subject, batches, run)
                 points.append((100 * run.flops.saved, divergence(dense, pruned)))
-                changed.append(100 * float((dense.argmax(1) != pruned.argmax(1)).double().mean()))
+                changed.append(round(100 * float((dense.argmax(1) != pruned.argmax(1)).double().mean()), 2))
                 if points[-1][1] > LEVELS[-1]:
                     break
             found = {key: round(value, 2) for key, value in at_levels(points, LEVELS).items()}
             saved, apart = ([float(f"{of:.4g}") for of in both] for both in zip(*points, strict=True))
-            about = {"network": network, "layers": layers, "test": test, **found}
-            rows.append(
-                about | {"saved_percent": saved, "kl": apart, "changed_percent": [round(of, 2) for of in changed]}
-            )
+            figures = {"saved_percent": saved, "kl": apart, "changed_percent": changed}
+            rows.append({"network": network, "layers": layers, "test": test, **found, **figures})
     table = pd.DataFrame(rows).assign(inputs=len(dense))
     write_whole(HERE / f"{network}_divergence.csv", lambda partial: table.to_csv(partial, index=False))
     print(table.to_string(index=False))

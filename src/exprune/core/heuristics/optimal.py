@@ -76,7 +76,7 @@ class Optimal(CalibratedTest):
         if (activation := elementwise(seen.site)) is None:
             return super().threshold(seen, sd, gradient)
         gradient, left = self._worth(seen, sd, gradient)
-        spared, overhead = seen.site.worth_of_zero, self.overhead(1, seen.site)
+        spared, overhead = seen.site.worth_of_zero, self._another_test(seen.site)
         return thresholds(
             activation, gradient, sd, left, spared, self.lam, overhead, ahead=self.ahead, predict=self.predicts
         )
@@ -114,7 +114,7 @@ class Optimal(CalibratedTest):
         assert self.statistics is not None
         kept = self.statistics[seen.site.name].kept
         left = tuple(float(torch.as_tensor(stage.flops).sum()) for stage in seen.plan.stages)
-        key = (level, self._moment(seen), self.ahead, self.overhead(1, seen.site), left)
+        key = (level, self._moment(seen), self.ahead, self._another_test(seen.site), left)
         if key not in kept:
             kept[key] = self._margin(seen, sd, gradient, 4.0**level)
         return kept[key].to(sd)
@@ -123,8 +123,12 @@ class Optimal(CalibratedTest):
         gradient, left = self._worth(seen, sd, gradient)
         moment = self._moment(seen)
         if self.ahead:
-            return -looking_ahead(gradient, sd, left, lam, self.overhead(1, seen.site), moment)
+            return -looking_ahead(gradient, sd, left, lam, self._another_test(seen.site), moment)
         return -at_once(gradient, sd, left, lam, moment)
+
+    def _another_test(self, site: Site) -> int:
+        """FLOPs of going on to one more test; the first may be charged with what is worked out once."""
+        return self.overhead(1, site)
 
     def _worth(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor]:
         """The mean squared gradients, (outputs,), and the FLOPs of a neuron that are left, (stages, outputs)."""

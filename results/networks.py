@@ -1,7 +1,8 @@
 """The networks that are measured: what the documents call them, and the settings of evaluate.py that mean them.
 
 python results/networks.py gnn        prints these, for the scripts beside this file
-python results/networks.py gelu feed-forward        prints what makes sites of its feed-forward layers alone
+python results/networks.py gelu without-relu        likewise of a network whose activation need not be a ReLU
+python results/networks.py gelu feed-forward        what makes sites of its feed-forward layers alone
 """
 
 import sys
@@ -16,10 +17,11 @@ SETTINGS = {
     "vgg11_bn_static": ("model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude", "static.sparsity=0.98"),
 }
 # Whose activation need not be a ReLU. The language models are trained alike; two are those of packages.
-SETTINGS |= {
-    name: ("model=opt", f"model.network.activation={name}", "model.network.dropout=0.0", "model.epochs=4")
-    for name in ("relu", "relu2", "gelu", "silu")
-} | {
+WITHOUT_RELU = {
+    **{
+        name: ("model=opt", f"model.network.activation={name}", "model.network.dropout=0.0", "model.epochs=4")
+        for name in ("relu", "relu2", "gelu", "silu")
+    },
     "llama": ("model=llama", "model.epochs=4"),
     "vit": ("model=vit",),  # trains in two minutes, on the embedded digits
     "rxnmapper": ("experiment=real/rxnmapper", "data.limit=1000"),
@@ -70,8 +72,10 @@ def whole(name: str) -> str:
 
 if __name__ == "__main__":
     name, kind = (*sys.argv[1:], "", "")[:2]
-    tables = {"": SETTINGS, "feed-forward": FEED_FORWARD, "stages": dict.fromkeys(SETTINGS, ()) | STAGES}
+    stages = dict.fromkeys(WITHOUT_RELU, ()) | STAGES
+    tables = {"": SETTINGS, "without-relu": WITHOUT_RELU, "feed-forward": FEED_FORWARD, "stages": stages}
     known = tables.get(kind, SETTINGS)
     if kind not in tables or name not in known:
-        sys.exit(f"error: {' '.join(sys.argv[1:]) or 'no network named'}: one of {', '.join(known)}")
+        wrong = name if kind in tables else f"{name} {kind}"
+        sys.exit(f"error: {wrong or 'no network named'}: one of {', '.join(known)}")
     print(*known[name])

@@ -24,10 +24,11 @@ def test_an_unknown_network_is_one_line(script: str, arguments: tuple[str, ...])
     assert line.startswith(f"error: {''.join(arguments) or 'no network named'}: ") and "vgg11_bn_static" in line
 
 
-def test_settings_are_of_evaluate() -> None:
-    names = ran(sys.executable, "results/networks.py").stderr.partition("one of ")[2].strip().split(", ")
+@pytest.mark.parametrize("kind", [(), ("without-relu",)])
+def test_settings_are_of_evaluate(kind: tuple[str, ...]) -> None:
+    names = ran(sys.executable, "results/networks.py", "", *kind).stderr.partition("one of ")[2].strip().split(", ")
     assert len(names) == len(set(names)) >= 7
     for name in names:
-        overrides = ran(sys.executable, "results/networks.py", name).stdout.split()
+        overrides = ran(sys.executable, "results/networks.py", name, *kind).stdout.split()
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             compose("evaluate", overrides)

@@ -40,7 +40,7 @@ class _PerChannel(SiteFollower):
             some = some.to(torch.promote_types(some.dtype, torch.float32))
             both = torch.stack([some.sum(0), (some * some).sum(0)]).double()
             if not both.isfinite().all():
-                self._undefined[name] += int((~some.isfinite()).any(1).sum())
+                self._undefined[name] += int((~(some * some).isfinite()).any(1).sum())
             self._sums[name] = self._sums.get(name, 0) + both
         self._counts[name] = self._counts.get(name, 0) + len(values)
 
@@ -48,7 +48,7 @@ class _PerChannel(SiteFollower):
         """(2, channels) float64 by site: of the values and of their squares.
 
         Raises:
-            SettingError: some were NaN or inf.
+            SettingError: some were NaN, infinite or too large to be squared.
         """
         for name, rows in self._undefined.items():
             raise undefined(rows, self._counts[name], name)
@@ -62,7 +62,7 @@ class InputVariances(_PerChannel):
         """(terms,) float64 by site.
 
         Raises:
-            SettingError: inputs of a site were NaN or inf.
+            SettingError: inputs of a site were NaN, infinite or too large to be squared.
         """
         return {name: (squares - mean**2).clamp(min=0) for name, (mean, squares) in self._means().items()}
 
@@ -89,7 +89,8 @@ class SquaredGradients(_PerChannel):
         others.
 
         Raises:
-            SettingError: gradients at a site were NaN or inf, or disabled in all of its calls.
+            SettingError: gradients at a site were NaN, infinite or too large to be squared, or disabled in all of its
+                calls.
         """
         if without := [name for name in self._outputs if name not in self._with_gradients]:
             raise SettingError(

@@ -61,9 +61,9 @@ class SiteStatistics:
         """From the moments of the sums after these stages.
 
         Raises:
-            SettingError: they are of too few rows, or some rows were NaN or inf.
+            SettingError: they are of too few rows, or some rows were NaN, infinite or too large to be squared.
         """
-        if moments.undefined:
+        if moments.undefined or not moments.squares.isfinite().all():
             raise undefined(moments.undefined, moments.undefined + moments.rows, name)
         if moments.rows < _FEWEST:
             raise SettingError(f"calibration: {moments.rows} rows of {name}; at least {_FEWEST}, take more inputs")
@@ -93,13 +93,13 @@ class Moments:
     means: Tensor = field(default_factory=_zero)  # (2, stages, outputs): of x, of y
     squares: Tensor = field(default_factory=_zero)  # likewise, their second moments
     products: Tensor = field(default_factory=_zero)  # (stages, outputs): x y
-    undefined: int = 0  # rows left out, for NaN or inf in them
+    undefined: int = 0  # rows left out, for NaN, inf or what cannot be squared in them
 
     def finite(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """Those rows of values (rows, outputs) where all of the first is finite; the others are noted."""
-        if values[0].sum().isfinite():
+        """Those rows of values (rows, outputs) where the first one's squares are finite; the others are noted."""
+        if torch.linalg.vector_norm(values[0]).isfinite():
             return values
-        keep = values[0].isfinite().all(1)
+        keep = torch.linalg.vector_norm(values[0], dim=1).isfinite()
         self.undefined += int((~keep).sum())
         return tuple(value[keep] for value in values)
 
@@ -141,7 +141,8 @@ class Moments:
 
 
 def undefined(rows: int, of: int, name: str) -> SettingError:
-    """What is to be said where so many of a site's rows are NaN or inf."""
+    """What is to be said where so many of a site's rows (0: nobody knows how many) cannot be reckoned with."""
     return SettingError(
-        f"calibration: {rows} of {of} rows at {name} hold NaN or inf; leave those inputs out, or mend the weights"
+        f"calibration: {rows or 'some'} of {of} rows at {name} hold NaN, inf or numbers too large to be squared; leave "
+        "those inputs out, or mend the weights"
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from exprune.core.accounting.plan import checked, make_plan
 from exprune.core.calibration.histogram import Histogram
-from exprune.core.calibration.lines import Moments, SiteStatistics, floored
+from exprune.core.calibration.lines import Moments, SiteStatistics, floored, undefined
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.sites import Site, with_wholes
 from exprune.core.errors import SettingError
@@ -93,6 +93,8 @@ class Recorder(StagedFollower):
         for some, part in zip(rows.split([len(block) for block in blocks(full)]), blocks(full), strict=True):
             part, some = moments.finite(part, some)
             ranked = columns.rank(some, stages)
+            if ranked.undefined is not None:
+                moments.undefined += int(ranked.undefined.sum())
             magnitudes.add(energies(some))
             moments.add(len(some), _scaled(ranked, part))
             squares += torch.cat([ranked.rest, ranked.norm], 1).double().square().sum(0)
@@ -149,6 +151,8 @@ class Recorder(StagedFollower):
         measured = SiteStatistics.of(moments, stages, name, self.orders.get(name), rest, magnitudes)
         if (of_gate := self._gates.get(name)) is None:
             return measured
+        if not of_gate[0].isfinite().all():
+            raise undefined(0, of_gate[1], f"the gate of {name}")
         return replace(measured, gate=floored((of_gate[0] / of_gate[1]).sqrt()))
 
 

@@ -189,7 +189,7 @@ class CalibratedTest(Heuristic):
         if seen.gate is None or lines.gate is None or seen.site.before_activation:
             return None
         assert lines.rest is not None and seen.rest is not None  # in this order
-        let_through = (seen.gate.abs() / lines.gate).clamp(max=MOST)
+        let_through = (seen.gate.abs() / lines.gate).clamp_(max=MOST).nan_to_num_(nan=MOST)
         return width_places(seen.rest / lines.rest[seen.stage] * let_through)
 
     def _folded(self, seen: Prefix) -> tuple[Tensor | None, Tensor]:

@@ -1,7 +1,7 @@
 """Which of a layer's outputs stop, and how many after each stage."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +59,8 @@ class Stops:
         known = part, scale, q, r, plan, data, full, self._kept, *of_rows
         seen = Prefix(self.site, index, stage.n, total, self.tau, *known)
         now = self.heuristic.stop(seen)
+        for undefined in self._undefined(part, r, ranked):
+            now = now & ~undefined
         if stage.tested is not None:
             now = now & self._per_output(stage.tested, part)
         if self._masks.shape != part.shape:
@@ -72,6 +74,21 @@ class Stops:
             torch.bitwise_or(self._masks[index - 1], now, out=self._masks[index])
         else:
             self._masks[0].copy_(now)
+
+    def _undefined(self, part: Tensor, r: Tensor | float, ranked: Ranked | None) -> Iterator[Tensor]:
+        """Where nothing may stop, for what is known is no number: there the output is the model's own.
+
+        In the order of each input every term that is none is known at once. A ReLU makes the same of any number, so
+        that the comparisons, which NaN fails, are enough.
+        """
+        if ranked is not None and ranked.undefined is not None:
+            yield ranked.undefined
+        if not self.heuristic.predicts or self.site.before_relu:
+            return
+        known = [part] if ranked is None else []
+        for values in (*known, r) if self.site.residual else known:
+            if isinstance(values, Tensor) and not (values.device.type == "cpu" and values.sum().isfinite()):
+                yield ~values.isfinite()
 
     def stopped(self) -> Tensor:
         """The block's outputs that have stopped at any stage; the next block overwrites it."""

@@ -113,25 +113,41 @@ class Ranked:
 
     @cached_property
     def rest(self) -> Tensor:
-        """(R, stages): the norm of what is left after each stage, ``sqrt(sum of the energies)``; 0: all is known."""
+        """(R, stages): the norm of what is left after each stage, ``sqrt(sum of the energies)``.
+
+        0: all is known, or the norm is :attr:`undefined`.
+        """
         bounds = [*self.stages, self.energy.shape[1]]
         parts = [self._largest[:, a:b].sum(1) for a, b in itertools.pairwise(bounds)]
-        return torch.stack(parts, 1).flip(1).cumsum(1).flip(1).sqrt().to(self.rows.dtype)
+        return _norms(torch.stack(parts, 1).flip(1).cumsum(1).flip(1)).to(self.rows.dtype)
 
     @cached_property
     def norm(self) -> Tensor:
-        """(R, 1): the norm of all of it."""
-        return self.energy.sum(1, keepdim=True).sqrt().to(self.rows.dtype)
+        """(R, 1): the norm of all of it; 0 where that is :attr:`undefined`."""
+        return _norms(self._total).to(self.rows.dtype)
+
+    @cached_property
+    def undefined(self) -> Tensor | None:
+        """(R, 1) bool: rows without a norm: something in them is NaN, infinite, or too large to be squared.
+
+        None on a CPU, where nobody has to wait for that, if all have one.
+        """
+        undefined = ~self._total.isfinite()
+        return None if undefined.device.type == "cpu" and not undefined.any() else undefined
+
+    @cached_property
+    def _total(self) -> Tensor:
+        return self.energy.sum(1, keepdim=True)
 
     @cached_property
     def nonzero(self) -> Tensor:
         """(R, N) bool: the terms that are not exactly zero. They come first."""
-        return self.energy > 0
+        return self.energy != 0  # as NaN is
 
     @cached_property
     def _sorted(self) -> Tensor:
         """(R, N): each term's key, sorted: its energy's bits, turned round (they are ordered as the energies are), then
-        its place, so that of equal ones the first comes first.
+        its place, so that of equal ones the first comes first. NaN comes before all numbers, whatever its sign.
         """
         bits = self.energy.view(torch.int32).long()
         keys = bits.neg_().add_(_MOST).bitwise_left_shift_(32)
@@ -183,11 +199,16 @@ class Above(Ranked):
     @cached_property
     def rest(self) -> Tensor:
         left = self.energy.masked_fill(self._above, 0)
-        return left.sum(1, keepdim=True).sqrt().to(self.rows.dtype)
+        return _norms(left.sum(1, keepdim=True)).to(self.rows.dtype)
 
     @cached_property
     def _above(self) -> Tensor:
         return self.energy > self.cut**2
+
+
+def _norms(energies: Tensor) -> Tensor:
+    """0 where there is none: tables are looked up by them."""
+    return energies.sqrt().nan_to_num_(nan=0, posinf=0)
 
 
 def energies(rows: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """Which layers feed an activation, found by watching one forward pass of the unmodified model."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from exprune.core.discovery.padding import fused_around
 from exprune.core.discovery.sites import Site
 from exprune.core.discovery.watcher import Watcher
 from exprune.core.discovery.writes import Writes
@@ -35,7 +37,7 @@ def find_sites(model: nn.Module, *example: Any, **named_example: Any) -> list[Si
             out = model(*example, **named_example)
             watcher.use(out, "the model's output")
             watcher.use_what_is_kept()
-            return watcher.sites()
+            return [replace(site, fused=fused_around(model, site.module)) for site in watcher.sites()]
     finally:
         for module, mode in training.items():
             module.training = mode

@@ -115,6 +115,11 @@ def _followed_here() -> bool:
     return any(isinstance(mode, ChainFollower) for mode in torch.overrides._get_current_function_mode_stack())
 
 
+def looked_on_by_others() -> bool:
+    """Whether calls of this thread are seen by a function mode that is no follower."""
+    return not all(isinstance(mode, ChainFollower) for mode in torch.overrides._get_current_function_mode_stack())
+
+
 def eagerly() -> AbstractContextManager:
     """Inside of it what torch.compile compiled runs as it was written, so that its calls are seen."""
     if "torch._dynamo" not in sys.modules:  # nothing was compiled, and to import it takes seconds

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from exprune.core.calls.activations import Activation
 from exprune.core.calls.effects import call_name, draws
 from exprune.core.calls.layers import LinearCall, Owner, owner_in
 from exprune.core.discovery.chain import Chain
-from exprune.core.discovery.following import ChainFollower
+from exprune.core.discovery.following import ChainFollower, looked_on_by_others
+from exprune.core.discovery.padding import hooks_on
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
 
@@ -40,7 +41,14 @@ class SiteFollower(ChainFollower):
         for site in sites:
             self._of_module[site.module].append(site)
         self._names_of_parts = {(site.whole, site.rows): site.name for site in sites if site.rows is not None}
+        self._fused = dict.fromkeys(module for site in sites for module in site.fused)
         self._weights = {id(getattr(site.module, site.parameter, None)): site.name for site in sites}
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        for module in reversed(self._fused):  # what a layer returns before what its encoder makes of it
+            self._hooks += hooks_on(module, looked_on_by_others)
+        return self
 
     def enters(self, module: nn.Module) -> None:
         if sites := self._of_module.get(module):

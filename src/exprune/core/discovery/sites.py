@@ -40,6 +40,7 @@ class Site:
         spared: FLOPs in those two layers that an output of exactly 0 spares, by name of the layer.
         rows: of a layer that is some outputs of another, :attr:`whole`: from which to which; None: all of its own.
         ends: the modules that are its activation, where no call of torch is, each with what it computes.
+        fused: the encoders and attentions around it that torch runs fused where no context looks on.
         hidden: whether the module computes products that no torch call shows (scripted functions, C++ code).
         outcomes: what its neurons may output when they are stopped: ``zero`` and ``prediction`` before an activation,
             ``prediction`` of any other layer that can be followed; none of those that cannot. See :func:`select_sites`.
@@ -66,6 +67,7 @@ class Site:
     rows: tuple[int, int] | None = None
     whole: str | None = None
     ends: tuple[tuple[nn.Module, Activation], ...] = field(default=(), repr=False, compare=False)
+    fused: tuple[nn.Module, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def eligible(self) -> bool:

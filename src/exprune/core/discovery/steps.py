@@ -92,6 +92,8 @@ def _add(carrier: Carrier, func: Callable, args: tuple, kwargs: dict) -> Any:
     if func in effects.IN_PLACE_ADDS and own is not left:
         other = left.clone()  # it is about to become the sum
     beside = carrier.one_per_channel(chain, own, other)
+    if beside is None and not isinstance(other, Tensor):  # a bool, a complex number, one of numpy's
+        return None
     out = carrier.run(func, args, kwargs)
     carrier.carry(chain, out, chain.plus(other) if beside is None else chain.shifted(beside))
     return out

@@ -1,0 +1,116 @@
+"""What torch's fused kernels make of padding, for runs in which it does not use them.
+
+``nn.TransformerEncoder``, its layers and ``nn.MultiheadAttention`` use them only where nobody looks on: neither inside
+a context that sees torch calls, nor with hooks. What both ways give differs at padding alone: the encoder packs its
+sequences and fills up with zeros, and fused attention over a sequence of nothing but padding is NaN. Whether a call
+would be fused, and what comes of it, torch itself is asked.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exprune.core.calls.layers import named
+
+_FUSED = nn.TransformerEncoder | nn.TransformerEncoderLayer | nn.MultiheadAttention
+_ENCODER_ARGUMENTS = ("src", "mask", "src_key_padding_mask", "is_causal")
+_LAYER_ARGUMENTS = ("src", "src_mask", "src_key_padding_mask")
+_ATTENTION_ARGUMENTS = ("query", "key", "value", "key_padding_mask")
+
+
+def fused_around(model: nn.Module, module: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules of a model around one of its modules, or that itself, that torch may run fused."""
+    return tuple(one for one in model.modules() if isinstance(one, _FUSED) and any(module is m for m in one.modules()))
+
+
+def hooks_on(module: nn.Module, looked_on: Callable[[], bool]) -> list[Any]:
+    """Hooks, to be removed, by which a module that torch may run fused returns what it then does.
+
+    Args:
+        looked_on: whether somebody else keeps torch from its fused kernels.
+    """
+    if isinstance(module, nn.TransformerEncoder):
+        return _of_encoder(module, looked_on)
+    of_layer = isinstance(module, nn.TransformerEncoderLayer)
+    names = _LAYER_ARGUMENTS if of_layer else _ATTENTION_ARGUMENTS
+    batch_first = getattr(getattr(module, "self_attn", module), "batch_first", False)
+
+    def attended(_: nn.Module, args: tuple, kwargs: dict, out: Any) -> Any:
+        padding = named(names, args, kwargs).get(names[-1])
+        if padding is None or looked_on():
+            return None
+        with torch._C.DisableTorchFunction():
+            alone = (padding if padding.dtype == torch.bool else padding == -torch.inf).all(-1)
+            if not alone.any():
+                return None
+            own = _without_our_hooks(module).forward(*args, **kwargs)
+            alone = alone.view(-1, 1, 1) if batch_first or not alone.dim() else alone.view(1, -1, 1)
+            if isinstance(out, Tensor):
+                return torch.where(alone, own, out).view_as(out)
+            return torch.where(alone, own[0], out[0]).view_as(out[0]), *out[1:]
+
+    return [module.register_forward_hook(attended, with_kwargs=True)]
+
+
+def _of_encoder(encoder: nn.TransformerEncoder, looked_on: Callable[[], bool]) -> list[Any]:
+    if type(encoder).forward is not nn.TransformerEncoder.forward or not len(encoder.layers):
+        return []
+    left: list[Tensor] = []  # of the call that runs: 0 where it is filled up
+
+    def before(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        given = named(_ENCODER_ARGUMENTS, args, kwargs)
+        if given.get("src_key_padding_mask") is not None and type(given["src"]) is Tensor and not looked_on():
+            left.append(_left_of_ones(encoder, **given))
+
+    def behind_last(_: nn.Module, __: tuple, out: Tensor) -> Tensor | None:
+        with torch._C.DisableTorchFunction():
+            return out.masked_fill(left[-1] == 0, 0) if left else None
+
+    def after(_: nn.Module, __: tuple, ___: Any) -> None:
+        left.clear()
+
+    return [
+        encoder.register_forward_pre_hook(before, with_kwargs=True),
+        encoder.layers[-1].register_forward_hook(behind_last),
+        encoder.register_forward_hook(after, always_call=True),
+    ]
+
+
+def _left_of_ones(encoder: nn.TransformerEncoder, src: Tensor, **given: Any) -> Tensor:
+    """What an encoder whose layers do nothing makes of ones in the shape of ``src``."""
+    idle = copy.copy(encoder)
+    idle.__dict__["_modules"] = {"layers": [_Idle(encoder.layers[0])], "norm": None}
+    with torch._C.DisableTorchFunction():
+        return nn.TransformerEncoder.forward(idle, torch.ones_like(src), **given)
+
+
+class _Idle:
+    """Does nothing, and passes for the layer in whose place it is."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+    def __call__(self, src: Tensor, **given: Any) -> Tensor:
+        return src
+
+
+def _without_our_hooks(module: nn.Module) -> nn.Module:
+    """The module with its own weights, and hooks that are somebody else's."""
+    bare = copy.copy(module)
+    for kind in ("_forward_hooks", "_forward_pre_hooks"):
+        theirs = {key: hook for key, hook in getattr(module, kind).items() if not _is_ours(hook)}
+        bare.__dict__[kind] = type(getattr(module, kind))(theirs)
+    bare.__dict__["_modules"] = {
+        name: None if part is None else _without_our_hooks(part) for name, part in module._modules.items()
+    }
+    return bare
+
+
+def _is_ours(hook: Callable) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith(__name__.partition(".")[0] + ".")

@@ -37,7 +37,8 @@ def find_sites(model: nn.Module, *example: Any, **named_example: Any) -> list[Si
             out = model(*example, **named_example)
             watcher.use(out, "the model's output")
             watcher.use_what_is_kept()
-            return [replace(site, fused=fused_around(model, site.module)) for site in watcher.sites()]
+            fused = fused_around(model)
+            return [replace(site, fused=fused.get(site.module, ())) for site in watcher.sites()]
     finally:
         for module, mode in training.items():
             module.training = mode

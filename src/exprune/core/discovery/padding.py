@@ -21,9 +21,13 @@ _LAYER_ARGUMENTS = ("src", "src_mask", "src_key_padding_mask")
 _ATTENTION_ARGUMENTS = ("query", "key", "value", "key_padding_mask")
 
 
-def fused_around(model: nn.Module, module: nn.Module) -> tuple[nn.Module, ...]:
-    """The modules of a model around one of its modules, or that itself, that torch may run fused."""
-    return tuple(one for one in model.modules() if isinstance(one, _FUSED) and any(module is m for m in one.modules()))
+def fused_around(model: nn.Module) -> dict[nn.Module, tuple[nn.Module, ...]]:
+    """The modules that torch may run fused, by the modules that are part of them, the outermost first."""
+    around: dict[nn.Module, tuple[nn.Module, ...]] = {}
+    for fused in model.modules():
+        for part in fused.modules() if isinstance(fused, _FUSED) else ():
+            around[part] = (*around.get(part, ()), fused)
+    return around
 
 
 def hooks_on(module: nn.Module, looked_on: Callable[[], bool]) -> list[Any]:

@@ -1,7 +1,8 @@
 """What was spent and what was saved, per site and in all (docs/method.md, section 5)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,22 @@ class SiteFlops:
         self.negative = self.negative + outputs - positive
         self.wrong = self.wrong + wrong
         self.zeros = self.zeros + (so_far[-1].sum() if zeros is None else zeros)
+
+    def described(self) -> "SiteFlops":
+        """The counts as they are now, without the model and the device that they were made on."""
+        of = self.by_input
+        return replace(
+            self,
+            site=self.site.described(),
+            pruned_at=[
+                count.cpu() if isinstance(count, Tensor) and count.dim() else _total(count) for count in self.pruned_at
+            ],
+            negative=_total(self.negative),
+            wrong=_total(self.wrong),
+            zeros=_total(self.zeros),
+            row=_total(self.row),
+            by_input=None if of is None else ByInput(_total(of.nonzero), _total(of.left), of.ranking),
+        )
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -141,13 +158,16 @@ class Flops:
     BatchNorm and activations, with what it has no formula for and we have (docs/method.md, section 5); ``zeros`` is the
     part of it that multiplies weights removed by static pruning; ``sites`` says where ``dense - pruned`` comes from.
     ``uncounted`` names what is in none of them though it may cost: operators that nobody has a formula for, and how
-    often they were called.
+    often they were called. Pickled or copied it is of the counts alone: its sites have no model any more.
     """
 
     unpruned: int
     sites: tuple[SiteFlops, ...]
     zeros: int = 0
     uncounted: Mapping[str, int] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "sites": tuple(count.described() for count in self.sites)}
 
     @property
     def dense(self) -> int:

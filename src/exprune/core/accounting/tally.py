@@ -55,6 +55,14 @@ class FlopTally:
         self._unknown = _Unknown(self.uncounted)
         self._depth = 0
 
+    def __getstate__(self) -> dict[str, Any]:  # PyTorch's counter cannot be pickled
+        return {"flops": self.flops, "uncounted": self.uncounted}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        FlopTally.__init__(self)
+        self.flops = state["flops"]
+        self.uncounted.update(state["uncounted"])
+
     def call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         if self.counts_all or func in _FREE or getattr(func, "__name__", "") == "__get__":  # that reads an attribute
             return func(*args, **kwargs)

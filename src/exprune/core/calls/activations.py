@@ -5,7 +5,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Real
 from typing import Any
 
@@ -47,6 +47,12 @@ class Activation:
     def __hash__(self) -> int:
         return hash((self.name, self.tried))
 
+    def described(self) -> "Activation":
+        """What is to be said of it, without what computes it, which may be a class that only its own process knows."""
+        description = Activation(self.name, partial(_left_behind, self.name), self.relu, self.rectifies)
+        vars(description)["tried"] = self.tried
+        return description
+
     def __call__(self, z: Tensor) -> Tensor:
         with torch.no_grad(), torch._C.DisableTorchFunction():
             return self.function(z)
@@ -78,7 +84,7 @@ def activation_of(func: Callable, args: tuple, kwargs: dict) -> Activation | Non
         ceiling = _relu_ceiling(func, args, kwargs)
         if ceiling is not None:
             name = "relu" if ceiling == math.inf else f"relu up to {ceiling:g}"
-            return Activation(name, lambda z: z.clamp(0, ceiling), relu=True, rectifies=True)
+            return Activation(name, partial(_up_to, ceiling), relu=True, rectifies=True)
         if func not in _LEAKY:
             return None
     further = args[1:]  # of its pre-activation nothing is kept
@@ -88,7 +94,7 @@ def activation_of(func: Callable, args: tuple, kwargs: dict) -> Activation | Non
     given = [f"{value:g}" if isinstance(value, float) else str(value) for value in (*further, *settings.values())]
     kept = [value for value in given if value not in ("True", "False", "none")]
     name = func.__name__.strip("_") + (f"({', '.join(kept)})" if kept else "")
-    return Activation(name, lambda z: func(z.clone(), *further, **settings))
+    return Activation(name, partial(_called, func, further, settings))
 
 
 def activation_module(module: nn.Module) -> Activation | None:
@@ -112,10 +118,7 @@ def activation_module(module: nn.Module) -> Activation | None:
     except Exception:  # it has what cannot be copied
         return None
 
-    def function(z: Tensor) -> Tensor:
-        out: Tensor = type(alone).forward(alone, z.clone())
-        return out
-
+    function = partial(_forward, alone)
     with torch.random.fork_rng(devices=[]):
         if not _elementwise(function) or _ends_in_a_call(function):
             return None
@@ -123,6 +126,27 @@ def activation_module(module: nn.Module) -> Activation | None:
     out = function(z)
     relu = bool(out[-1] > 0) and torch.equal(out, z.clamp(0, float(out[-1])))
     return Activation("relu" if relu else type(module).__name__, function, relu, not out[z <= 0].any(), module)
+
+
+# Functions of activations, by name, so that they can be pickled.
+
+
+def _up_to(ceiling: float, z: Tensor) -> Tensor:
+    return z.clamp(0, ceiling)
+
+
+def _called(func: Callable, further: tuple, settings: dict, z: Tensor) -> Tensor:
+    out: Tensor = func(z.clone(), *further, **settings)
+    return out
+
+
+def _forward(module: nn.Module, z: Tensor) -> Tensor:
+    out: Tensor = type(module).forward(module, z.clone())
+    return out
+
+
+def _left_behind(name: str, z: Tensor) -> Tensor:
+    raise SettingError(f"{name}: of a result that was pickled there is no model; find the sites of one")
 
 
 def _ends_in_a_call(function: Callable) -> bool:

@@ -149,6 +149,11 @@ class Site:
         """FLOPs of one output, ``2 * N * K``."""
         return 2 * self.terms * self.weights_per_term
 
+    def described(self) -> "Site":
+        """What is to be said of it, without the model."""
+        activation = None if self.activation is None else self.activation.described()
+        return replace(self, module=nn.Module(), activation=activation, ends=(), fused=())
+
     def order(self) -> Tensor | None:
         """The order in which terms are evaluated; None: as they stand.
 

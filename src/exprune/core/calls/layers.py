@@ -150,6 +150,8 @@ def _same(stored: Tensor, weight: Tensor) -> bool | None:
     """Whether ``weight`` is ``stored`` transposed; None where it is another tensor."""
     if weight is stored:
         return False
+    if stored.layout != torch.strided or weight.layout != torch.strided:
+        return None
     if stored.is_meta or weight.is_meta:
         same_place = weight._base is stored
     else:

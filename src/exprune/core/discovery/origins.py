@@ -35,7 +35,7 @@ def origin_of(func: Callable, inputs: list[Tensor], origins: list[Origin], out: 
     spatial = 1
     if is_layer:
         kernel_dims = max(t.dim() - 2 for t in inputs[1:2]) if func in LAYER_CALLS else 0
-    elif inputs:
+    elif inputs and not any(x.is_nested and x.layout == torch.strided for x in (*inputs, out)):  # which has no shape
         source = inputs[0]
         image = source.dim() == 4 or (source.dim() in (3, 5) and source.dim() == kernel_dims + 2)
         if func in _FLATTENS and image and out.shape == (source.shape[0], source.shape[1:].numel()):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from exprune.core.calls.activations import Activation
+from exprune.core.calls.kinds import transformed
 from exprune.core.calls.layers import LinearCall
 from exprune.core.discovery.sites import PREDICTION, ZERO, Site
 
@@ -29,6 +30,11 @@ class Call:
     activation: Activation | None = None
     readers: list[tuple[str, int] | None] = field(default_factory=list)  # of what comes of it; None: no layer
     factor: "tuple[str, Call] | None" = None  # by which what comes of it is multiplied
+
+    @property
+    def unfit(self) -> str | None:
+        """Why its terms cannot be told, whatever becomes of its output."""
+        return self.call.unsupported or transformed(self.call.input) or self.elsewhere
 
 
 @dataclass
@@ -81,7 +87,7 @@ def site_of(name: str, layer: Layer) -> Site:
     if gated is not None:
         spared[gated[0]] = 2 * gated[1].call.weight[0].numel()
     outcomes: tuple[str, ...] = ()
-    if layer.why is None and calls and not any(call.elsewhere or call.call.unsupported for call in calls):
+    if layer.why is None and calls and not any(call.unfit for call in calls):
         tested = all(_reason(replace(call, raw=False)) is None for call in calls) and activation is not None
         outcomes = (ZERO, PREDICTION) if tested else (PREDICTION,)
     return Site(
@@ -170,15 +176,13 @@ def _reason(call: Call) -> str | None:
         last = call.uses[max(call.uses)] if call.uses else [""]
         if last[0] == "batch_norm":
             return "its BatchNorm uses the statistics of the batch, or normalises something else than its channels"
-        return call.elsewhere or call.why or _feeds(last[0])
+        return transformed(call.call.input) or call.elsewhere or call.why or _feeds(last[0])
     for uses in call.uses.values():
         if len(uses) > 1:
             others = sorted({use for use in uses if use}) or ["another operation"]
             return f"its pre-activation is also read by {', '.join(others)}"
-    if call.call.unsupported is not None:
-        return call.call.unsupported
-    if call.elsewhere or call.why:
-        return call.elsewhere or call.why
+    if call.unfit or call.why:
+        return call.unfit or call.why
     if call.raw:
         return f"reads the raw input ({call.call.terms} terms)"
     return None

@@ -4,17 +4,18 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from exprune.core.calls.activations import Activation
 from exprune.core.calls.effects import call_name, draws
+from exprune.core.calls.kinds import packed, transformed, without_values
 from exprune.core.calls.layers import LinearCall, Owner, owner_in
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.following import ChainFollower, looked_on_by_others
 from exprune.core.discovery.padding import hooks_on
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
+from exprune.core.sums.trial import unlike_its_terms
 
 
 class SiteFollower(ChainFollower):
@@ -41,6 +42,7 @@ class SiteFollower(ChainFollower):
         for site in sites:
             self._of_module[site.module].append(site)
         self._names_of_parts = {(site.whole, site.rows): site.name for site in sites if site.rows is not None}
+        self._tried: set[tuple[str, type, type]] = set()
         self._fused = dict.fromkeys(module for site in sites for module in site.fused)
         self._weights = {id(getattr(site.module, site.parameter, None)): site.name for site in sites}
 
@@ -79,15 +81,21 @@ class SiteFollower(ChainFollower):
             if (name := self._weights.get(id(call.given))) in self._followed:
                 self.elsewhere(name)
             return None
-        if call.input.is_nested or call.input.layout != torch.strided:
-            raise SettingError(f"{site.name}: its input is nested or sparse; give the model padded, dense ones")
-        if site.name in self._followed:
+        if site.name in self._followed and not packed(call):
             if (*call.weight.shape[:2], call.weight.shape[2:].numel()) != _found(site):
                 shape = " x ".join(map(str, call.weight.shape))
                 raise SettingError(f"{site.name}: its weight is {shape}, another than when it was found; find it anew")
-            if why := _without_rows(call.input):
+            if why := transformed(call.input) or without_values(call.input):
                 raise SettingError(f"{site.name}: {why}")
         return site.name
+
+    def tag(self, name: str, out: Tensor, call: LinearCall, bias: Tensor | None) -> None:
+        kinds = name, type(call.input), type(call.given)
+        if name in self._followed and kinds not in self._tried:
+            self._tried.add(kinds)
+            if why := unlike_its_terms(call, bias, out):
+                raise SettingError(f"{name}: {why}")
+        super().tag(name, out, call, bias)
 
     def begin(self, chain: Chain, out: Tensor) -> None:
         super().begin(chain, out)
@@ -117,12 +125,3 @@ class SiteFollower(ChainFollower):
 
 def _found(site: Site) -> tuple[int, int, int]:
     return site.outputs, site.terms, site.weights_per_term
-
-
-def _without_rows(x: Tensor) -> str | None:
-    """Why nothing can be tested of a layer's input; None where it can."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return "inside torch.vmap or another transform of torch.func its rows cannot be told apart; give it the batch"
-    if x.is_meta or type(x).__name__ == "FakeTensor":
-        return "its input has no values (meta or fake tensors), so nothing can be tested; ExPrune(sites, None) counts"
-    return None

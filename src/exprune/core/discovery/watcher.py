@@ -19,6 +19,7 @@ from exprune.core.discovery.origins import CONSTANT, UNKNOWN, origin_of
 from exprune.core.discovery.records import Call, Layer, kind_and_terms, read_beside_its_parts, site_of, weights_among
 from exprune.core.discovery.sites import Site
 from exprune.core.discovery.writes import Writes
+from exprune.core.sums.trial import unlike_its_terms
 
 # Calls other than those of layers that multiply by weights.
 _OTHER_PRODUCTS = set(
@@ -49,7 +50,7 @@ class Watcher(ChainFollower):
             (tensor.data_ptr(), tensor.shape): module
             for module in model.modules()
             for tensor in (*module._parameters.values(), *module._buffers.values())
-            if tensor is not None and tensor.dim() > 1 and not tensor.is_meta
+            if tensor is not None and tensor.dim() > 1 and not tensor.is_meta and tensor.layout == torch.strided
         }
         self.activated = WeakTensorKeyDictionary()  # what comes of activations: the records of their calls
         self._last: LinearCall | None = None  # that the torch call at hand is
@@ -100,6 +101,13 @@ class Watcher(ChainFollower):
 
     def activation(self, module: nn.Module) -> Activation | None:
         return activation_module(module)
+
+    def compute(
+        self, name: str, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]
+    ) -> tuple[Tensor, LinearCall]:
+        out, record = run(), self._calls[id(call)][1]
+        record.elsewhere = record.elsewhere or unlike_its_terms(call, bias, out)
+        return out, call
 
     def _home(self, call: LinearCall) -> Owner | None:
         """Whose weight it is, of any module of the model."""

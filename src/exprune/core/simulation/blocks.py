@@ -42,6 +42,11 @@ def chunks(chain: Chain, out: Tensor, most: int | None = None) -> Iterator[tuple
         yield replace(chain, call=call, residual=residual), rows
 
 
+def same_memory(values: Tensor, given: Tensor) -> bool:
+    """Whether what is written to ``values``, all of a tensor, is written to that; of other classes nobody knows."""
+    return type(values) is type(given) is Tensor and values.data_ptr() == given.data_ptr()
+
+
 def data_mask(mask: Tensor, chain: Chain, out: Tensor, rows: slice) -> Tensor | None:
     """The mask of data rows, to broadcast with ``out``, some rows of the layer's output; None where all are data."""
     dims = -chain.call.channel_dim

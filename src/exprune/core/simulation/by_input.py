@@ -9,6 +9,7 @@ from torch import Tensor
 from exprune.core.accounting.flops import SiteFlops
 from exprune.core.accounting.plan import Plan
 from exprune.core.discovery.chain import Chain
+from exprune.core.simulation.blocks import same_memory
 from exprune.core.simulation.stops import Stops
 from exprune.core.sums.elementwise import per_row
 from exprune.core.sums.input_order import Columns, Ranked, cutting_flops, ranking_flops, rows_of
@@ -48,7 +49,7 @@ def prune_by_input(
     of.add(rows * out.shape[1], stops.counts(out, data), stops.zeros(data))
     _count(of, stops, ranked, data, rows * overhead)
     stops.write(out, chain.activation)
-    if out.data_ptr() != given.data_ptr():
+    if not same_memory(out, given):
         moved = given.movedim(dim, -1)
         moved.copy_(out.view(moved.shape))
     return ranked

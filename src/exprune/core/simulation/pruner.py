@@ -13,7 +13,7 @@ from exprune.core.calls.layers import LinearCall, masks_of
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.sites import Site
 from exprune.core.heuristics.heuristic import Heuristic
-from exprune.core.simulation.blocks import as_rows, chunks, data_mask
+from exprune.core.simulation.blocks import as_rows, chunks, data_mask, same_memory
 from exprune.core.simulation.by_input import prune_by_input
 from exprune.core.simulation.gates import Gates
 from exprune.core.simulation.stops import Stops
@@ -182,7 +182,7 @@ class Pruner(StagedFollower):
                 noted.append(self._gates.note(stops, ranked, data))
         if noted:
             self._gates.done(chain.name, noted, out)
-        if out.data_ptr() != given.data_ptr():  # its rows could not be made one dimension without a copy
+        if not same_memory(out, given):  # its rows could not be made one dimension without a copy
             given.copy_(out.view(shape))
 
     def _terms(self, chain: Chain) -> list[Terms] | None:

@@ -133,7 +133,7 @@ def test_a_forward_that_is_called_directly(net: Net, x: Tensor) -> None:
             net.head(F.relu(net.layer.forward(net.stem(x))))
 
     line = refused(run)
-    assert "layer" in line and "directly" in line
+    assert "layer" in line and "while its module did not run" in line
 
 
 def test_an_inner_run_s_partial_sums_are_no_work_of_the_model(net: Net, x: Tensor) -> None:
@@ -241,7 +241,7 @@ def test_a_site_that_is_not_called_is_none_that_failed(net: Net, x: Tensor) -> N
 
 def test_the_sites_of_another_model(net: Net, x: Tensor) -> None:
     line = refused(lambda: pruned_pass(Net().eval(), find_sites(net, x), StatsTest(0.3, n=N), x))
-    assert "another model" in line
+    assert "none of the sites was reached" in line
 
 
 def test_what_is_computed_in_scripted_functions_is_counted(x: Tensor) -> None:

@@ -27,6 +27,8 @@ class Call:
     why: str | None = None  # why it cannot be pruned, where the uses alone do not say it
     elsewhere: str | None = None  # why its weight cannot be told
     added_to: "tuple[str, Call] | None" = None
+    behind: "Call | None" = None  # whose output, as it stands, is its input
+    adapter: str | None = None  # why it is an adapter that could be merged, or has one
     activation: Activation | None = None
     readers: list[tuple[str, int] | None] = field(default_factory=list)  # of what comes of it; None: no layer
     factor: "tuple[str, Call] | None" = None  # by which what comes of it is multiplied
@@ -63,6 +65,21 @@ def kind_and_terms(module: nn.Linear | _ConvNd) -> tuple[str, int, int]:
     transposed = isinstance(module, _ConvTransposeNd)
     kind = f"conv{'_transpose' if transposed else ''}{weight.dim() - 2}d"
     return kind, weight.shape[0 if transposed else 1], weight.shape[2:].numel()
+
+
+def add(shortcut: Call, name: str, goes_on: Call, name_of_that: str) -> None:
+    """Note that one call's output is added to what another computes, whose chain goes on.
+
+    That may be a low-rank adapter: two layers in a row, beside one with the same input.
+    """
+    shortcut.added_to = name_of_that, goes_on
+    inner, outer, own = goes_on.behind, goes_on.call, shortcut.call
+    if inner is None or inner.call.input is not own.input or outer.terms >= own.terms:
+        return
+    if inner.call.weight.shape[2:] == own.weight.shape[2:] and outer.weight.shape[2:].numel() == 1:
+        merge = "merge it (merge_and_unload() of PEFT) and find the sites anew"
+        shortcut.adapter = f"{name_of_that} is a low-rank adapter beside it; {merge}"
+        goes_on.adapter = f"a low-rank adapter of {name}; {merge}"
 
 
 def weights_among(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
@@ -167,6 +184,8 @@ _ELEMENTWISE = {"tanh", "sigmoid", "sin", "exp", "abs", "erf"}  # of torch's, wh
 
 
 def _reason(call: Call) -> str | None:
+    if call.adapter is not None:
+        return call.adapter
     if call.added_to is not None:
         name = call.added_to[0]
         return (

@@ -16,7 +16,15 @@ from exprune.core.calls.layers import LinearCall, Owner, called_with_any_weight,
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.following import ChainFollower
 from exprune.core.discovery.origins import CONSTANT, UNKNOWN, origin_of
-from exprune.core.discovery.records import Call, Layer, kind_and_terms, read_beside_its_parts, site_of, weights_among
+from exprune.core.discovery.records import (
+    Call,
+    Layer,
+    add,
+    kind_and_terms,
+    read_beside_its_parts,
+    site_of,
+    weights_among,
+)
 from exprune.core.discovery.sites import Site
 from exprune.core.discovery.writes import Writes
 from exprune.core.sums.trial import unlike_its_terms
@@ -77,6 +85,8 @@ class Watcher(ChainFollower):
             self.layers[name] = layer
         origin = self.origins.get(call.input, UNKNOWN)
         record = Call(call, not origin.learned, origin.spatial, elsewhere=elsewhere)
+        if (before := self.chains.get(call.input)) is not None:
+            record.behind = self._record(before)
         self._last = call
         if (whose := self.activated.get(call.input)) is not None:
             whose.readers.append(None if call.transposed_conv else (name, call.column_flops))
@@ -220,7 +230,8 @@ class Watcher(ChainFollower):
         depths = [self.origins.get(x, UNKNOWN).depth for x in (left, right)]
         own, other = (right, left) if depths[1] > depths[0] else (left, right)
         goes_on = self.chains[own]
-        self._record(self.chains[other]).added_to = goes_on.name, self._record(goes_on)
+        shortcut = self.chains[other]
+        add(self._record(shortcut), shortcut.name, self._record(goes_on), goes_on.name)
         return own
 
     def constant(self, tensor: Tensor) -> bool:

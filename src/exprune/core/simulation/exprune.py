@@ -134,7 +134,10 @@ class ExPrune:
         if line := pruner.account.line():
             raise SettingError(line)
         if tally.flops and counts and not any(count.outputs for count in counts):
-            raise SettingError("none of the sites was reached: they belong to another model object")
+            raise SettingError(
+                "none of the sites was reached: the model object that they were found in ran none of them; find those "
+                "of the one that runs"
+            )
 
     @property
     def flops(self) -> Flops:

@@ -91,14 +91,14 @@ class Pruner(StagedFollower):
             return
         followed = [site.name for site in self._of_module[module] if site.followed]
         if not self._seen.pop() and followed and any(x.numel() for x in tensors(given)):
-            self.account.fault(followed[0], "its module ran without a torch call of it (compiled, scripted, skipped?)")
+            self.account.fault(followed[0], "its module ran, and no torch call with its weight was seen in it")
 
     def in_another_thread(self, module: nn.Module) -> None:
         name = self._of_module[module][0].name
         self.account.fault(name, "its module ran in another thread than the one that entered the context")
 
     def elsewhere(self, name: str) -> None:
-        self.account.fault(name, "its weight was used outside of a call of its module (its forward called directly?)")
+        self.account.fault(name, "its weight was used while its module did not run")
 
     def reads(self, chain: Chain, func: Callable) -> None:
         if chain.name not in self._ledger.sites:  # of which parts are sites

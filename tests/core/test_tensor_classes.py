@@ -296,7 +296,7 @@ def packed(kind: str, x: Tensor) -> Tensor:
 
 @pytest.mark.filterwarnings("ignore:.*nested tensor:UserWarning", "ignore:Sparse CSR:UserWarning")
 @pytest.mark.parametrize("kind", ["nested", "nested, strided", "sparse", "csr"])
-def test_packed_inputs_and_weights_are_refused_when_sites_are_found(kind: str) -> None:
+def test_layers_of_packed_inputs_and_weights_are_no_sites(kind: str) -> None:
     class Packing(Net):
         def forward(self, x: Tensor) -> Tensor:
             return F.relu(self.layer(packed(kind, torch.tanh(self.stem(x)))))
@@ -304,12 +304,15 @@ def test_packed_inputs_and_weights_are_refused_when_sites_are_found(kind: str) -
     model, x = Packing().eval(), torch.randn(200, 8)
     with torch.no_grad():
         model(x)
-    assert refusal(lambda: find_sites(model, x)).startswith("layer: its input is nested or sparse")
-    assert refusal(lambda: find_sites(Net().eval(), packed(kind, x))).startswith("stem: its input is nested or sparse")
+    if "nested" in kind:  # PyTorch's own counter fails in them
+        assert refusal(lambda: find_sites(model, x)).startswith("layer: its input is nested or sparse")
+        return
+    assert reason_of(model, "layer", x).startswith("its input is nested or sparse")
+    assert reason_of(Net().eval(), "stem", packed(kind, x)).startswith("its input is nested or sparse")
     if kind == "csr":
         model = Net().eval()
         model.layer.weight = nn.Parameter(packed(kind, model.layer.weight.detach()), requires_grad=False)
-        assert refusal(lambda: find_sites(model, x)).startswith("layer: its weight is nested or sparse")
+        assert reason_of(model, "layer", x).startswith("its weight is nested or sparse")
 
 
 @pytest.mark.parametrize(

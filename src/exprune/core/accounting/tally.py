@@ -64,6 +64,8 @@ class FlopTally:
         self.uncounted.update(state["uncounted"])
 
     def call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            return self._higher_order(func, args, kwargs)
         if self.counts_all or func in _FREE or getattr(func, "__name__", "") == "__get__":  # that reads an attribute
             return func(*args, **kwargs)
         self.begin()
@@ -71,6 +73,18 @@ class FlopTally:
             return func(*args, **kwargs)
         finally:
             self.end()
+
+    def _higher_order(self, func: torch._ops.HigherOrderOperator, args: tuple, kwargs: dict) -> Any:
+        """Run an operator that is given functions; their own calls come here one by one.
+
+        FlopCounterMode would run both branches of torch.cond, and refuse most others.
+        """
+        if func.name() == "flex_attention":
+            self.flops += _attention(*args[:3])
+        elif func.name() not in _CONTROL_FLOW:
+            self.uncounted[f"higher_order.{func.name()}"] += 1
+        with self.paused():
+            return func(*args, **kwargs)
 
     @property
     def counts_all(self) -> bool:
@@ -104,6 +118,15 @@ class FlopTally:
         finally:
             self.begin()
             self._depth = depth
+
+
+# Operators that compute nothing but what the functions do that they are given.
+_CONTROL_FLOW = {"cond", "while_loop", "scan", "associative_scan", "map_impl", "tag_activation_checkpoint"}
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """FLOPs of attention over all pairs of (batch, heads, tokens, numbers)."""
+    return 2 * query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
 class _Unknown(TorchDispatchMode):

@@ -1,16 +1,16 @@
-"""Which torch calls are linear layers, what they are given, and whose weights those are.
+"""Which torch calls are linear layers, and what they are given.
 
 A layer is found by its call, not by the class of its module: a module of any class that calls ``linear``, ``addmm``, a
 matrix product or a convolution with weights of its own is one (docs/method.md, section 1).
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 
@@ -93,74 +93,6 @@ def named(names: tuple[str, ...], args: tuple, kwargs: dict) -> dict[str, Any]:
 def per_channel(values: Tensor, spatial_dims: int) -> Tensor:
     """One value per output channel, shaped to broadcast over the output of a layer."""
     return values.reshape(-1, *(1,) * spatial_dims)
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Whose weight one is: a parameter of a module, as it is stored or transposed."""
-
-    module: nn.Module
-    parameter: str
-    transposed: bool = False
-
-
-def owner_in(module: nn.Module, call: LinearCall) -> Owner | None:
-    """The parameter of ``module`` itself that is the weight of a call; None where it is none.
-
-    A module that makes its weight anew at each call (parametrizations, standardised weights) shows it as ``weight``,
-    another tensor than that of the call but of the same shape.
-    """
-    for name, stored in _tensors_of(module):
-        if (transposed := _same(stored, call.weight)) is not None:
-            return Owner(module, name, transposed)
-    made_anew = torch.nn.utils.parametrize.is_parametrized(module) or "weight" not in module._parameters
-    if made_anew or isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-        shown = getattr(module, "weight", None)
-        if isinstance(shown, Tensor) and shown.shape == call.given.shape:
-            return Owner(module, "weight", call.given is not call.weight)
-    return None
-
-
-def masks_of(module: nn.Module) -> dict[str, Tensor]:
-    """The masks of a module's weights that static pruning keeps beside them, by parameter.
-
-    As ``torch.nn.utils.prune`` does, in a buffer ``<parameter>_mask``, and ``torch.ao.pruning``, in a parametrization.
-    """
-    masks = {
-        name.removesuffix("_mask"): mask
-        for name, mask in module._buffers.items()
-        if name.endswith("_mask") and mask is not None and f"{name.removesuffix('_mask')}_orig" in module._parameters
-    }
-    for name, steps in getattr(module, "parametrizations", {}).items():
-        for step in steps:
-            mask = getattr(step, "mask", None)
-            if isinstance(mask, Tensor) and mask.shape == steps.original.shape:
-                masks[name] = mask if name not in masks else masks[name] * mask
-    return masks
-
-
-def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from ((name, p) for name, p in module._parameters.items() if p is not None)
-    yield from ((name, b) for name, b in module._buffers.items() if b is not None)
-    # What torch.nn.utils.prune and functional_call put in a parameter's place.
-    yield from ((name, value) for name, value in module.__dict__.items() if isinstance(value, Tensor))
-
-
-def _same(stored: Tensor, weight: Tensor) -> bool | None:
-    """Whether ``weight`` is ``stored`` transposed; None where it is another tensor."""
-    if weight is stored:
-        return False
-    if stored.layout != torch.strided or weight.layout != torch.strided:
-        return None
-    if stored.is_meta or weight.is_meta:
-        same_place = weight._base is stored
-    else:
-        same_place = weight.numel() == stored.numel() and weight.data_ptr() == stored.data_ptr()
-    if not same_place:
-        return None
-    if weight.shape == stored.shape and weight.stride() == stored.stride():
-        return False
-    return True if weight.dim() == 2 and weight.shape == stored.shape[::-1] else None
 
 
 def _linear(func: Callable, args: tuple, kwargs: dict) -> tuple[LinearCall, Tensor | None]:

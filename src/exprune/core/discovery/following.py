@@ -2,13 +2,16 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from types import FunctionType, MethodType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from exprune.core.calls.activations import Activation
@@ -35,7 +38,7 @@ class ChainFollower(Carrier):
         self._closing: tuple[nn.Module, Chain] | None = None  # the module that is the activation of this chain, running
         self._thread = 0
         self._hooks: list[Any] = []
-        self._eager: AbstractContextManager = nullcontext()
+        self._eager, self._not_yet_eager = ExitStack(), False
 
     def __enter__(self) -> Self:
         self._thread = threading.get_ident()
@@ -43,8 +46,8 @@ class ChainFollower(Carrier):
         for module in self.modules:
             self._hooks.append(module.register_forward_pre_hook(self._enters, with_kwargs=True))
             self._hooks.append(module.register_forward_hook(self._leaves, with_kwargs=True, always_call=True))
-        self._eager = eagerly()
-        self._eager.__enter__()
+        self._not_yet_eager = "torch._dynamo" not in sys.modules
+        self._eager.enter_context(eagerly())
         super().__enter__()
         return self
 
@@ -86,6 +89,9 @@ class ChainFollower(Carrier):
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
         if self._closing is not None:  # how an activation comes about is its own affair
             return self.execute(func, args, kwargs or {})
+        if self._not_yet_eager and "torch._dynamo" in sys.modules:  # something is about to be compiled
+            self._not_yet_eager = False
+            self._eager.enter_context(eagerly())
         kwargs = kwargs or {}
         step = step_of(func)
         # What is worked out here is no call of the model: a context around this one must not see it.
@@ -93,6 +99,20 @@ class ChainFollower(Carrier):
             if step is not None and (done := step(self, func, args, kwargs)) is not None:
                 return done
             return other(self, func, args, kwargs)
+
+    def run(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        if isinstance(func, torch._ops.HigherOrderOperator):  # torch.cond, ...: it runs functions that it is given
+            args, kwargs = tree_map_only(FunctionType | MethodType, self._seen_inside, (args, kwargs))
+        return super().run(func, args, kwargs)
+
+    def _seen_inside(self, function: Callable) -> Callable:
+        """A function whose calls are followed, also where an operator runs it."""
+
+        def followed(*args: Any, **kwargs: Any) -> Any:
+            with torch._C._EnableTorchFunction(), _pushed(self):
+                return function(*args, **kwargs)
+
+        return followed
 
     # What subclasses decide.
 
@@ -108,6 +128,16 @@ class ChainFollower(Carrier):
 
     def in_another_thread(self, module: nn.Module) -> None:
         """A module runs in another thread than the one that entered the context: its calls are not seen."""
+
+
+@contextmanager
+def _pushed(mode: TorchFunctionMode) -> Iterator[None]:
+    """Inside of it a mode sees calls that is at work, and by that out of force; its hooks are there already."""
+    torch.overrides._push_mode(mode)
+    try:
+        yield
+    finally:
+        torch.overrides._pop_mode()
 
 
 def _followed_here() -> bool:

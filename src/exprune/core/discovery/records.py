@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from exprune.core.calls.activations import Activation
 from exprune.core.calls.kinds import transformed
 from exprune.core.calls.layers import LinearCall
+from exprune.core.calls.weights import Made, Part
 from exprune.core.discovery.sites import PREDICTION, ZERO, Site
 
 
@@ -50,6 +51,8 @@ class Layer:
     outputs: int = 0
     parameter: str = "weight"
     transposed: bool = False
+    part: Part | None = None
+    made: Made | None = None
     calls: list[Call] = field(default_factory=list)
     why: str | None = None  # why none of its calls can be followed
     hidden: bool = False
@@ -120,6 +123,8 @@ def site_of(name: str, layer: Layer) -> Site:
         module=layer.module,
         parameter=layer.parameter,
         transposed=layer.transposed,
+        part=layer.part,
+        made=layer.made,
         outputs=layer.outputs,
         hidden=layer.hidden,
         outcomes=outcomes,

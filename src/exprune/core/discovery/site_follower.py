@@ -4,12 +4,14 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from exprune.core.calls.activations import Activation
 from exprune.core.calls.effects import call_name, draws
 from exprune.core.calls.kinds import packed, transformed, without_values
-from exprune.core.calls.layers import LinearCall, Owner, owner_in
+from exprune.core.calls.layers import LinearCall
+from exprune.core.calls.weights import MadeOfParameters, can_run, memory_of, stored_now, uses
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.following import ChainFollower, looked_on_by_others
 from exprune.core.discovery.padding import hooks_on
@@ -44,10 +46,23 @@ class SiteFollower(ChainFollower):
         self._names_of_parts = {(site.whole, site.rows): site.name for site in sites if site.rows is not None}
         self._tried: set[tuple[str, type, type]] = set()
         self._fused = dict.fromkeys(module for site in sites for module in site.fused)
-        self._weights = {id(getattr(site.module, site.parameter, None)): site.name for site in sites}
+        whole = [site for site in sites if site.rows is None]
+        self._kept_elsewhere = [site for site in whole if not can_run(site.module)]
+        self._made = {(site.made.how, site.kind): site for site in whole if site.made is not None}
+        self._computed: MadeOfParameters | None = None
+        self._in_memory: dict[int | None, list[Site]] = defaultdict(list)  # of those that are followed
 
     def __enter__(self) -> Self:
         super().__enter__()
+        self._in_memory.clear()
+        for sites in self._of_module.values():
+            for site in sites:
+                if site.name in self._followed and (weight := stored_now(site.module, site.parameter)) is not None:
+                    self._in_memory[memory_of(weight)].append(site)
+        if self._made:  # to know of every call what it makes of parameters takes time
+            made = (site.made for site in self._made.values())
+            roots = {name: (module, own) for of in made if of is not None for name, module, own in of.roots}
+            self._computed = MadeOfParameters(roots)
         for module in reversed(self._fused):  # what a layer returns before what its encoder makes of it
             self._hooks += hooks_on(module, looked_on_by_others)
         return self
@@ -61,7 +76,14 @@ class SiteFollower(ChainFollower):
         if not self._random and draws(func, args, kwargs or {}):
             self._random = call_name(func)
             self._check_training()
-        return super().__torch_function__(func, types, args, kwargs)
+        if self._computed is None:
+            return super().__torch_function__(func, types, args, kwargs)
+        with torch._C.DisableTorchFunction():
+            known = self._computed.known(args, kwargs or {})
+        out = super().__torch_function__(func, types, args, kwargs)
+        with torch._C.DisableTorchFunction():
+            self._computed.note(func, args, kwargs or {}, out, known)
+        return out
 
     def _check_training(self) -> None:
         # Layers in training mode do as always; dropout beside layers in eval mode is somebody's intention.
@@ -78,10 +100,13 @@ class SiteFollower(ChainFollower):
     def layer(self, func: Callable, call: LinearCall) -> str | None:
         site = self._site_of(call)
         if site is None:
-            if (name := self._weights.get(id(call.given))) in self._followed:
-                self.elsewhere(name)
+            self._look_elsewhere(call)
             return None
-        if site.name in self._followed and not packed(call):
+        if why := packed(call):
+            if site.name in self._followed or call.input.is_nested:
+                raise SettingError(f"{site.name}: {why}")
+            return None
+        if site.name in self._followed:
             if (*call.weight.shape[:2], call.weight.shape[2:].numel()) != _found(site):
                 shape = " x ".join(map(str, call.weight.shape))
                 raise SettingError(f"{site.name}: its weight is {shape}, another than when it was found; find it anew")
@@ -115,12 +140,18 @@ class SiteFollower(ChainFollower):
         """A followed layer's weight is used in a call that is not its module's."""
 
     def _site_of(self, call: LinearCall) -> Site | None:
-        """The site that a call is one of."""
-        sites = self._of_module[self.running[-1]] if self.running else []
-        sites = [site for site in sites if site.kind == call.kind and site.rows is None]
-        if sites and (owner := owner_in(self.running[-1], call)) is not None:
-            return next((site for site in sites if owner == Owner(site.module, site.parameter, site.transposed)), None)
-        return sites[0] if len(sites) == 1 else None
+        """The site whose weight a call uses."""
+        of_running = self._of_module.get(self.running[-1], []) if self.running else []
+        for site in (*of_running, *self._kept_elsewhere):
+            if site.kind == call.kind and site.rows is None and uses(site.stored, call):
+                return site
+        how = None if self._computed is None else self._computed.how(call)
+        return None if how is None else self._made.get((how, call.kind))
+
+    def _look_elsewhere(self, call: LinearCall) -> None:
+        for site in self._in_memory.get(memory_of(call.given), ()):
+            if site.kind == call.kind and uses(site.stored, call):
+                self.elsewhere(site.name)
 
 
 def _found(site: Site) -> tuple[int, int, int]:

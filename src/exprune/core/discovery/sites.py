@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from exprune.core.calls.activations import Activation
-from exprune.core.calls.layers import masks_of
+from exprune.core.calls.weights import Made, Part, Weight, masks_of, stored_now
 from exprune.core.errors import SettingError
 
 # What a neuron that is stopped early may output: 0, or what its activation makes of its expected value.
@@ -34,6 +34,8 @@ class Site:
         module: the module whose weight it is.
         parameter: what the module calls that weight.
         transposed: whether the module keeps it as (terms, outputs).
+        part: which part of that parameter it is; None: all of it.
+        made: how it is computed from parameters at each call; None: it is stored.
         outputs: neurons of one input or position; 0 where that is not known.
         gated: the layer with whose outputs its activation's are multiplied, neuron by neuron; None: none.
         reader: the one layer that reads what comes of it; None: several, or something else than a layer.
@@ -58,6 +60,8 @@ class Site:
     module: nn.Module = field(kw_only=True, repr=False, compare=False)
     parameter: str = "weight"
     transposed: bool = False
+    part: Part | None = None
+    made: Made | None = None
     outputs: int = 0
     hidden: bool = False
     outcomes: tuple[str, ...] = ()
@@ -115,11 +119,14 @@ class Site:
 
     @property
     def weight(self) -> Tensor | None:
-        """The weight as it is now, (outputs, terms, *kernel); None of a layer without a single one."""
+        """The weight as it is now, (outputs, terms, *kernel); None of a layer without a single one.
+
+        One that is computed at each call is as it was when the site was found.
+        """
+        if self.made is not None:
+            return self._own(self.made.value)
         weight = getattr(self.module, self.parameter, None)
-        if not isinstance(weight, Tensor):
-            return None
-        return self._own(weight)
+        return self._own(weight) if isinstance(weight, Tensor) else None
 
     @property
     def mask(self) -> Tensor | None:
@@ -136,12 +143,25 @@ class Site:
             return None
         if mask.is_meta:
             raise SettingError(f"{self.name}: its mask is on the meta device, where it has no values to count")
-        own = self._own(mask != 0)
+        left = mask != 0
+        if self.part is not None and (stored := stored_now(self.module, self.parameter)) is not None:
+            left = torch.empty_like(stored, dtype=torch.bool).copy_(left)  # laid out as the parameter that it masks
+        if self.made is not None and (left.shape != self.made.value.shape or self.made.value[~left].any()):
+            return None  # what is computed of the masked weight has no zeros there
+        own = self._own(left)
         return None if bool(own.all()) else own
+
+    @property
+    def stored(self) -> Weight:
+        """Whose weight it is."""
+        return Weight(self.module, self.parameter, self.transposed, self.part, self.made)
 
     def _own(self, values: Tensor) -> Tensor:
         """Its outputs' of what its module keeps, (outputs, terms, *kernel)."""
-        values = values.t() if self.transposed else values
+        if self.part is not None:
+            values = self.part.of(values)
+        elif self.transposed:
+            values = values.t()
         return values if self.rows is None else values[slice(*self.rows)]
 
     @property
@@ -152,7 +172,7 @@ class Site:
     def described(self) -> "Site":
         """What is to be said of it, without the model."""
         activation = None if self.activation is None else self.activation.described()
-        return replace(self, module=nn.Module(), activation=activation, ends=(), fused=())
+        return replace(self, module=nn.Module(), activation=activation, made=None, ends=(), fused=())
 
     def order(self) -> Tensor | None:
         """The order in which terms are evaluated; None: as they stand.

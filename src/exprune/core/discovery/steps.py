@@ -13,10 +13,8 @@ from torch.nn import functional as F
 
 from exprune.core.calls import effects
 from exprune.core.calls.activations import ACTIVATION_CALLS, activation_of
-from exprune.core.calls.kinds import packed
 from exprune.core.calls.layers import LAYER_CALLS, layer_call, named, per_channel
 from exprune.core.discovery.carrying import Carrier
-from exprune.core.errors import SettingError
 
 
 def step_of(func: Callable) -> Callable | None:
@@ -50,8 +48,6 @@ def _layer(carrier: Carrier, func: Callable, args: tuple, kwargs: dict) -> Any:
     name = carrier.layer(func, call)
     if name is None:
         return None
-    if why := packed(call):
-        raise SettingError(f"{name}: {why}")
     read = [chain for x in effects.tensors((args, kwargs)) if (chain := carrier.chains.get(x)) is not None]
     out, call = carrier.compute(name, call, bias, lambda: carrier.run(func, args, kwargs))
     for chain in read:

@@ -1,6 +1,7 @@
 """Watching one forward pass of a model: every layer's calls, what their outputs go through, and who reads them."""
 
 import gc
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,18 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from exprune.core.calls.activations import Activation, activation_module
 from exprune.core.calls.effects import SCALES, call_name, changes, describes, keeps_zeros, tensors
 from exprune.core.calls.formulas import multiplies
-from exprune.core.calls.layers import LinearCall, Owner, called_with_any_weight, owner_in
+from exprune.core.calls.kinds import packed
+from exprune.core.calls.layers import LinearCall, called_with_any_weight
+from exprune.core.calls.weights import (
+    MadeOfParameters,
+    Weight,
+    can_run,
+    memory_of,
+    name_of_made,
+    part_name,
+    stored_in,
+    stored_now,
+)
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.following import ChainFollower
 from exprune.core.discovery.origins import CONSTANT, UNKNOWN, origin_of
@@ -27,6 +39,7 @@ from exprune.core.discovery.records import (
 )
 from exprune.core.discovery.sites import Site
 from exprune.core.discovery.writes import Writes
+from exprune.core.errors import SettingError
 from exprune.core.sums.trial import unlike_its_terms
 
 # Calls other than those of layers that multiply by weights.
@@ -36,6 +49,8 @@ _OTHER_PRODUCTS = set(
     lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell conv_tbc matmul mm addmm
     """.split()
 )
+
+_COMPUTED = "computed weight"  # of a call whose weight is no layer's own
 
 
 class Watcher(ChainFollower):
@@ -54,12 +69,17 @@ class Watcher(ChainFollower):
         self.origins = WeakTensorKeyDictionary()
         for tensor in (*model.parameters(), *model.buffers()):
             self.origins[tensor] = CONSTANT
-        self._homes = {
-            (tensor.data_ptr(), tensor.shape): module
-            for module in model.modules()
-            for tensor in (*module._parameters.values(), *module._buffers.values())
-            if tensor is not None and tensor.dim() > 1 and not tensor.is_meta and tensor.layout == torch.strided
-        }
+        self._homes: dict[int, list[nn.Module]] = defaultdict(list)  # by memory, who keeps parameters there
+        roots: dict[str, tuple[nn.Module, str]] = {}
+        for name, module in model.named_modules():
+            for own, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    roots[f"{name}.{own}" if name else own] = module, own
+                    if (memory := memory_of(tensor)) is not None:
+                        self._homes[memory].append(module)
+        self._computed = MadeOfParameters(roots, lambda tensor: self.version(tensor))
+        self._of_parameters: list[tuple[Call, frozenset[str]]] = []  # layers' calls that no input enters, and of what
+        self._name_of: dict[tuple[Weight, str], str] = {}
         self.activated = WeakTensorKeyDictionary()  # what comes of activations: the records of their calls
         self._last: LinearCall | None = None  # that the torch call at hand is
         self._calls: dict[int, tuple[LinearCall, Call]] = {}  # by id; the call is kept, so that its id stays its own
@@ -68,21 +88,24 @@ class Watcher(ChainFollower):
 
     def layer(self, func: Callable, call: LinearCall) -> str | None:
         running = self.running[-1] if self.running else None
-        owner = None if running is None else owner_in(running, call)
-        elsewhere = None
-        if owner is None and (home := self._home(call)) is not None:
-            owner, elsewhere = home, f"its weight is used by {self._called(running)}, outside of its own forward"
-        if owner is None:
-            if running is None or not called_with_any_weight(func):
-                return None
-            owner, elsewhere = Owner(running, "weight"), "its weight is computed anew at each call"
-        name = self._name(owner)
+        weight, elsewhere = self._weight_of(func, call, running)
+        if weight is None:
+            return None
+        name = self._name_of.get((weight, call.kind)) or self._name(weight, call)
         layer = self.layers.get(name)
         if layer is None:
             kernel = call.weight.shape[2:].numel()
-            given = owner.parameter, owner.transposed
-            layer = Layer(owner.module, call.kind, call.terms, kernel, call.weight.shape[0], *given)
+            kept = weight.parameter, weight.transposed, weight.part, weight.made
+            why, kind = packed(call), call.kind
+            if why or weight.parameter == _COMPUTED:  # a kind that is not followed
+                kind += " of packed tensors" if why else f" of a {_COMPUTED}"
+            layer = Layer(weight.module, kind, call.terms, kernel, call.weight.shape[0], *kept, why=why)
             self.layers[name] = layer
+        if why := packed(call):
+            if call.input.is_nested or call.given.is_nested:  # FlopCounterMode fails in them
+                raise SettingError(f"{name}: {why}")
+            layer.why = why
+            return None
         origin = self.origins.get(call.input, UNKNOWN)
         record = Call(call, not origin.learned, origin.spatial, elsewhere=elsewhere)
         if (before := self.chains.get(call.input)) is not None:
@@ -119,18 +142,53 @@ class Watcher(ChainFollower):
         record.elsewhere = record.elsewhere or unlike_its_terms(call, bias, out)
         return out, call
 
-    def _home(self, call: LinearCall) -> Owner | None:
-        """Whose weight it is, of any module of the model."""
-        weight = call.given
-        shapes = (weight.shape, weight.shape[::-1]) if weight.dim() == 2 else (weight.shape,)
-        homes = [] if weight.is_meta else [self._homes.get((weight.data_ptr(), shape)) for shape in shapes]
-        return next((owner_in(home, call) for home in homes if home is not None), None)
+    def _weight_of(
+        self, func: Callable, call: LinearCall, running: nn.Module | None
+    ) -> tuple[Weight | None, str | None]:
+        """Whose weight a call uses, and why that is of no use; None of a call that is no layer's."""
+        if running is not None and (own := stored_in(running, call)) is not None:
+            return own, None
+        for home in self._homes.get(memory_of(call.given) or 0, ()):
+            if (kept := stored_in(home, call)) is not None:
+                outside = f"its weight is used by {self._called(running)}, outside of its own forward"
+                return kept, outside if can_run(home) else None
+        if running is None:
+            return None, None
+        if (made := self._computed.made(call)) is not None:
+            if self._computed.constant(call.input):  # what computes a weight is no layer
+                return None, None
+            for record, roots in self._of_parameters:
+                if roots <= {name for name, _, _ in made.roots}:
+                    record.elsewhere = "what it computes is a weight"
+            return Weight(running, name_of_made(made, self.names, running)[1], made=made), None
+        if not called_with_any_weight(func):
+            return None, None
+        known = call.given in self.origins and self.origins[call.given].data
+        why = "depends on the input" if known else "is no parameter, and not seen to be computed from parameters alone"
+        return Weight(running, _COMPUTED), f"its weight {why}"
 
-    def _name(self, owner: Owner) -> str:
-        name = self.names.get(owner.module, "")
-        if owner.parameter == "weight" and name:
-            return name
-        return f"{name}.{owner.parameter}" if name else owner.parameter
+    def _name(self, weight: Weight, call: LinearCall) -> str:
+        """What a layer is called: as its parameter is, or as the module whose ``weight`` that is."""
+        module, parameter = self.names.get(weight.module, ""), weight.parameter
+        if weight.made is not None:
+            name = name_of_made(weight.made, self.names, weight.module)[0]
+        elif parameter == _COMPUTED:
+            name = module or parameter
+        else:
+            stored = stored_now(weight.module, parameter)
+            if weight.part is not None and stored is not None:
+                parameter = part_name(parameter, stored, weight.part)
+            own = module if parameter == "weight" else f"{module}.{parameter}" if module else parameter
+            name = own or parameter
+        both_ways = weight.made is None and weight.part is None
+        if name in self.layers and both_ways and self.layers[name].transposed != weight.transposed:
+            name += ".T"
+        known, more = name, 1
+        while name in self.layers:
+            more += 1
+            name = f"{known} ({more})"
+        self._name_of[weight, call.kind] = name
+        return name
 
     def _called(self, module: nn.Module | None) -> str:
         return (self.names.get(module) or type(module).__name__) if module is not None else "the model"
@@ -144,11 +202,15 @@ class Watcher(ChainFollower):
             before = [(tensor, self.version(tensor)) for tensor in inputs]
             origins = [self.origins.get(tensor, UNKNOWN) for tensor in inputs]
             read = [(tensor, record) for tensor in inputs if (record := self.activated.get(tensor)) is not None]
+            known = self._computed.known(args, kwargs)
         seen, self._last = len(self._calls), None
         out = super().__torch_function__(func, types, args, kwargs)
         with torch._C.DisableTorchFunction():
             if len(self._calls) == seen:
                 self._note_product(func, inputs)
+            self._computed.note(func, args, kwargs, out, known)
+            if self._last is not None and isinstance(out, Tensor) and (roots := self._computed.roots(out)):
+                self._of_parameters.append((self._calls[id(self._last)][1], roots))
             for tensor, record in read:
                 self._note_reader(tensor, record, func, args, kwargs, out)
             for tensor in tensors(out):
@@ -165,8 +227,11 @@ class Watcher(ChainFollower):
         if isinstance(func, torch._ops.OpOverload) and multiplies(func):
             why = f"computes {name} in scripted or C++ code, whose calls cannot be seen when it is pruned"
             self._unfollowed(running, name, why, inputs, hidden=True)
-        elif name in _OTHER_PRODUCTS and weights_among(running, inputs):
+        elif name in _OTHER_PRODUCTS and weights_among(running, inputs) and not self._of_parameters_alone(inputs):
             self._unfollowed(running, name, f"computes {name}, which is not followed to an activation", inputs)
+
+    def _of_parameters_alone(self, inputs: list[Tensor]) -> bool:
+        return all(self._computed.constant(x) for x in inputs)
 
     def _note_reader(self, tensor: Tensor, record: Call, func: Callable, args: tuple, kwargs: dict, out: Any) -> None:
         """Who reads what comes of an activation, as far as an exact 0 in it stays one."""
@@ -256,9 +321,12 @@ class Watcher(ChainFollower):
     def sites(self) -> list[Site]:
         """Every layer that was seen, in the order of their first calls; then those that were not."""
         listed = {layer.module for layer in self.layers.values()}
+        whole = {(root, own): name for name, of in self.layers.items() if of.made for _, root, own in of.made.roots}
         for module, name in self.names.items():
             if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module not in listed:
                 why = "not seen as a torch call: unused in this pass, fused or scripted"
+                if (of := whole.get((module, "weight"))) is not None:
+                    why = f"its weight is used to compute that of {of}"
                 self.layers[name] = Layer(module, *kind_and_terms(module), why=why)
         # What is split is told apart where a part of it is before an activation, as a gate is.
         split = {layer.whole for layer in self.layers.values() if any(call.closed for call in layer.calls)} - {None}

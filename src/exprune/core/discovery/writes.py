@@ -16,6 +16,8 @@ class Writes(TorchDispatchMode):
     torch calls, which the function mode beside it sees.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()
         self._counts: dict[int, int] = defaultdict(int)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from exprune.core.accounting.account import Account
 from exprune.core.accounting.ledger import Ledger
 from exprune.core.calls.effects import call_name, tensors
-from exprune.core.calls.layers import LinearCall, masks_of
+from exprune.core.calls.layers import LinearCall
+from exprune.core.calls.weights import masks_of
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.sites import Site
 from exprune.core.heuristics.heuristic import Heuristic
@@ -106,7 +107,7 @@ class Pruner(StagedFollower):
         self.account.fault(chain.name, f"its pre-activation is read by {call_name(func)}, not only by its activation")
 
     def tag(self, name: str, out: Tensor, call: LinearCall, bias: Tensor | None) -> None:
-        self._seen[-1] = True
+        self._seen[-1:] = [True] if self._seen else []
         self.unseen_masks.discard(name)
         if zeros := self._zeros.get(name):
             self._ledger.zeros += 2 * zeros * self._uses(call, out)

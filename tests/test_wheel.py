@@ -38,6 +38,7 @@ def test_a_wheel_needs_torch_alone(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("exprune-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(there)
+    assert (there / "exprune" / "py.typed").exists()
     for name in _closure("torch", set()):
         for top in {file.parts[0] for file in files(name) or () if file.parts[0] not in ("..", "__pycache__")}:
             place = next(iter(files(name))).locate().parents[0]

@@ -1,0 +1,21 @@
+"""What the packages export: a name that comes or goes is noticed, and stands in the changelog."""
+
+import importlib
+
+import pytest
+
+PUBLIC = {
+    "exprune.core": """
+        Activation Calibrated CalibratedTest Dominance ExPrune Flops HeadRecorder Heuristic InputVariances Magnitude
+        Optimal Oracle Prefix Recorder SettingError Site SiteFlops SiteStatistics SquaredGradients StatsTest Threshold
+        find_sites register_activation select_sites term_order
+    """,
+    "exprune.fast": "faster",
+}
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_public_names(package: str) -> None:
+    module = importlib.import_module(package)
+    assert sorted(module.__all__) == sorted(PUBLIC[package].split())
+    assert all(getattr(module, name).__doc__ for name in module.__all__)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from exprune.core import ExPrune, Recorder, Site, StatsTest, find_sites
 from tests.core.networks import refusal
@@ -380,3 +381,34 @@ def test_a_part_used_outside_of_its_module() -> None:
     sites = sites_of(model, x)
     model.direct = True
     assert "its weight was used while its module did not run" in refusal(lambda: run(model, sites, x))
+
+
+@pytest.mark.parametrize("how", ["eager", "grouped_mm"])
+def test_stacked_experts_of_transformers(how: str) -> None:
+    """Mixtral's experts lie in two parameters: each is a layer of its own where it is computed on its own."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_local_experts": 3}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 50, "hidden_act": "relu"}
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(MixtralConfig(**sizes, **heads)).eval()
+    model.set_experts_implementation(how)
+    tokens = torch.randint(50, (4, 30))
+    sites = sites_of(model, tokens)
+    experts = "model.layers.0.mlp.experts"
+    if how == "grouped_mm":
+        assert sites[experts].reason == "computes grouped_mm, which is not followed to an activation"
+        return
+    gates = [f"{experts}.gate_up_proj[{k}][0:48]" for k in range(3)]
+    assert sorted(site.name for site in sites.values() if site.eligible) == gates
+    of_experts, calls = model.model.layers[0].mlp.experts, []
+    hook = of_experts.register_forward_hook(lambda module, args, out: calls.append(args))
+    _, pruned = run(model, sites, tokens)
+    hook.remove()
+    (hidden, chosen, _), *_ = calls
+    by_site = {count.site.name: count for count in pruned.flops.sites}
+    for k, name in enumerate(gates):
+        rows = hidden[(chosen == k).any(-1)].double()
+        terms = rows[:, None, :] * of_experts.gate_up_proj[k, :48].detach().double()
+        mean, square = terms[..., :N].mean(-1), terms[..., :N].square().mean(-1)
+        stopped = mean / ((square - mean.square()) / N).sqrt() < torch.special.ndtri(torch.tensor(0.3))
+        assert by_site[name].outputs == stopped.numel()
+        assert abs(int(by_site[name].pruned) - int(stopped.sum())) <= 1  # of float32 and float64

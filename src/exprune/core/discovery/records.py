@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from exprune.core.calls.activations import Activation
 from exprune.core.calls.kinds import transformed
 from exprune.core.calls.layers import LinearCall
-from exprune.core.calls.weights import Made, Part
+from exprune.core.calls.weights import Made, Part, memory_of
 from exprune.core.discovery.sites import PREDICTION, ZERO, Site
 
 
@@ -86,9 +86,10 @@ def add(shortcut: Call, name: str, goes_on: Call, name_of_that: str) -> None:
 
 
 def weights_among(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
-    """The weights among the inputs of a call; what torch.nn.utils.prune makes of one is no parameter."""
+    """The weights among the inputs of a call, or parts of them; what torch.nn.utils.prune makes is no parameter."""
     masked = [value for value in module.__dict__.values() if isinstance(value, Tensor)]
-    return [t for t in inputs if t.dim() > 1 and (isinstance(t, nn.Parameter) or any(t is m for m in masked))]
+    own = {memory_of(p) for p in (*module._parameters.values(), *masked) if p is not None} - {None}
+    return [t for t in inputs if t.dim() > 1 and (isinstance(t, nn.Parameter) or memory_of(t) in own)]
 
 
 def site_of(name: str, layer: Layer) -> Site:

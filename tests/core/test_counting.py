@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from exprune.core import ExPrune, SettingError, Threshold, find_sites
+from exprune.core.accounting.tally import FlopTally
 
 MODES = pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 
@@ -144,6 +145,19 @@ def test_an_operator_of_somebody_else_is_named() -> None:
     assert dict(run.flops.uncounted) == {"exprune_tests.mystery": 1}
 
 
+def test_a_product_with_a_sparse_adjacency() -> None:
+    """However it is spelt, a graph's edges are counted, not all pairs of its nodes."""
+    adjacency, x = torch.eye(7).to_sparse(), torch.randn(7, 3)
+    layer = nn.Linear(3, 4)
+    for multiply in (torch.mm, torch.spmm, torch.sparse.mm):
+        tally = FlopTally()
+        tally.begin()
+        with torch.no_grad():
+            multiply(adjacency, layer(x))
+        tally.end()
+        assert (tally.flops, dict(tally.uncounted)) == (2 * 7 * 3 * 4 + 2 * 7 * 4, {})
+
+
 def test_counts_go_on_where_they_were() -> None:
     run = dense(nn.Bilinear(3, 4, 5), torch.randn(2, 3), torch.randn(2, 4))
     other = ExPrune(run.sites, None)
@@ -181,6 +195,15 @@ def test_masks_of_any_layer_count(name: str, how: str) -> None:
     flops = dense(model, x).flops
     assert flops.unpruned == 2 * weights * uses
     assert flops.dense == 2 * int(mask.sum()) * uses
+
+
+def test_masks_of_complex_weights_count() -> None:
+    """A multiply-add of complex numbers is 4 of real ones, also where a weight is none."""
+    model, x = nn.Linear(4, 6, dtype=torch.complex64), torch.randn(3, 4, dtype=torch.complex64)
+    mask = torch.arange(24).reshape(6, 4) % 3 > 0
+    prune.custom_from_mask(model, "weight", mask)
+    flops = dense(model, x).flops
+    assert (flops.unpruned, flops.dense) == (8 * 24 * 3, 8 * 16 * 3)
 
 
 class Sparse(nn.Module):

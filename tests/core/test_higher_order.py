@@ -99,6 +99,8 @@ def test_flex_attention_is_counted() -> None:
 def test_another_operator_is_named() -> None:
     """One that is not known to compute nothing but what its functions do."""
 
+    from torch._higher_order_ops.utils import autograd_not_implemented
+
     class Doubled(torch._ops.HigherOrderOperator):
         def __init__(self) -> None:
             super().__init__("doubled_for_a_test")
@@ -107,8 +109,8 @@ def test_another_operator_is_named() -> None:
             return super().__call__(function, x)
 
     doubled = Doubled()
-    for key in (torch._C.DispatchKey.CompositeExplicitAutograd, torch._C.DispatchKey.AutogradCPU):
-        doubled.py_impl(key)(lambda function, x: function(x) * 2)
+    doubled.py_impl(torch._C.DispatchKey.CompositeExplicitAutograd)(lambda function, x: function(x) * 2)
+    doubled.py_autograd_impl(autograd_not_implemented(doubled, deferred_error=True))
     net, x = made(lambda net, h: doubled(net.step, h)), torch.randn(40, 6)
     sites = find_sites(net, x)
     assert by_name(sites)["inside"].eligible

@@ -9,7 +9,7 @@ from exprune.core.errors import SettingError
 
 _COUNTED = ("outputs", "pruned_at", "negative", "wrong", "zeros", "row")
 _BY_INPUT = ("left", "nonzero", "ranking")
-_VERSION = 3  # of what the counts mean
+_VERSION = 4  # of what the counts mean
 
 
 @dataclass

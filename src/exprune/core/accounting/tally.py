@@ -1,4 +1,4 @@
-"""Counting the FLOPs of torch calls with PyTorch's own counter, at little cost (docs/method.md, section 5)."""
+"""Counting the FLOPs of torch calls as PyTorch's own counter does, at little cost (docs/method.md, section 5)."""
 
 import contextlib
 from collections import Counter
@@ -7,15 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OperatorBase, OpOverload
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._pytree import tree_map
 
-from exprune.core.calls.formulas import FORMULAS, has_formula, may_multiply
+from exprune.core.calls.effects import tensors
+from exprune.core.calls.formulas import flops_of, formula_of
+from exprune.core.calls.operators import CONTROL_FLOW, HIDING, costs_nothing, made_of_others
 
-# Calls in which FlopCounterMode never counts anything. It handles every operation in Python, so a model under
-# it runs up to 1.5 times slower; what stands here runs outside of it. What does not is counted, so a name
-# that is missing costs time and nothing else.
+# Calls that cost nothing worth counting. The counter handles every operator in Python, so a model under it is
+# slower; what stands here runs outside of it. What does not is counted, so a name that is missing costs time and
+# nothing else.
 _FREE_NAMES = """
     abs add alpha_dropout arange argmax argmin argsort avg_pool2d adaptive_avg_pool2d batch_norm bool cat celu
     chunk clamp clamp_max clamp_min clip clone contiguous cos count_nonzero cumsum detach dim div double dropout
@@ -44,15 +47,14 @@ class FlopTally:
     """Runs torch calls and adds up what their matrix products and convolutions cost.
 
     Attributes:
-        flops: what :class:`torch.utils.flop_counter.FlopCounterMode` counts, and :data:`FORMULAS` beside it.
-        uncounted: how often an operator was called that may multiply and has no formula, by its name.
+        flops: what :class:`torch.utils.flop_counter.FlopCounterMode` counts, and our formulas beside it.
+        uncounted: how often an operator was called of which nobody knows what it costs, by its name.
     """
 
     def __init__(self) -> None:
         self.flops = 0
         self.uncounted: Counter[str] = Counter()
-        self._counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
-        self._unknown = _Unknown(self.uncounted)
+        self._counter = _Counter(self)
         self._depth = 0
 
     def __getstate__(self) -> dict[str, Any]:  # PyTorch's counter cannot be pickled
@@ -64,27 +66,18 @@ class FlopTally:
         self.uncounted.update(state["uncounted"])
 
     def call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        if isinstance(func, torch._ops.HigherOrderOperator):
-            return self._higher_order(func, args, kwargs)
-        if self.counts_all or func in _FREE or getattr(func, "__name__", "") == "__get__":  # that reads an attribute
+        name = getattr(func, "__name__", "")
+        if name in HIDING:
+            self.uncounted[f"aten.{name}"] += 1
+            with self.paused():
+                return func(*args, **kwargs)
+        if self.counts_all or func in _FREE or name == "__get__":  # that reads an attribute
             return func(*args, **kwargs)
         self.begin()
         try:
             return func(*args, **kwargs)
         finally:
             self.end()
-
-    def _higher_order(self, func: torch._ops.HigherOrderOperator, args: tuple, kwargs: dict) -> Any:
-        """Run an operator that is given functions; their own calls come here one by one.
-
-        FlopCounterMode would run both branches of torch.cond, and refuse most others.
-        """
-        if func.name() == "flex_attention":
-            self.flops += _attention(*args[:3])
-        elif func.name() not in _CONTROL_FLOW:
-            self.uncounted[f"higher_order.{func.name()}"] += 1
-        with self.paused():
-            return func(*args, **kwargs)
 
     @property
     def counts_all(self) -> bool:
@@ -95,15 +88,12 @@ class FlopTally:
         """Count all that runs from here on, until :meth:`end`, also operators that no torch call shows."""
         self._depth += 1
         if self._depth == 1:
-            self._unknown.__enter__()  # below the counter, which tells it what it does not decompose
             self._counter.__enter__()
 
     def end(self) -> None:
         self._depth -= 1
         if self._depth == 0:
             self._counter.__exit__(None, None, None)
-            self._unknown.__exit__(None, None, None)
-            self.flops += self._counter.get_total_flops()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -120,23 +110,54 @@ class FlopTally:
             self._depth = depth
 
 
-# Operators that compute nothing but what the functions do that they are given.
-_CONTROL_FLOW = {"cond", "while_loop", "scan", "associative_scan", "map_impl", "tag_activation_checkpoint"}
+class _Counter(TorchDispatchMode):
+    """Counts what every operator costs; names those of which nobody knows."""
 
+    supports_higher_order_operators = True
 
-def _attention(query: Tensor, key: Tensor, value: Tensor) -> int:
-    """FLOPs of attention over all pairs of (batch, heads, tokens, numbers)."""
-    return 2 * query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
-
-
-class _Unknown(TorchDispatchMode):
-    """Notes operators that may multiply and that no formula counts."""
-
-    def __init__(self, noted: Counter[str]) -> None:
+    def __init__(self, tally: FlopTally) -> None:
         super().__init__()
-        self._noted = noted
+        self._tally = tally
 
     def __torch_dispatch__(self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if isinstance(func, torch._ops.OpOverload) and not has_formula(func) and may_multiply(func):
-            self._noted[str(func._overloadpacket)] += 1
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if not isinstance(func, OpOverload):
+            return self._higher_order(func, args, kwargs)
+        if made_of_others(func) and not any(x.is_nested for x in tensors((args, kwargs))):
+            with self:
+                return func.decompose(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if (formula := formula_of(func)) is not None:
+            self._count(func._overloadpacket, formula, args, kwargs, out)
+        elif not costs_nothing(func):
+            self._tally.uncounted[str(func._overloadpacket)] += 1
+        return out
+
+    def _higher_order(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """An operator that is given functions, as ``torch.cond`` is: what they do is counted where they are called."""
+
+        def with_count(x: Any) -> Any:
+            if not callable(x) or isinstance(x, OperatorBase):
+                return x
+
+            def inside(*args: Any, **kwargs: Any) -> Any:
+                with self:
+                    return x(*args, **kwargs)
+
+            return inside
+
+        args, kwargs = tree_map(with_count, (args, kwargs))
+        out = func(*args, **kwargs)
+        if (formula := formula_of(func)) is not None:
+            self._count(func, formula, args, kwargs, out)
+        elif func.name() not in CONTROL_FLOW:
+            self._tally.uncounted[f"higher_order.{func.name()}"] += 1
+        return out
+
+    def _count(self, operator: object, formula: Callable[..., int], args: tuple, kwargs: dict, out: Any) -> None:
+        with torch._C.DisableTorchFunction():  # shapes are read, nothing is called
+            flops = flops_of(formula, args, kwargs, out)
+        if flops is None:
+            self._tally.uncounted[f"{operator} of sparse or nested tensors"] += 1
+        else:
+            self._tally.flops += flops

@@ -1,119 +1,180 @@
-"""What torch's operators cost, and which of them may cost something (docs/method.md, section 5).
+"""What torch's operators cost (docs/method.md, section 5).
 
 What PyTorch's counter has no formula for and multiplies is counted by a formula of ours where that is simple; the rest
 is named, never taken to be nothing.
 """
 
-import re
 from collections.abc import Callable, Sequence
+from enum import Enum
+from math import prod
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch._ops import OpOverload
+from torch.utils.flop_counter import flop_registry, shape_wrapper
+
+from exprune.core.calls.effects import tensors
+from exprune.core.calls.operators import costs_nothing, made_of_others
 
 
-def multiplies(func: torch._ops.OpOverload) -> bool:
-    """Whether an operator is a matrix product, a convolution or the like."""
-    return has_formula(func) or may_multiply(func)
+class Cost(Enum):
+    """What is known of an operator's cost: each is of exactly one of these kinds."""
+
+    OTHERS = "that of the operators it is made of"
+    FORMULA = "PyTorch's counter or we have a formula"
+    NOTHING = "nothing worth counting"
+    UNKNOWN = "nobody knows: it is named"
 
 
-def has_formula(func: torch._ops.OpOverload) -> bool:
-    """Whether an operator is counted, by PyTorch's formula or by one of ours."""
-    return func._overloadpacket in flop_registry or func._overloadpacket in FORMULAS
+def cost_of(op: OpOverload) -> Cost:
+    """What is known of an operator's cost."""
+    if made_of_others(op):
+        return Cost.OTHERS
+    if formula_of(op) is not None:
+        return Cost.FORMULA
+    return Cost.NOTHING if costs_nothing(op) else Cost.UNKNOWN
 
 
-def may_multiply(func: torch._ops.OpOverload) -> bool:
-    """Whether an operator may be a product, by its name; of one that is none of PyTorch's own nobody knows: it may."""
-    name = func._overloadpacket.__name__
-    if func.namespace in _KNOWN_NAMESPACES:
-        return bool(_PRODUCTS.search(name)) and not _NO_PRODUCTS.search(name)
-    return name not in _FREE_ELSEWHERE
+def multiplies(op: OpOverload) -> bool:
+    """Whether an operator is a matrix product, a convolution or the like, as far as is known."""
+    return formula_of(op) is not None or not costs_nothing(op)
 
 
-_KNOWN_NAMESPACES = {"aten", "prim", "prims", "profiler", "debugprims", "inductor", "c10d", "_c10d_functional"}
-_PRODUCTS = re.compile(
-    r"mm(?=_|$)|matmul|linear|conv(?=\d|_|o)|rnn|lstm|gru|attention|trilinear|bilinear|cdist|dot(?=_|$)"
-    r"|(?<![a-z])mv(?=_|$)|linalg|cholesky|solve|einsum|encoder_layer|_sparse_semi|(?<![a-z])addr(?=_|$)|ger$"
-)
-_NO_PRODUCTS = re.compile(
-    r"upsample|grid_sampl|_fused_sdp_choice|_thnn_fused|pack|reorder|quantize_weight|resolve|check_errors|_to_sparse"
-    r"|linalg_(vector_norm|norm|matrix_norm|cross|diagonal|_powsum|vander)"
-)
-# Operators of torchvision that take no products.
-_FREE_ELSEWHERE = {"nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"}
+def formula_of(op: Any) -> Callable[..., int] | None:
+    """What counts the FLOPs of an operator, by what it is given and ``out_val``, what it gives."""
+    packet = getattr(op, "_overloadpacket", op)
+    return flop_registry.get(packet) or FORMULAS.get(packet)
+
+
+def flops_of(formula: Callable[..., int], args: tuple, kwargs: dict, out: Any) -> int | None:
+    """The FLOPs of a call, 2 for each multiply-add of real numbers; None: of what it is given nobody knows them.
+
+    A multiply-add of complex numbers is 4 of real ones. A sparse matrix multiplies what is stored of it; of several
+    it is not known how often they meet, and of nested tensors not what is in them.
+    """
+    times, sparse = 1, []
+    for x in tensors((args, kwargs)):
+        if x.is_nested:
+            return None
+        times = max(times, multiply_adds(x.dtype))
+        if x.layout in _SPARSE:
+            sparse.append(x)
+    if len(sparse) > 1:
+        return None
+    flops = times * int(formula(*args, **kwargs, out_val=out))
+    for x in sparse:
+        stored = x._values() if x.layout == torch.sparse_coo else x.values()
+        flops = flops * stored.numel() // max(x.numel(), 1)
+    return flops
+
+
+def multiply_adds(dtype: torch.dtype) -> int:
+    """Of how many real numbers a multiply-add of this type is one."""
+    return _MULTIPLY_ADDS.get(dtype, 1)
+
+
+# Two numbers of four bits are one element of a tensor.
+_MULTIPLY_ADDS = {torch.complex32: 4, torch.complex64: 4, torch.complex128: 4}
+if hasattr(torch, "float4_e2m1fn_x2"):
+    _MULTIPLY_ADDS[torch.float4_e2m1fn_x2] = 2
+_SPARSE = {torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc}
 
 _Shape = Sequence[int]
 
 
-def _attention(query: _Shape, key: _Shape, value: _Shape, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+def _rows(left: _Shape, *args: Any, out_shape: _Shape, **kwargs: Any) -> int:
+    """Every number of the result is a sum over the last dimension of what stands on the left."""
+    return 2 * prod(out_shape) * left[-1]
 
 
-def _matrix_vector(matrix: _Shape, vector: _Shape, *args: Any, **kwargs: Any) -> int:
-    return 2 * matrix[0] * matrix[1]
+def _added_rows(added: _Shape, left: _Shape, *args: Any, out_shape: _Shape, **kwargs: Any) -> int:
+    return _rows(left, out_shape=out_shape)
 
 
-def _added_matrix_vector(added: _Shape, matrix: _Shape, vector: _Shape, *args: Any, **kwargs: Any) -> int:
-    return 2 * matrix[0] * matrix[1]
+def _added_batch(added: _Shape, left: _Shape, *args: Any, out_shape: _Shape, **kwargs: Any) -> int:
+    """The batch is summed over as well."""
+    return left[0] * _rows(left, out_shape=out_shape)
 
 
-def _inner(left: _Shape, right: _Shape, *args: Any, **kwargs: Any) -> int:
-    return 2 * left[0]
-
-
-def _product(left: _Shape, right: _Shape, *args: Any, **kwargs: Any) -> int:
-    return 2 * left[0] * left[1] * right[1]
-
-
-def _added_product(added: _Shape, left: _Shape, right: _Shape, *args: Any, **kwargs: Any) -> int:
-    return 2 * left[0] * left[1] * right[1]
-
-
-def _added_batch_product(added: _Shape, left: _Shape, right: _Shape, *args: Any, **kwargs: Any) -> int:
-    return 2 * left[0] * left[1] * left[2] * right[2]
-
-
-def _grouped_product(left: _Shape, right: _Shape, *args: Any, **kwargs: Any) -> int:
+def _grouped(left: _Shape, right: _Shape, *args: Any, out_shape: _Shape, **kwargs: Any) -> int:
     """Of rows in groups, each group with a matrix of its own: every row meets one of them."""
-    if len(left) == 3 and len(right) == 3:
-        return 2 * left[0] * left[1] * left[2] * right[2]
-    if len(left) == 2 and len(right) == 3:
-        return 2 * left[0] * left[1] * right[2]
-    if len(left) == 3:
-        return 2 * left[1] * left[2] * right[1]
-    return 2 * left[0] * left[1] * right[1]
+    groups_of_terms = len(left) == len(right) == 2
+    return _rows(left, out_shape=out_shape[1:] if groups_of_terms else out_shape)
+
+
+def _each(lefts: Sequence[_Shape], rights: Sequence[_Shape], *args: Any, **kwargs: Any) -> int:
+    return sum(2 * prod(left) * right[-1] for left, right in zip(lefts, rights, strict=True))
+
+
+def _sparse_reduced(left: _Shape, right: _Shape, *args: Any, **kwargs: Any) -> int:
+    return 2 * prod(left) * right[-1]
+
+
+def _sampled(sampled: _Shape, left: _Shape, *args: Any, **kwargs: Any) -> int:
+    """Of the product those numbers that are stored."""
+    return 2 * prod(sampled) * left[-1]
+
+
+def _attention(query: _Shape, key: _Shape, value: _Shape, *args: Any, **kwargs: Any) -> int:
+    """Every query meets every key and value, of which several heads may share one."""
+    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _mkldnn_rnn(x: _Shape, of_input: _Shape, of_hidden: _Shape, *args: Any, **kwargs: Any) -> int:
     """One layer in one direction: every step of every sequence meets both matrices."""
-    steps = x[0] * x[1]
-    return 2 * steps * (of_input[0] * of_input[1] + of_hidden[0] * of_hidden[1])
+    return 2 * prod(x[:-1]) * (prod(of_input) + prod(of_hidden))
 
 
-def _formulas(**by_name: Callable[..., int]) -> dict[Any, Callable[..., int]]:
-    """For operators of ATen, of those that this version of PyTorch has and does not count itself."""
-    packets = {getattr(torch.ops.aten, name, None): formula for name, formula in by_name.items()}
-    return {
-        packet: formula for packet, formula in packets.items() if packet is not None and packet not in flop_registry
-    }
+def _rnn(x: _Shape, weights: Sequence[_Shape], *args: Any, **kwargs: Any) -> int:
+    """All layers: every step of every sequence meets all matrices; what is no matrix is a bias."""
+    return 2 * prod(x[:-1]) * sum(prod(weight) for weight in weights if len(weight) == 2)
 
 
-# By the shapes of the arguments.
-FORMULAS = _formulas(
-    _scaled_dot_product_flash_attention_for_cpu=_attention,
-    _scaled_dot_product_fused_attention_overrideable=_attention,
-    _scaled_dot_product_attention_math_for_mps=_attention,
-    mkldnn_rnn_layer=_mkldnn_rnn,
-    mv=_matrix_vector,
-    addmv=_added_matrix_vector,
-    addmv_=_added_matrix_vector,
-    dot=_inner,
-    vdot=_inner,
-    _int_mm=_product,
-    addmm_=_added_product,
-    _addmm_activation=_added_product,
-    baddbmm_=_added_batch_product,
-    addbmm=_added_batch_product,
-    addbmm_=_added_batch_product,
-    _grouped_mm=_grouped_product,
-)
+def _convolution(x: _Shape, weight: _Shape, *args: Any, out_shape: _Shape, **kwargs: Any) -> int:
+    return 2 * prod(out_shape) * prod(weight[1:])
+
+
+def _transposed_convolution(x: _Shape, weight: _Shape, *args: Any, **kwargs: Any) -> int:
+    return 2 * prod(x) * prod(weight[1:])
+
+
+def _time_first_convolution(x: _Shape, weight: _Shape, *args: Any, out_shape: _Shape, **kwargs: Any) -> int:
+    return 2 * prod(out_shape) * prod(weight[:-1])
+
+
+_BY_SHAPE: dict[Callable[..., int], str] = {
+    _rows: """
+    mv dot vdot linear _int_mm mkldnn_linear _scaled_mm_v2 _mixed_dtypes_linear _weight_int8pack_mm _weight_int4pack_mm
+    _weight_int4pack_mm_for_cpu _weight_int4pack_mm_with_scales_and_zeros _dyn_quant_matmul_4bit
+    """,
+    _added_rows: "addmv addmv_ addmm_ baddbmm_ _addmm_activation _sparse_addmm",
+    _added_batch: "addbmm addbmm_",
+    _grouped: "_grouped_mm _scaled_grouped_mm _scaled_grouped_mm_v2",
+    _each: "_foreach_mm",
+    _sparse_reduced: "_sparse_mm_reduce_impl",
+    _sampled: "sparse_sampled_addmm",
+    _attention: """
+    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable
+    _scaled_dot_product_attention_math_for_mps _triton_scaled_dot_attention
+    """,
+    _mkldnn_rnn: "mkldnn_rnn_layer",
+    _rnn: "_cudnn_rnn miopen_rnn",
+    _convolution: """
+    cudnn_convolution_relu cudnn_convolution_add_relu mkldnn_convolution miopen_convolution miopen_convolution_relu
+    miopen_convolution_add_relu miopen_depthwise_convolution _mps_convolution _nnpack_spatial_convolution
+    _conv_depthwise2d conv_depthwise3d slow_conv3d_forward slow_conv_dilated2d slow_conv_dilated3d
+    """,
+    _transposed_convolution: """
+    cudnn_convolution_transpose miopen_convolution_transpose _mps_convolution_transpose slow_conv_transpose2d
+    slow_conv_transpose3d
+    """,
+    _time_first_convolution: "conv_tbc",
+}
+
+# Of those that this version of PyTorch has.
+FORMULAS: dict[Any, Callable[..., int]] = {
+    packet: shape_wrapper(formula)
+    for formula, names in _BY_SHAPE.items()
+    for name in names.split()
+    if (packet := getattr(torch.ops.aten, name, None)) is not None
+}

@@ -46,7 +46,8 @@ from exprune.core.sums.trial import unlike_its_terms
 _OTHER_PRODUCTS = set(
     """
     bilinear einsum tensordot inner mv addmv bmm baddbmm addbmm multi_dot chain_matmul multi_head_attention_forward
-    lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell conv_tbc matmul mm addmm grouped_mm scaled_mm scaled_grouped_mm
+    lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell conv_tbc matmul mm addmm
+    grouped_mm scaled_mm scaled_grouped_mm
     """.split()
 )
 

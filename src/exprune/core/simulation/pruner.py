@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from exprune.core.accounting.account import Account
 from exprune.core.accounting.ledger import Ledger
 from exprune.core.calls.effects import call_name, tensors
+from exprune.core.calls.formulas import multiply_adds
 from exprune.core.calls.layers import LinearCall
 from exprune.core.calls.weights import masks_of
 from exprune.core.discovery.chain import Chain
@@ -110,7 +111,7 @@ class Pruner(StagedFollower):
         self._seen[-1:] = [True] if self._seen else []
         self.unseen_masks.discard(name)
         if zeros := self._zeros.get(name):
-            self._ledger.zeros += 2 * zeros * self._uses(call, out)
+            self._ledger.zeros += 2 * multiply_adds(call.weight.dtype) * zeros * self._uses(call, out)
         if name in self._ledger.sites or name in self._split:
             super().tag(name, out, call, bias)
 

@@ -20,6 +20,7 @@ class Network:
         eligible: how many of its layers are sites, read from its architecture.
         residual: how many of those have something added to them that is not one number per channel.
         flattened: the sites that read a flattened feature map, with its positions.
+        uncounted: the operators that have no formula, with how often a pass calls them.
         fast: whether the gate includes it.
     """
 
@@ -27,6 +28,7 @@ class Network:
     eligible: int
     residual: int = 0
     flattened: Mapping[str, int] = field(default_factory=dict)
+    uncounted: Mapping[str, int] = field(default_factory=dict)
     fast: bool = False
 
 

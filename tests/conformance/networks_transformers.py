@@ -183,7 +183,7 @@ NETWORKS: dict[str, Network] = {
     "DistilBERT": Network(text("DistilBert", activation="relu"), _ENCODER),
     "ELECTRA": Network(text("Electra", hidden_act="relu"), _ENCODER),
     "DeBERTa v2": Network(text("DebertaV2", hidden_act="relu"), _ENCODER),
-    "FNet": Network(text("FNet", hidden_act="relu"), _ENCODER),
+    "FNet": Network(text("FNet", hidden_act="relu"), _ENCODER, uncounted={"aten._fft_c2c": 2}),
     "XLNet": Network(text("XLNet", ff_activation="relu"), _ENCODER),
     "Funnel": Network(text("Funnel", hidden_act="relu", block_sizes=[1, 1], d_head=8, num_decoder_layers=1), 2 + 1),
     # Four feed-forward networks a layer.

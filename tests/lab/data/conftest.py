@@ -4,12 +4,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from exprune.core import SettingError
 from exprune.lab.data.graphs import Graphs, cached
 from exprune.lab.data.smiles import Molecules, read_hiv, read_nci
+from tests.cli import ROOT
 
 Refused = Callable[..., AbstractContextManager]
 
@@ -27,9 +30,15 @@ def nci_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def nci_graphs(nci: Molecules, nci_cache: Path) -> Graphs:
+def nci_split() -> dict[str, Any]:
+    """How conf/data/nci.yaml divides them."""
+    return OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "data" / "nci.yaml").split)
+
+
+@pytest.fixture(scope="session")
+def nci_graphs(nci: Molecules, nci_cache: Path, nci_split: dict[str, Any]) -> Graphs:
     """The graphs of :func:`nci`, as they come out of the processing."""
-    return cached(nci, "nci", nci_cache)
+    return cached(nci, "nci", nci_cache, nci_split)
 
 
 @pytest.fixture(scope="session")

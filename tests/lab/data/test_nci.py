@@ -2,9 +2,12 @@
 
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from rdkit.Chem import Mol, MolFromSmiles
 from rdkit.Chem.FilterCatalog import FilterCatalog, FilterCatalogParams
 from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
@@ -14,13 +17,16 @@ from exprune.lab.data import graphs as graphs_module
 from exprune.lab.data.graphs import Graphs, MoleculeData, cached
 from exprune.lab.data.smiles import Molecules
 from exprune.lab.models.gcn import GCN
+from tests.cli import ROOT
 
 from .conftest import Refused
 
 FEW = Molecules("few", ["CC", "CO"], [0, 1])
 
 
-def module(molecules: Molecules, cache_dir: Path, limit: int | None = None) -> MoleculeData:
+def module(
+    molecules: Molecules, cache_dir: Path, limit: int | None = None, split: dict[str, Any] | None = None
+) -> MoleculeData:
     """The data module as its configuration makes it, but for molecules that are read already."""
     return MoleculeData(
         "nci",
@@ -30,6 +36,7 @@ def module(molecules: Molecules, cache_dir: Path, limit: int | None = None) -> M
         batch_size=8,
         eval_batch_size=64,
         limit=limit,
+        split=split,
     )
 
 
@@ -51,7 +58,14 @@ def test_split_parts_are_disjoint_and_complete(nci_graphs: Graphs) -> None:
     assert list(nci_graphs.split) == ["train", "valid", "test"]
     assert sorted(chain.from_iterable(nci_graphs.split.values())) == list(range(4991))
     sizes = [len(part) / 4991 for part in nci_graphs.split.values()]
-    assert sizes == pytest.approx([0.8, 0.1, 0.1], abs=0.001)
+    assert sizes == pytest.approx([0.7, 0.1, 0.2], abs=0.001)
+
+
+def test_parts_are_alike(nci_graphs: Graphs) -> None:
+    """In the scaffolds that one molecule has alone: the benchmark's split would test on nothing else."""
+    for part in nci_graphs.split.values():
+        _, sizes = nci_graphs.tensors["scaffold"][part].unique(return_counts=True)
+        assert (sizes == 1).double().mean().item() == pytest.approx(0.7, abs=0.05)
 
 
 def test_no_scaffold_on_two_sides(nci: Molecules, nci_graphs: Graphs) -> None:
@@ -76,8 +90,10 @@ def test_graphs_keep_the_order_of_the_molecules(nci: Molecules, nci_graphs: Grap
 def test_processed_once(nci: Molecules, nci_cache: Path, nci_graphs: Graphs) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graphs_module, "process", lambda molecules: pytest.fail("processed again"))
-        again = cached(nci, "nci", nci_cache)
-    assert again.split == nci_graphs.split
+        again = cached(nci, "nci", nci_cache, nci_graphs.division)
+        benchmark = cached(nci, "nci", nci_cache)
+    assert again.split == nci_graphs.split != benchmark.split
+    assert [len(part) for part in benchmark.split.values()] == [3992, 499, 500]
     assert again.tensors.keys() == nci_graphs.tensors.keys()
     for name, tensor in nci_graphs.tensors.items():
         assert torch.equal(again.tensors[name], tensor) and again.tensors[name].dtype == tensor.dtype
@@ -107,8 +123,8 @@ def test_labels_may_be_a_function_of_the_molecule(tmp_path: Path) -> None:
         assert graphs.tensors["y"].tolist() == expected
 
 
-def test_batches(nci: Molecules, nci_cache: Path, nci_graphs: Graphs) -> None:
-    data = module(nci, nci_cache)
+def test_batches(nci: Molecules, nci_cache: Path, nci_graphs: Graphs, nci_split: dict[str, Any]) -> None:
+    data = module(nci, nci_cache, split=nci_split)
     data.setup()
     batch = next(iter(data.test_dataloader()))
     first = nci_graphs.part("test")[:64]
@@ -121,8 +137,10 @@ def test_batches(nci: Molecules, nci_cache: Path, nci_graphs: Graphs) -> None:
     assert len(beginnings) > 1, "training batches are not shuffled"
 
 
-def test_limit_keeps_the_first_of_each_part(nci: Molecules, nci_cache: Path, nci_graphs: Graphs) -> None:
-    data = module(nci, nci_cache, limit=5)
+def test_limit_keeps_the_first_of_each_part(
+    nci: Molecules, nci_cache: Path, nci_graphs: Graphs, nci_split: dict[str, Any]
+) -> None:
+    data = module(nci, nci_cache, limit=5, split=nci_split)
     data.setup()
     for name, loader in (("valid", data.val_dataloader()), ("test", data.test_dataloader())):
         (batch,) = loader
@@ -134,6 +152,32 @@ def test_limit_keeps_the_first_of_each_part(nci: Molecules, nci_cache: Path, nci
 def test_limit_below_one_is_refused(limit: int, tmp_path: Path, refused: Refused) -> None:
     with refused(f"data.limit={limit}"):
         module(FEW, tmp_path, limit=limit)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"train": 0.7},
+        {"train": 0.7, "valid": 0.3},
+        {"train": 0.7, "valid": 0},
+        {"train": "most", "valid": 0.1},
+        {"train": 0.7, "valid": 0.1, "seed": 0.5},
+        {"train": 0.7, "valid": 0.1, "seed": -1},
+        {"train": 0.7, "valid": 0.1, "test": 0.2},
+        "random",
+    ],
+    ids=str,
+)
+def test_a_split_that_cannot_be_is_refused(split: Any, tmp_path: Path, refused: Refused) -> None:
+    with refused(f"data.split={split}: train and valid"):
+        MoleculeData("few", lambda *_: FEW, "no folder", str(tmp_path), 8, 64, split=split)
+
+
+def test_the_benchmark_keeps_its_own_split() -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        settings = compose("train", ["data=ogbg_molhiv"]).data.module
+        assert settings.split is None
+        assert instantiate(settings).division == {}
 
 
 def test_dense_flops_of_a_batch(nci: Molecules, nci_cache: Path) -> None:

@@ -2,6 +2,7 @@
 
 from itertools import chain
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -60,3 +61,39 @@ def test_a_group_without_room_is_passed_over() -> None:
     # and (13 + 6 > 18) a group of 6 goes to test while smaller ones still fill train and valid
     split = scaffold_split(["a"] * 13 + ["b"] * 6 + ["c"])
     assert {name: len(part) for name, part in split.items()} == {"train": 14, "valid": 0, "test": 6}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(skewed, max_size=60), st.sampled_from([(0.8, 0.1), (0.7, 0.1), (0.5, 0.2)]), st.integers(0, 9))
+def test_groups_in_an_order_by_chance_stay_together(
+    scaffolds: list[str | None], shares: tuple[float, float], seed: int
+) -> None:
+    train, valid = shares
+    split = scaffold_split(scaffolds, train, valid, seed)
+    assert sorted(chain.from_iterable(split.values())) == list(range(len(scaffolds)))
+    assert len(split["train"]) <= train * len(scaffolds)
+    for name in set(scaffolds) - {None}:
+        members = {i for i, other in enumerate(scaffolds) if other == name}
+        assert sum(bool(members & set(part)) for part in split.values()) == 1
+
+
+def test_the_seed_draws_the_order() -> None:
+    scaffolds = ["large"] * 12 + [f"{k // 2}" for k in range(88)]
+    one, again, other = (scaffold_split(scaffolds, 0.7, 0.1, seed) for seed in (0, 0, 1))
+    assert one == again != other
+    for split in (one, other):
+        assert [len(part) for part in split.values()] == [70, 10, 20]
+        # 12 would fill valid, where an order by chance alone may put them
+        assert set(range(12)) < set(split["train"])
+    assert one["train"][12:] != sorted(one["train"][12:])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_parts_are_alike_under_an_order_by_chance(seed: int) -> None:
+    """Of 100 pairs and 100 that stand alone each part has its share; the largest first, test has no pair."""
+    scaffolds = [f"{k // 2 if k < 200 else k}" for k in range(300)]
+    single = set(range(200, 300))
+    by_size, by_chance = scaffold_split(scaffolds, 0.7, 0.1), scaffold_split(scaffolds, 0.7, 0.1, seed)
+    assert set(by_size["test"]) <= single
+    for part in by_chance.values():
+        assert len(single & set(part)) / len(part) == pytest.approx(1 / 3, abs=0.25)

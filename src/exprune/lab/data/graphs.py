@@ -1,9 +1,10 @@
 """Molecules as PyG graphs: processed once, cached, split by scaffold."""
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import rdkit
 import torch
@@ -16,20 +17,32 @@ from tqdm import tqdm
 
 from exprune.lab.data.limit import checked_limit
 from exprune.lab.data.molecules import featurise, parse
-from exprune.lab.data.scaffold import scaffold_split
+from exprune.lab.data.scaffold import checked_split, scaffold_split
 from exprune.lab.data.smiles import Molecules
 from exprune.lab.data.splits import SplitData
 from exprune.lab.files import load_tensors, save_tensors
 
-_FORMAT = 2  # raise it when the processing changes, so that no old cache is read
+_FORMAT = 3  # raise it when the processing changes, so that no old cache is read
 
 
 @dataclass(frozen=True)
 class Graphs:
-    """All molecules in five flat tensors, and the indices of each part of the split."""
+    """All molecules in flat tensors, and how they are divided.
+
+    Attributes:
+        tensors: ``x``, ``edge_index`` and ``edge_attr`` of all graphs, ``nodes`` and ``edges`` of each, its label ``y``
+            and the number of its ``scaffold``, -1 where it has none.
+        division: the options of :func:`~exprune.lab.data.scaffold.scaffold_split`.
+    """
 
     tensors: dict[str, Tensor]
-    split: dict[str, list[int]]
+    division: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def split(self) -> dict[str, list[int]]:
+        """The indices of each part."""
+        scaffolds = self.tensors["scaffold"].tolist()
+        return scaffold_split([None if number < 0 else number for number in scaffolds], **self.division)
 
     def part(self, name: str, limit: int | None = None) -> list[Data]:
         """The (first so many) graphs of one part, in the order of the split."""
@@ -45,19 +58,21 @@ class Graphs:
 
 
 def process(molecules: Molecules) -> Graphs:
-    """Turn every SMILES string into a graph and split them by scaffold.
+    """Turn every SMILES string into a graph, and number their scaffolds.
 
     Raises:
         SettingError: a string is no SMILES; names its row (from 1, the header not counted).
     """
     graphs, labels, scaffolds = [], [], []
+    numbers: dict[str, int] = {}
     rows = tqdm(molecules.smiles, "building molecular graphs", disable=None, leave=False)
     with BlockLogs():
         for row, smiles in enumerate(rows, start=1):
             molecule, sanitised = parse(smiles, where=f"{molecules.source}, row {row}")
             graphs.append(featurise(molecule))
             labels.append(molecules.label(row - 1, molecule))
-            scaffolds.append(MurckoScaffoldSmiles(mol=molecule, includeChirality=False) if sanitised else None)
+            scaffold = MurckoScaffoldSmiles(mol=molecule, includeChirality=False) if sanitised else None
+            scaffolds.append(-1 if scaffold is None else numbers.setdefault(scaffold, len(numbers)))
     x, edge_index, edge_attr = zip(*graphs, strict=True)
     tensors = {
         "x": torch.cat(x),
@@ -66,19 +81,20 @@ def process(molecules: Molecules) -> Graphs:
         "nodes": torch.tensor([len(nodes) for nodes in x]),
         "edges": torch.tensor([len(bonds) for bonds in edge_attr]),
         "y": torch.tensor(labels, dtype=torch.uint8),
+        "scaffold": torch.tensor(scaffolds, dtype=torch.int32),
     }
-    return Graphs(tensors, scaffold_split(scaffolds))
+    return Graphs(tensors)
 
 
-def cached(molecules: Molecules, name: str, cache_dir: Path) -> Graphs:
+def cached(molecules: Molecules, name: str, cache_dir: Path, division: Mapping[str, Any] | None = None) -> Graphs:
     """:func:`process`, or what it gave the last time for the same strings and the same RDKit."""
     path = cache_dir / "graphs" / f"{name}-{molecules.digest()[:12]}-rdkit{rdkit.__version__}-{_FORMAT}.safetensors"
     if path.exists():
-        tensors, metadata = load_tensors(path, cached=True)
-        return Graphs(tensors, json.loads(metadata["split"]))
-    graphs = process(molecules)
-    save_tensors(path, graphs.tensors, {"split": json.dumps(graphs.split)})
-    return graphs
+        tensors, _ = load_tensors(path, cached=True)
+    else:
+        tensors = process(molecules).tensors
+        save_tensors(path, tensors, {})
+    return Graphs(tensors, division or {})
 
 
 class MoleculeData(SplitData):
@@ -87,6 +103,7 @@ class MoleculeData(SplitData):
     Args:
         read: gives the molecules from the data and the cache folder.
         limit: keep only the first so many graphs of each part (for quick tries); None keeps all.
+        split: options of :func:`~exprune.lab.data.scaffold.scaffold_split`; None: that of the Open Graph Benchmark.
     """
 
     def __init__(
@@ -99,6 +116,7 @@ class MoleculeData(SplitData):
         eval_batch_size: int,
         num_workers: int = 0,
         limit: int | None = None,
+        split: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.file_name = name
@@ -109,12 +127,14 @@ class MoleculeData(SplitData):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.limit = checked_limit(limit, "graphs")
+        self.division = checked_split(split)
         self.graphs: Graphs | None = None
         self.parts: dict[str, list[Data]] = {}
 
     def setup(self, stage: str | None = None) -> None:
         if self.graphs is None:
-            self.graphs = cached(self.read(self.data_dir, self.cache_dir), self.file_name, self.cache_dir)
+            molecules = self.read(self.data_dir, self.cache_dir)
+            self.graphs = cached(molecules, self.file_name, self.cache_dir, self.division)
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", self.batch_size, shuffle=True)

@@ -90,7 +90,7 @@ def read_nci(data_dir: Path, cache_dir: Path) -> Molecules:
     """The 4,991 molecules of RDKit's NCI sample that parse, labelled by :func:`nih_alert`.
 
     They come with RDKit, so both folders go unused. About 26 % raise an alert: a structural label that a
-    graph network learns in a minute, for a first result without any download.
+    graph network learns in minutes, for a first result without any download.
     """
     path = Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi"
     strings = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]

@@ -248,6 +248,16 @@ def test_other_weights_for_one_call() -> None:
     refused("mlp.0 was given another weight or bias", inside)
 
 
+def test_is_not_traced() -> None:
+    model, sites, statistics = made()
+
+    def inside() -> None:
+        with torch.inference_mode(), faster(model, sites, Calibrated(0.1, STAGES, statistics)):
+            torch.jit.trace(model, (X,))
+
+    refused("mlp.0 cannot be traced", inside)
+
+
 def test_a_row_of_no_or_another_kind() -> None:
     model, sites, statistics = made()
     with torch.inference_mode(), faster(model, sites, Calibrated(0.1, STAGES, statistics)):

@@ -112,6 +112,8 @@ class FastLayer:
         layout, own = self._layout, self.layer._parameters
         if layout is None:  # another thread has restored the layer since the call began
             return type(self.layer).forward(self.layer, x)
+        if torch._C._get_tracing_state() is not None:
+            raise SettingError(f"faster: {self.name} cannot be traced inside the context")
         if self.layer.training:
             raise SettingError(f"faster: {self.name} is in training mode; call model.eval()")
         if torch.is_grad_enabled():

@@ -63,11 +63,14 @@ class Blocks:
         return torch.cat([F.embedding(ids, block) for block, _ in self._blocks], dim=-1)[..., self._back]
 
     def row(self, given: int, out: int) -> int:
-        def work(part: int, low: int, high: int) -> int:
-            return kernels.staged(*self._args, *room_to_work(self._outputs, self._terms), given, out, low, high)
+        outputs, terms = self._outputs, self._terms
+        if (threads := parts_of(outputs)) == 1:
+            return kernels.staged(*self._args, *room_to_work(outputs, terms), given, out, 0, outputs)
 
-        threads = parts_of(self._outputs)
-        return work(0, 0, self._outputs) if threads == 1 else shared(work, self._outputs, threads)
+        def work(part: int, low: int, high: int) -> int:
+            return kernels.staged(*self._args, *room_to_work(outputs, terms), given, out, low, high)
+
+        return shared(work, outputs, threads)
 
 
 class Turned:

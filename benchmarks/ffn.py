@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from exprune.fast.layers import Down, Stages, Up
+from exprune.fast.layers import Down, Up
+from exprune.fast.stages import Stages
 from exprune.fast.storage import room
 
 DTYPES = ("float32", "float16", "bfloat16")

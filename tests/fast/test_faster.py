@@ -103,6 +103,8 @@ def test_every_kernel_is_compiled_before_the_first_row(monkeypatch: pytest.Monke
     with faster(model, sites, HEURISTICS["optimal"](statistics)) as fast:
         assert called == ["staged", "down"]
         assert all(layer.rows == layer.read == 0 for layer in fast.layers)
+        with torch.inference_mode():
+            model(torch.randn(1, 12))
 
 
 @pytest.mark.parametrize("name", HEURISTICS)
@@ -190,7 +192,7 @@ def test_all_is_as_it_was() -> None:
             try:
                 with faster(model, sites, heuristic):
                     model(torch.randn(1, 12))
-                    assert model.mlp[0].weight.isnan().all()  # no other use of it is silently wrong
+                    assert torch.equal(model.mlp[0].weight, before["mlp.0.weight"][1])  # for any other use
                     if failing:
                         raise ZeroDivisionError
             except ZeroDivisionError:
@@ -338,9 +340,7 @@ def test_refuses_what_it_cannot_serve() -> None:
         with torch.inference_mode(False), torch.no_grad():
             model.mlp[2].weight.mul_(2.0)
 
-    refused("weight of mlp.2 was changed", lambda: entered(model, sites, good, change))
-    with torch.no_grad():
-        model.mlp[2].weight.div_(2.0)  # what was written is kept
+    refused("weight of mlp.2 cannot be changed", lambda: entered(model, sites, good, change))
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]), name
 

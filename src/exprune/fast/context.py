@@ -1,10 +1,12 @@
 """The context in which a ReLU network decodes faster on a CPU (docs/method.md, section 9)."""
 
+import functools
 import itertools
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,8 +17,11 @@ from exprune.core.accounting.plan import BY_INPUT, Plan, make_plan
 from exprune.core.errors import SettingError
 from exprune.core.heuristics.heuristic import per_site
 from exprune.fast.layer import FastLayer
-from exprune.fast.layers import Down, Head, Stages, Up
-from exprune.fast.storage import check_dtype
+from exprune.fast.layers import Down, Head, Up
+from exprune.fast.methods import replace_methods, restore_methods
+from exprune.fast.stages import Stages
+from exprune.fast.storage import check_weight
+from exprune.fast.weight import LaidOut, changes_nothing
 
 _ROUNDS = 5  # of timing the dense layers
 
@@ -26,8 +31,10 @@ class faster:
 
     Inside the context a call of a few rows evaluates the sites stage by stage, for the neurons that are left, and the
     layer after each site's ReLU for the inputs that are not zero. Calls of more rows (a prompt, a large batch) run
-    the layers densely, from the same copy of the weights, in which the sites' own parameters read NaN meanwhile.
-    At the end, and after an exception, all is as it was. For inference on a CPU, in as many threads as torch may use.
+    the layers densely, from the same copy of the weights. At the end, and after an exception, all is as it was. For
+    inference on a CPU, in as many threads as torch may use; any number of threads may call the model at once, between
+    the beginning and the end. What leaves the context (``state_dict``, ``save_pretrained``, ``copy``, ``pickle``) is
+    the model's own; its weights are not to be changed meanwhile.
 
     Args:
         model: in eval mode; its weights in float32, float16 or bfloat16.
@@ -44,8 +51,8 @@ class faster:
             first rows beside ``dense_seconds``, and whether the kernel was in use to the end (``kept``).
 
     Raises:
-        SettingError: model, sites and heuristic do not suit; inside, training mode or gradients; at the end, a weight
-            was changed meanwhile.
+        SettingError: model, sites and heuristic do not suit; inside, training mode, gradients, or a weight is to be
+            changed; at the end, one was changed all the same, or a layer was not called.
     """
 
     def __init__(
@@ -57,6 +64,7 @@ class faster:
         switch: bool = True,
     ) -> None:
         self.layers: list[FastLayer] = []
+        self._guarded: list[nn.Module] = []
         self._model, self._heuristic, self._switch = model, heuristic, switch
         self._sites = [site for site in sites if site.eligible]
         if not self._sites:
@@ -67,6 +75,10 @@ class faster:
         self._head = None if head is None else _placed(model, head)
 
     def __enter__(self) -> "faster":
+        with _entering:
+            return self._enter()
+
+    def _enter(self) -> "faster":
         named = [(pair.site.name, pair.layer) for pair in self._pairs]
         named += [(pair.name_behind, pair.behind) for pair in self._pairs]
         named += [] if self._head is None else [(self._head.name, self._head.tests.head)]
@@ -85,21 +97,37 @@ class faster:
                 self.layers.append(_fast_head(self._head, dense[self._head.tests.head]))
             for layer in self.layers:
                 layer.compile()
+            self._guard()
         except BaseException:
             self._restore()
             raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        changed = [layer.name for layer in self.layers if layer.active and layer.changed]
+        active = [layer for layer in self.layers if layer.active]
+        changed = [f"{which} of {layer.name}" for layer in active if (which := layer.changed)]
         self._restore()
-        if changed and exception[0] is None:
-            raise SettingError(f"faster: the weight of {changed[0]} was changed inside the context")
+        if exception[0] is not None:
+            return
+        if changed:
+            raise SettingError(f"faster: the {changed[0]} was changed inside the context")
+        if missed := [layer.name for layer in self.layers if not layer.called]:
+            raise SettingError(_missed(missed, len(self.layers)))
 
     def _restore(self) -> None:
         for layer in self.layers:
-            if layer.active:
-                layer.restore()
+            layer.restore()
+        for module in self._guarded:
+            restore_methods(module, "_apply")
+        self._guarded = []
+
+    def _guard(self) -> None:
+        """Have ``to()`` and the like refused before they have changed some of the other parameters."""
+        for module in self._model.modules():
+            inside = any(isinstance(parameter, LaidOut) for parameter in module.parameters())
+            if inside and next(module.children(), None) is not None and "_apply" not in module.__dict__:
+                replace_methods(module, _apply=functools.partial(_apply, module))
+                self._guarded.append(module)
 
     def _check(self, named: Sequence[tuple[str, nn.Linear]]) -> None:
         if any(module.training for module in self._model.modules()):
@@ -110,7 +138,7 @@ class faster:
         for name, layer in named:
             if "forward" in layer.__dict__:
                 raise SettingError(f"faster: {name} has a forward of its own already, as inside another faster context")
-            check_dtype(layer.weight, name)
+            check_weight(layer.weight, name)
             if owners[id(layer.weight)] > 1:
                 raise SettingError(f"faster: {name} shares its weight with another layer")
 
@@ -123,6 +151,21 @@ class faster:
         bounds = self._heuristic.bounds(site, plan, self._taus[site.name], bias)
         stages = Stages.below([len(part) for part in terms], torch.cat(terms), bounds)
         return Up(site.name, layer, stages, dense_seconds)
+
+
+_entering = threading.Lock()  # of two contexts on one model that begin at once, one is refused
+
+
+def _apply(module: nn.Module, fn: Callable, *args: Any, **kwargs: Any) -> nn.Module:
+    changes_nothing(module, fn)
+    return type(module)._apply(module, fn, *args, **kwargs)
+
+
+def _missed(names: list[str], layers: int) -> str:
+    if len(names) == layers:
+        return "faster: none of its layers was called inside the context: the model that ran is another object, or none"
+    more = f" and {len(names) - 1} more layers" if len(names) > 1 else ""
+    return f"faster: {names[0]}{more} was not called inside the context; leave it out with select_sites"
 
 
 class _Pair(NamedTuple):
@@ -167,6 +210,8 @@ def _pair(model: nn.Module, site: Site) -> _Pair:
         raise SettingError(f"faster: {site.name} {why}; choose others with select_sites")
     if site.mask is not None:
         raise SettingError(f"faster: {site.name} is under a static mask, for which there is no kernel")
+    if dict(model.named_modules(remove_duplicate=False)).get(site.name) is not site.module:
+        raise SettingError(f"faster: {site.name} was found in another model; find the sites of the one that runs")
     parent, _, own = site.name.rpartition(".")
     children = list(model.get_submodule(parent).named_children())
     names = [name for name, _ in children]

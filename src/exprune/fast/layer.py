@@ -3,17 +3,22 @@
 import functools
 import logging
 import statistics
+import threading
 import time
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from exprune.core.errors import SettingError
+from exprune.fast.layouts import Layout
+from exprune.fast.methods import replace_methods, restore_methods
+from exprune.fast.weight import LaidOut
 
 MOST_ROWS = 8  # of one call; more are quicker as a matrix product
 _TRIALS = 8  # rows after which a layer that is slower than dense goes back
-
+_changing = threading.RLock()  # for the moment in which a layer's counts change, or it is restored
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +32,14 @@ def _say_dense() -> None:
 class FastLayer:
     """A Linear layer whose forward is replaced, with its weight laid out anew, until :meth:`restore`.
 
+    Any number of threads may call it at once: what a call needs belongs to that call or its thread.
+
     Attributes:
         dense_seconds: what a row takes the layer's own forward, to which a kernel that takes longer gives way; None: it
             never does.
         seconds: what the first rows took the kernel.
         read: weights read by the kernel. rows: those that it served.
+        called: whether any row came, to the kernel or densely.
         active: whether the layer is replaced now. kept: whether it was when the context ended, or still is.
     """
 
@@ -40,21 +48,22 @@ class FastLayer:
         self.read = self.rows = 0
         self.seconds: list[float] = []
         self.active = self.kept = self._trying = True
-        self.bias = np.zeros(layer.out_features, np.float32)
-        if layer.bias is not None:
-            self.bias[:] = layer.bias.detach().float().numpy()
+        self.called = False
+        self._weight, self._bias = nn.Module.get_parameter(layer, "weight"), layer.bias
+        self.bias = self._bias_now()
         self._strides = layer.weight.stride()
         self._shape = tuple(layer.weight.shape)
         self.terms = self._shape[1]
         with torch.inference_mode(False), torch.no_grad():  # or the weight could not be trained again
-            layer.weight.data = self._lay_out(layer.weight.detach())
-        self._version = layer.weight._version, layer.weight.data_ptr()
-        layer.forward = self._forward  # type: ignore[assignment, method-assign]
+            self._layout: Layout | None = self._lay_out(layer.weight.detach())
+            LaidOut.begin(self._weight, name, self._made)
+        replace_methods(layer, forward=self._forward)
 
     def compile(self) -> None:
         """Compute an uncounted row of zeros: a kernel is compiled, or loaded, by its first, before a clock runs."""
+        assert self._layout is not None
         given, out = np.zeros(self.terms, np.float32), np.empty(self._shape[0], np.float32)
-        self._row(given.ctypes.data, out.ctypes.data)
+        self._layout.row(given.ctypes.data, out.ctypes.data)
 
     @property
     def density(self) -> float:
@@ -62,59 +71,89 @@ class FastLayer:
         return self.read / (self.rows * self._shape[0] * self._shape[1]) if self.rows else float("nan")
 
     @property
-    def changed(self) -> bool:
-        """Whether someone wrote to the weight, or put another in its place."""
-        return (self.layer.weight._version, self.layer.weight.data_ptr()) != self._version
+    def changed(self) -> str | None:
+        """Which of the layer's parameters someone wrote to, or put another in the place of."""
+        if not isinstance(self._weight, LaidOut) or self._weight.written or self.layer.weight is not self._weight:
+            return "weight"
+        if self.layer.bias is not self._bias or not np.array_equal(self._bias_now(), self.bias, equal_nan=True):
+            return "bias"
+        return None
 
     def restore(self) -> None:
         """Bring back the weight and the layer's own forward."""
-        self.active = False
+        with _changing:
+            if not self.active:
+                return
+            self.active = False
+            if isinstance(self._weight, LaidOut):
+                with torch.inference_mode(False), torch.no_grad():
+                    self._weight.end()
+            restore_methods(self.layer, "forward")
+            self._layout = None  # which calls that have begun in other threads still have
+
+    def _bias_now(self) -> NDArray:
+        """(outputs,) float32, a copy."""
+        if self.layer.bias is None:
+            return np.zeros(self.layer.out_features, np.float32)
+        return self.layer.bias.detach().float().numpy().copy()
+
+    def _made(self) -> Tensor:
+        """The weight as it was, in memory of its own."""
+        assert self._layout is not None
         with torch.inference_mode(False), torch.no_grad():
-            weight = torch.empty_strided(self._shape, self._strides, dtype=self.layer.weight.dtype)
-            self._write_back(weight)
-            self.layer.weight.data = weight
-        del self.layer.forward
+            weight = torch.empty_strided(self._shape, self._strides, dtype=self._weight.dtype)
+            self._layout.write(weight)
+        return weight
 
-    def _lay_out(self, weight: Tensor) -> Tensor:
-        """Copy the weight; what stands in its place until it is restored."""
-        raise NotImplementedError
-
-    def _write_back(self, weight: Tensor) -> None:
-        raise NotImplementedError
-
-    def _dense(self, x: Tensor) -> Tensor:
-        """The layer's own output, from the same copy of the weights."""
-        raise NotImplementedError
-
-    def _row(self, given: int, out: int) -> int:
-        """Compute one row, from one address to the other; returns how many weights were read."""
+    def _lay_out(self, weight: Tensor) -> Layout:
         raise NotImplementedError
 
     def _forward(self, x: Tensor) -> Tensor:
+        layout, own = self._layout, self.layer._parameters
+        if layout is None:  # another thread has restored the layer since the call began
+            return type(self.layer).forward(self.layer, x)
+        if torch._C._get_tracing_state() is not None:
+            raise SettingError(f"faster: {self.name} cannot be traced inside the context")
         if self.layer.training:
             raise SettingError(f"faster: {self.name} is in training mode; call model.eval()")
         if torch.is_grad_enabled():
             raise SettingError("faster: gradients are enabled, and the kernels have none; use torch.inference_mode()")
+        if own.get("weight") is not self._weight or own.get("bias") is not self._bias:
+            raise SettingError(f"faster: {self.name} was given another weight or bias inside the context")
         rows = x.numel() // self.terms
+        self.called = self.called or rows > 0
+        # A kernel reads memory at an address: that of a tensor on the CPU, and no other object.
+        if x.shape[-1] != self.terms:
+            return type(self.layer).forward(self.layer, x)  # which says what is wrong
+        if 0 < rows <= MOST_ROWS and type(x) is Tensor and x.is_cpu:
+            return self._by_kernel(layout, x, rows)
         if rows > MOST_ROWS:
             _say_dense()
-            return self._dense(x)
+        return layout.dense(x, self._bias)
+
+    def _by_kernel(self, layout: Layout, x: Tensor, rows: int) -> Tensor:
         # The weights that stream by have thrown the interpreter out of the cache: every call here takes its time.
         given = x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
         out = torch.empty(*x.shape[:-1], self._shape[0])
-        start = time.perf_counter() if self._trying else 0.0
+        trying, read = self._trying, 0
+        start = time.perf_counter() if trying else 0.0
         at, to = given.data_ptr(), out.data_ptr()
         for row in range(rows):
-            self.read += self._row(at + 4 * row * self.terms, to + 4 * row * self._shape[0])
-        self.rows += rows
-        if self._trying:
-            self._tried((time.perf_counter() - start) / rows)
+            read += layout.row(at + 4 * row * self.terms, to + 4 * row * self._shape[0])
+        with _changing:
+            self.read += read
+            self.rows += rows
+            if trying:
+                self._tried((time.perf_counter() - start) / rows)
         return out if x.dtype is torch.float32 else out.to(x.dtype)
 
     def _tried(self, seconds: float) -> None:
+        if not self._trying:
+            return
         self.seconds.append(seconds)
         self._trying = len(self.seconds) < _TRIALS
         slower = self.dense_seconds is not None and statistics.median(self.seconds) > self.dense_seconds
         if slower and not self._trying:
-            self.restore()
-            self.kept = False
+            self.kept = self.changed is not None  # what was changed is told at the end
+            if not self.kept:
+                self.restore()

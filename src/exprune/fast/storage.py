@@ -3,15 +3,17 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from exprune.core.errors import SettingError
 
 _NUMBERS = {torch.float32: np.float32, torch.float16: np.uint16, torch.bfloat16: np.int16}  # as the kernels know them
 
 
-def check_dtype(tensor: Tensor, name: str) -> None:
+def check_weight(tensor: Tensor, name: str) -> None:
     """Raises SettingError where there is no kernel for it; ``name`` is whose it is."""
+    if type(tensor) is not nn.Parameter:
+        raise SettingError(f"faster: the weight of {name} is a {type(tensor).__name__}, not a plain Parameter")
     dtype, served = _short(tensor.dtype), ", ".join(map(_short, _NUMBERS))
     if tensor.device.type != "cpu":
         raise SettingError(f"faster: {name} is on {tensor.device}; the kernels are a CPU's")
@@ -34,8 +36,3 @@ def room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if dtype == torch.float32:
         return torch.from_numpy(np.empty(shape, np.float32))
     return torch.from_numpy(np.empty(shape, np.int16)).view(dtype)
-
-
-def without_values(weight: Tensor) -> Tensor:
-    """What stands in for a weight that is laid out anew: NaN in its shape, which takes no memory and spoils any use."""
-    return torch.full((), torch.nan, dtype=weight.dtype).expand(weight.shape)

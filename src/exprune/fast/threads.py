@@ -1,13 +1,33 @@
-"""Work on some rows in as many threads as torch may use."""
+"""What belongs to a thread, and work on some rows in as many threads as torch may use."""
 
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-# Kernels release the GIL. Handing work to a Python thread takes 35 to 100 microseconds; while it waits it does not
-# spin, as OpenMP's threads do, which would take a core from torch's.
-_pool = ThreadPoolExecutor(thread_name_prefix="exprune")
+
+class _Room(threading.local):
+    def __init__(self) -> None:
+        self.rows, self.x = np.empty(0, np.int32), np.empty(0, np.float32)
+
+
+_room = _Room()
+
+
+def room_to_work(outputs: int, terms: int) -> tuple[NDArray, NDArray]:
+    """What a kernel works in, int32 (at least outputs,) and float32 (at least terms,): this thread's own.
+
+    Python runs nothing else in a thread while it is in a kernel, so that all layers of all contexts can share it.
+    """
+    if len(_room.rows) < outputs:
+        _room.rows = np.empty(outputs, np.int32)
+    if len(_room.x) < terms:
+        _room.x = np.empty(terms, np.float32)
+    return _room.rows, _room.x
 
 
 def parts_of(rows: int) -> int:
@@ -23,3 +43,19 @@ def shared(work: Callable[[int, int, int], int], rows: int, threads: int) -> int
 
 
 _LEAST = 256  # rows of a part: fewer are done before another thread has begun
+
+
+def _new_pool() -> ThreadPoolExecutor:
+    # Kernels release the GIL. Handing work to a Python thread takes 35 to 100 microseconds; while it waits it does not
+    # spin, as OpenMP's threads do, which would take a core from torch's.
+    return ThreadPoolExecutor(thread_name_prefix="exprune")
+
+
+def _replace_pool() -> None:
+    global _pool
+    _pool = _new_pool()
+
+
+_pool = _new_pool()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_replace_pool)  # a forked process has none of the threads

@@ -8,6 +8,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,11 @@ class CalibratedTest(Heuristic):
         super().__init__(tau)
         self.stages = checked(stages)
         self.statistics = statistics
-        self._known: dict[tuple, _Lines] = {}
+        self._known: dict[tuple, tuple[Plan, SiteStatistics, _Lines]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What decides: all but what is worked out from it."""
+        return {**vars(self), "_known": {}}
 
     @abstractmethod
     def margin(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor | float:
@@ -203,15 +208,17 @@ class CalibratedTest(Heuristic):
         return None, (bound - seen.r) / slope
 
     def _lines(self, seen: Prefix) -> _Lines:
-        key = (seen.site.name, seen.part.dtype, seen.part.device)
-        if key not in self._known:
-            self._known[key] = self._measured(seen)
-        return self._known[key]
-
-    def _measured(self, seen: Prefix) -> _Lines:
-        if self.statistics is None or seen.site.name not in self.statistics:
+        if self.statistics is None or (of := self.statistics.get(seen.site.name)) is None:
             raise SettingError(f"{type(self).__name__}: no statistics of site {seen.site.name}; calibrate first")
-        of = self.statistics[seen.site.name]
+        key = (seen.site.name, seen.tau, seen.part.dtype, seen.part.device)
+        plan, statistics, lines = self._known.get(key, (None, None, None))
+        # Another run has plans of its own; what was worked out for a plan is of it and these statistics alone.
+        if lines is None or plan is not seen.plan or statistics is not of:
+            lines = self._measured(seen, of)
+            self._known[key] = seen.plan, of, lines
+        return lines
+
+    def _measured(self, seen: Prefix, of: SiteStatistics) -> _Lines:
         if unknown := [stage.n for stage in seen.plan.stages if stage.n not in of.stages]:
             raise SettingError(
                 f"{type(self).__name__}: no statistics of site {seen.site.name} after {unknown[0]} terms; "

@@ -113,8 +113,9 @@ class Optimal(CalibratedTest):
         """The margins at the price 4^level. Other prices ask for the same ones, so they stay with the statistics."""
         assert self.statistics is not None
         kept = self.statistics[seen.site.name].kept
-        left = tuple(float(torch.as_tensor(stage.flops).sum()) for stage in seen.plan.stages)
-        key = (level, self._moment(seen), self.ahead, self._another_test(seen.site), left)
+        flops = seen.plan.dense_flops, *(stage.flops for stage in seen.plan.stages)
+        spent = tuple(tuple(of.tolist()) if isinstance(of, Tensor) else of for of in flops)
+        key = (level, self._moment(seen), self.ahead, self._another_test(seen.site), spent)
         if key not in kept:
             kept[key] = self._margin(seen, sd, gradient, 4.0**level)
         return kept[key].to(sd)

@@ -46,7 +46,7 @@ class Task(lightning.LightningModule):
         raise AttributeError(f"{type(self).__name__} has no head")
 
     def before_pass(self) -> None:
-        """Work out what ``predict_step`` needs to know of the network by running it, while nothing watches its calls."""
+        """Work out what ``predict_step`` must know of the network by running it, while nothing watches its calls."""
 
     def network_inputs(self, batch: Any) -> tuple[Any, ...]:
         """The arguments with which this task calls the network."""

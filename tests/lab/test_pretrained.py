@@ -96,7 +96,9 @@ def test_evaluate_a_model_from_a_folder(
 def test_every_job_of_a_sweep_counts_by_length_outside_of_its_pass(command: CommandLine, tmp_path: Path) -> None:
     """Only the first one has a dense pass of its own, before its pruned one."""
     torch.manual_seed(0)
-    folder = folder_of(LlamaForCausalLM(LlamaConfig(**{**LLAMA.to_diff_dict(), "vocab_size": 4096})), tmp_path / "model")
+    folder = folder_of(
+        LlamaForCausalLM(LlamaConfig(**{**LLAMA.to_diff_dict(), "vocab_size": 4096})), tmp_path / "model"
+    )
     done = command(
         *("evaluate.py", "-m", "model=hf", f"model.pretrained={folder}", "data.limit=12", "data.context=32"),
         *("bootstrap=50", "logger=none", "trainer=cpu", "exprune.inputs=24"),

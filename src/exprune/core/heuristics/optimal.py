@@ -10,7 +10,7 @@ from exprune.core.calibration.lines import SiteStatistics
 from exprune.core.calls.activations import Activation
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
-from exprune.core.heuristics.calibrated_test import STAGES, CalibratedTest
+from exprune.core.heuristics.calibrated_test import CalibratedTest
 from exprune.core.heuristics.elementwise import thresholds, zero_thresholds
 from exprune.core.heuristics.heuristic import Prefix
 from exprune.core.heuristics.stopping import (
@@ -45,7 +45,7 @@ class Optimal(CalibratedTest):
     def __init__(
         self,
         lam: float,
-        stages: Sequence[int] = STAGES,
+        stages: Sequence[int] | None = None,
         statistics: Mapping[str, SiteStatistics] | None = None,
         ahead: bool = True,
         predict: bool = False,

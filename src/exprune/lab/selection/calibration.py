@@ -182,7 +182,8 @@ def _read(path: Path, about: dict[str, Any]) -> dict[str, SiteStatistics]:
     for what, value in about.items():
         if known[what] != value:
             raise SettingError(
-                f"exprune.calibration={path}: made for {what}={known[what]}, not {value}; null makes one for this network"
+                f"exprune.calibration={path}: made for {what}={known[what]}, not {value}; "
+                "null makes one for this network"
             )
     return found
 

@@ -103,8 +103,10 @@ def known(model: Block, x: Tensor, orders: list[list[int]] | None = None) -> Kno
     return Known(terms.tolist(), r.tolist(), z.tolist(), 9 if conv else 1)
 
 
-def calibrated(model: Block, x: Tensor, orders: dict[str, Tensor] | None = None) -> dict[str, SiteStatistics]:
-    with torch.no_grad(), Recorder(find_sites(model, x), STAGES, orders) as recorder:
+def calibrated(
+    model: Block, x: Tensor, orders: dict[str, Tensor] | None = None, stages: tuple[int, ...] = STAGES
+) -> dict[str, SiteStatistics]:
+    with torch.no_grad(), Recorder(find_sites(model, x), stages, orders) as recorder:
         for part in x.split(3 if x.dim() == 4 else 50):
             model(part)
     return recorder.statistics()
@@ -247,7 +249,7 @@ def test_looking_ahead_is_backward_induction() -> None:
 
 def test_one_stage_has_nothing_to_look_ahead_to() -> None:
     model, x, site = block(True)
-    measured = calibrated(model, x)
+    measured = calibrated(model, x, stages=(4,))
     measured["layer"] = replace(measured["layer"], gradient=torch.rand(4).double() + 0.1)
     both = [pruned_pass(model, [site], Optimal(1e-3, (4,), measured, ahead), x) for ahead in (True, False)]
     assert both[0].flops.sites[0].stopped == both[1].flops.sites[0].stopped != [0]
@@ -465,7 +467,7 @@ def test_a_negative_factor_where_nothing_is_added(factor: float | Tensor) -> Non
 def test_a_prefix_that_does_not_vary_says_nothing() -> None:
     model, x, site = block(False)
     model.layer.weight.data[1, :2] = 0
-    measured = calibrated(model, x)
+    measured = calibrated(model, x, stages=(2,))
     assert measured["layer"].slope[0, 1] == 0
     (count,) = pruned_pass(model, [site], Calibrated(0.5, (2,), measured), x).flops.sites
     stopped = pruned_pass(model, [site], _Only(1, Calibrated(0.5, (2,), measured)), x).flops.sites[0].pruned
@@ -502,8 +504,8 @@ def test_what_is_wrong_is_said() -> None:
         calibrated(model, x[:99])
     with pytest.raises(SettingError, match="no statistics of site layer"):
         pruned_pass(model, [site], Calibrated(0.1, STAGES), x)
-    with pytest.raises(SettingError, match="no statistics of site layer after 1 terms"):
-        pruned_pass(model, [site], Calibrated(0.1, (1, *STAGES), calibrated(model, x)), x)
+    with pytest.raises(SettingError, match="no statistics of site layer after 7 terms"):
+        pruned_pass(model, [site], Calibrated(0.1, (2, 4, 6, 7), calibrated(model, x)), x)
     with pytest.raises(SettingError, match="lack gradients"):
         pruned_pass(model, [site], Optimal(1.0, STAGES, calibrated(model, x)), x)
     for lam in (-1.0, math.inf, math.nan, "much", True):
@@ -574,3 +576,24 @@ def test_what_is_wrong_of_a_recording_is_said() -> None:
         model(x)
     with pytest.raises(SettingError, match="training mode"), Recorder([site], STAGES):
         model.train()(x)
+
+
+@pytest.mark.parametrize("test", [lambda **given: Optimal(1e-9, **given), lambda **given: Calibrated(0.1, **given)])
+def test_statistics_know_their_stages(test: Callable[..., Optimal | Calibrated]) -> None:
+    def of(*stages: int) -> SiteStatistics:
+        lines = torch.ones(len(stages), 3, dtype=torch.float64)
+        return SiteStatistics(stages, lines, lines, lines)
+
+    measured = {"short": of(8, 16), "long": of(8, 16, 32, 64)}
+    assert test(statistics=measured).stages == (8, 16, 32, 64)
+    later = test()
+    later.statistics = measured
+    assert later.stages == (8, 16, 32, 64)
+    assert test(stages=[8, 16, 32, 64], statistics=measured).stages == (8, 16, 32, 64)
+    assert test(stages=[8, 16, 32, 64, 128], statistics=measured).stages == (8, 16, 32, 64, 128)  # no site is so long
+    for other in ([32, 64], [8, 16, 32], [8, 16, 24, 32, 64], [128]):
+        with pytest.raises(SettingError, match=r"measured at \[8, 16, 32, 64\]; leave stages out"):
+            test(stages=other, statistics=measured)
+        late = test(stages=other)
+        with pytest.raises(SettingError, match=r"measured at \[8, 16, 32, 64\]; leave stages out"):
+            late.statistics = measured

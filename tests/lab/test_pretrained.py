@@ -93,6 +93,23 @@ def test_evaluate_a_model_from_a_folder(
     assert "more layers feed no activation" in done.out
 
 
+def test_every_job_of_a_sweep_counts_by_length_outside_of_its_pass(command: CommandLine, tmp_path: Path) -> None:
+    """Only the first one has a dense pass of its own, before its pruned one."""
+    torch.manual_seed(0)
+    folder = folder_of(
+        LlamaForCausalLM(LlamaConfig(**{**LLAMA.to_diff_dict(), "vocab_size": 4096})), tmp_path / "model"
+    )
+    done = command(
+        *("evaluate.py", "-m", "model=hf", f"model.pretrained={folder}", "data.limit=12", "data.context=32"),
+        *("bootstrap=50", "logger=none", "trainer=cpu", "exprune.inputs=24"),
+        *("exprune=optimal", "exprune.lam=1e-9,1e-8,1e-9", "exprune.stages=[8,16]"),
+    )
+    assert done.code == 0, done.err
+    first, second, again = (json.loads((run / "result.json").read_text())["flops"] for run in done.runs())
+    assert first["dense"] == second["dense"] and first["pruned"] > second["pruned"]
+    assert first == again
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -108,7 +125,7 @@ def test_flops_are_those_that_are_counted_at_any_length(make: Callable[[], PreTr
         ids = torch.full((1, length), 5)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             network(input_ids=ids, attention_mask=torch.ones_like(ids))
-        assert measured_flops(network, [length, length]) == 2 * counter.get_total_flops()
+        assert measured_flops(network).total([length, length]) == 2 * counter.get_total_flops()
 
 
 def test_arguments_stand_in_the_places_of_their_names() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from exprune.core.calibration.lines import SiteStatistics
 from exprune.core.discovery.sites import Site
-from exprune.core.heuristics.calibrated_test import STAGES, CalibratedTest
+from exprune.core.heuristics.calibrated_test import CalibratedTest
 from exprune.core.heuristics.elementwise import tolerated
 from exprune.core.heuristics.heuristic import Prefix, Tau
 from exprune.core.settings import real
@@ -31,7 +31,7 @@ class Calibrated(CalibratedTest):
     def __init__(
         self,
         tau: Tau | None = None,
-        stages: Sequence[int] = STAGES,
+        stages: Sequence[int] | None = None,
         statistics: Mapping[str, SiteStatistics] | None = None,
         tolerance: float | None = None,
     ) -> None:

@@ -8,6 +8,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,27 +45,72 @@ class _Lines:
     gate: Tensor | None = None
 
 
+def default_stages(order: str) -> tuple[int, ...]:
+    """The stages to calibrate at, of an order of :func:`~exprune.core.term_order`, where none are asked for."""
+    return STAGES_BY_INPUT if order == BY_INPUT else STAGES
+
+
+def _measured_at(statistics: Mapping[str, SiteStatistics] | None) -> tuple[int, ...]:
+    """All stages of the sites' statistics, of which a short site has the first ones."""
+    return tuple(sorted({n for of in (statistics or {}).values() for n in of.stages}))
+
+
 class CalibratedTest(Heuristic):
     """What the calibrated tests share; a subclass says how many standard deviations below 0 the mean must lie.
 
     Args:
         tau: per-site knob of a subclass, if it has one.
-        stages: terms evaluated before each test; a site skips those that it has not.
+        stages: terms evaluated before each test; a site skips those that it has not. None: those of the statistics.
         statistics: by site, from :class:`~exprune.core.Recorder`; None: to be set before the run.
+
+    Raises:
+        SettingError: the statistics are of other stages than these; also where they are set later.
     """
 
     needs_statistics = True
+    gain_ratio = 1000.0  # a test costs one comparison, so under a static mask it pays wherever weights are left
 
     def __init__(
         self,
         tau: Tau | None = None,
-        stages: Sequence[int] = STAGES,
+        stages: Sequence[int] | None = None,
         statistics: Mapping[str, SiteStatistics] | None = None,
     ) -> None:
         super().__init__(tau)
-        self.stages = checked(stages)
+        self._statistics: Mapping[str, SiteStatistics] | None = None
+        self._stages = None if stages is None else checked(stages)
         self.statistics = statistics
-        self._known: dict[tuple, _Lines] = {}
+        self._known: dict[tuple, tuple[Plan, SiteStatistics, _Lines]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What decides: all but what is worked out from it."""
+        return {**vars(self), "_known": {}}
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """As they were given, else those that the statistics were measured at."""
+        if self._stages is None:
+            return _measured_at(self._statistics) or STAGES_BY_INPUT
+        return self._stages
+
+    @stages.setter
+    def stages(self, stages: Sequence[int]) -> None:
+        self._stages = checked(stages)
+
+    @property
+    def statistics(self) -> Mapping[str, SiteStatistics] | None:
+        return self._statistics
+
+    @statistics.setter
+    def statistics(self, statistics: Mapping[str, SiteStatistics] | None) -> None:
+        measured, given = _measured_at(statistics), self._stages
+        # Where all sites are short, the longest stages are measured nowhere.
+        if measured and given is not None and tuple(n for n in given if n <= measured[-1]) != measured:
+            raise SettingError(
+                f"stages={list(given)} of {type(self).__name__}: its statistics were measured at {list(measured)}; "
+                "leave stages out, or calibrate with them"
+            )
+        self._statistics = statistics
 
     @abstractmethod
     def margin(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor | float:
@@ -203,15 +249,17 @@ class CalibratedTest(Heuristic):
         return None, (bound - seen.r) / slope
 
     def _lines(self, seen: Prefix) -> _Lines:
-        key = (seen.site.name, seen.part.dtype, seen.part.device)
-        if key not in self._known:
-            self._known[key] = self._measured(seen)
-        return self._known[key]
-
-    def _measured(self, seen: Prefix) -> _Lines:
-        if self.statistics is None or seen.site.name not in self.statistics:
+        if self._statistics is None or (of := self._statistics.get(seen.site.name)) is None:
             raise SettingError(f"{type(self).__name__}: no statistics of site {seen.site.name}; calibrate first")
-        of = self.statistics[seen.site.name]
+        key = (seen.site.name, seen.tau, seen.part.dtype, seen.part.device)
+        plan, statistics, lines = self._known.get(key, (None, None, None))
+        # Another run has plans of its own; what was worked out for a plan is of it and these statistics alone.
+        if lines is None or plan is not seen.plan or statistics is not of:
+            lines = self._measured(seen, of)
+            self._known[key] = seen.plan, of, lines
+        return lines
+
+    def _measured(self, seen: Prefix, of: SiteStatistics) -> _Lines:
         if unknown := [stage.n for stage in seen.plan.stages if stage.n not in of.stages]:
             raise SettingError(
                 f"{type(self).__name__}: no statistics of site {seen.site.name} after {unknown[0]} terms; "

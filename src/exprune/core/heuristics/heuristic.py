@@ -85,6 +85,7 @@ class Heuristic(ABC):
     needs_squares: ClassVar[bool] = False
     needs_full: ClassVar[bool] = False
     tau_range: ClassVar[tuple[float, float] | None] = None  # of every value; None: tau is not checked
+    gain_ratio: ClassVar[float] = 0.5  # of a run that is told none (docs/method.md, section 3)
     needs_statistics: bool = False  # whether those are to be set before the run
     statistics: Mapping[str, SiteStatistics] | None = None  # by site, of a Recorder
     predicts: bool = False  # whether what it stops outputs a prediction, so that a site needs no ReLU

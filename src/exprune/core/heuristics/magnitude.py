@@ -27,6 +27,7 @@ class Magnitude(Heuristic):
 
     tau_range = (0.0, 1.0)
     needs_statistics = True
+    gain_ratio = 1000.0
     predicts = True
 
     def __init__(self, tau: Tau | None = None, statistics: Mapping[str, SiteStatistics] | None = None) -> None:

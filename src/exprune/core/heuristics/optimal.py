@@ -10,7 +10,7 @@ from exprune.core.calibration.lines import SiteStatistics
 from exprune.core.calls.activations import Activation
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
-from exprune.core.heuristics.calibrated_test import STAGES, CalibratedTest
+from exprune.core.heuristics.calibrated_test import CalibratedTest
 from exprune.core.heuristics.elementwise import thresholds, zero_thresholds
 from exprune.core.heuristics.heuristic import Prefix
 from exprune.core.heuristics.stopping import (
@@ -45,7 +45,7 @@ class Optimal(CalibratedTest):
     def __init__(
         self,
         lam: float,
-        stages: Sequence[int] = STAGES,
+        stages: Sequence[int] | None = None,
         statistics: Mapping[str, SiteStatistics] | None = None,
         ahead: bool = True,
         predict: bool = False,
@@ -113,8 +113,9 @@ class Optimal(CalibratedTest):
         """The margins at the price 4^level. Other prices ask for the same ones, so they stay with the statistics."""
         assert self.statistics is not None
         kept = self.statistics[seen.site.name].kept
-        left = tuple(float(torch.as_tensor(stage.flops).sum()) for stage in seen.plan.stages)
-        key = (level, self._moment(seen), self.ahead, self._another_test(seen.site), left)
+        flops = seen.plan.dense_flops, *(stage.flops for stage in seen.plan.stages)
+        spent = tuple(tuple(of.tolist()) if isinstance(of, Tensor) else of for of in flops)
+        key = (level, self._moment(seen), self.ahead, self._another_test(seen.site), spent)
         if key not in kept:
             kept[key] = self._margin(seen, sd, gradient, 4.0**level)
         return kept[key].to(sd)

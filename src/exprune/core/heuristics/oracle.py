@@ -28,10 +28,11 @@ class Oracle(Heuristic):
     """
 
     needs_full = True
+    gain_ratio = 1000.0
 
     def __init__(
         self,
-        n: int = 32,
+        n: int = 16,
         order: str = "model",
         lam: float | None = None,
         statistics: Mapping[str, SiteStatistics] | None = None,

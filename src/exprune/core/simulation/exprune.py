@@ -41,7 +41,7 @@ class ExPrune:
             of a Linear, the batch of a convolution): rows that are no data (padding) are False and not
             counted. It can be set anew for every batch: ``run.rows = mask``.
         gain_ratio: of sites under a static mask, see :func:`exprune.core.accounting.plan.make_plan`; like tau one
-            number, a list (one per eligible site) or a mapping of site names with wildcards.
+            number, a list (one per eligible site) or a mapping of site names with wildcards. None: the heuristic's own.
 
     Raises:
         SettingError: no site is left to prune, or the heuristic's tau or gain_ratio does not fit the sites; inside the
@@ -53,7 +53,7 @@ class ExPrune:
         sites: Sequence[Site],
         heuristic: Heuristic | None,
         rows: Tensor | None = None,
-        gain_ratio: Tau = 0.5,
+        gain_ratio: Tau | None = None,
     ) -> None:
         self.sites = list(sites)
         self.heuristic = heuristic
@@ -65,7 +65,7 @@ class ExPrune:
         if heuristic is not None and not isinstance(heuristic, Heuristic):
             raise SettingError(f"heuristic={heuristic!r}: a Heuristic, such as StatsTest(0.1), or None")
         if heuristic is not None:
-            self._plan(heuristic, gain_ratio)
+            self._plan(heuristic, heuristic.gain_ratio if gain_ratio is None else gain_ratio)
 
     def _plan(self, heuristic: Heuristic, gain_ratio: Tau) -> None:
         stages = checked(heuristic.stages)

@@ -141,18 +141,10 @@ def pass_and_saved(
 
 
 def about(run: ExPrune, gain_ratio: Any) -> list[Any]:
-    """What tells this pruned pass from others of the network."""
-    heuristic = run.heuristic
-    if heuristic is None:
-        return ["counted"]
-    # The statistics of a calibrated test are known by the lines they draw.
-    lines = {
-        name: float((of.slope * of.offset).sum()) for name, of in (getattr(heuristic, "statistics", None) or {}).items()
-    }
-    own = [getattr(heuristic, name, None) for name in ("lam", "ahead", "predicts")]
-    by_input = [site.plan.by_input for site in run.flops.sites]
-    knobs = [run.taus, *own, heuristic.stages, gain_ratio, lines, by_input]
-    return ["pruned", type(heuristic).__qualname__, knobs, [site.name for site in run.sites if site.eligible]]
+    """All that tells this pruned pass from others of the network and the inputs, for its fingerprint."""
+    plans = {count.site.name: [count.stages, count.plan.by_input] for count in run.flops.sites}
+    sites = [[site.name, site.reason, site.outcomes, plans.get(site.name)] for site in run.sites]
+    return ["counted" if run.heuristic is None else "pruned", run.heuristic, run.taus, gain_ratio, sites]
 
 
 def compare(task: Task, dense: Pass, pruned: Pass, resamples: int, seed: int) -> Metric:

@@ -67,6 +67,7 @@ def run_pass(
         SettingError: the network's output for some input is NaN or infinite.
     """
     progress = _Progress(run, None if head is not None else file, watch, head)
+    task.before_pass()
     trainer.callbacks.append(progress)  # type: ignore[attr-defined]
     try:
         with run or contextlib.nullcontext(), head or contextlib.nullcontext():

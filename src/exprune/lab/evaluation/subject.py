@@ -1,10 +1,9 @@
 """What evaluations and searches measure: a trained network with its data and its sites."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from exprune.lab.data.splits import SplitData, batches_of, check_measurable
 from exprune.lab.decoding.check import check_engine
 from exprune.lab.evaluation.head import check_head, without_head
 from exprune.lab.evaluation.passes import Pass, run_pass
+from exprune.lab.fingerprint import batches_digest, fingerprint, network_digest, versions
 from exprune.lab.models.masks import attach_masks
 from exprune.lab.tasks.task import Task
 from exprune.lab.tracking import check_logger
@@ -27,7 +27,7 @@ from exprune.lab.training.trained import weights_for
 
 log = logging.getLogger(__name__)
 
-_DENSE = ("model", "data", "static", "trainer")  # what a dense pass depends on, beside the weights and the split
+_DENSE = ("model", "data", "static", "trainer")  # what a dense pass depends on, beside the weights and the inputs
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Subject:
     data: SplitData
     sites: list[Site]
     weights: Path | None
+    _inputs: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def checkpoint(self) -> str:
@@ -58,12 +59,26 @@ class Subject:
             _last_dense[file] = run_pass(self.trainer, self.task, self.loader(split), None, file)
         return _last_dense[file]
 
-    def pass_file(self, split: str, about: Any) -> Path:
-        """Where an interrupted pass over a split is kept; ``about`` says what kind of pass it is."""
+    @cached_property
+    def network_digest(self) -> str:
+        """The fingerprint of the network's weights, whatever their file is called."""
+        return network_digest(self.task.network)
+
+    def measured_on(self, split: str) -> str:
+        """The fingerprint of all that decides a dense pass over a split: weights, inputs, settings, programs."""
+        if split not in self._inputs:
+            self._inputs[split] = batches_digest(self.loader(split))
         cfg: Any = OmegaConf.to_container(self.cfg, resolve=True)
-        weights = None if self.weights is None else (str(self.weights), self.weights.stat().st_mtime_ns)
-        text = json.dumps([weights, split, about, *(cfg[axis] for axis in _DENSE)])
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        device = self.trainer.strategy.root_device.type
+        settings = [cfg[axis] for axis in _DENSE]
+        return fingerprint(versions(), device, self.network_digest, split, self._inputs[split], settings)
+
+    def pass_file(self, split: str, about: Any) -> Path:
+        """Where an interrupted pass over a split is kept; ``about`` is all that decides it beside :meth:`measured_on`.
+
+        Its name is what the pass is known by wherever one is remembered.
+        """
+        digest = fingerprint(self.measured_on(split), about)[:16]
         return Path(self.cfg.paths.cache_dir).expanduser() / "passes" / f"{digest}.pt"
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,29 +64,36 @@ def arguments(network: nn.Module, **given: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def measured_flops(network: PreTrainedModel, lengths: Sequence[int]) -> int:
-    """FLOPs of all matrix products for sequences of these lengths, without padding.
+@dataclass(frozen=True)
+class FlopsOfLength:
+    """FLOPs of all matrix products of a sequence by its length, ``constant + linear * length + square * length^2``.
 
-    They are counted at three lengths, and are a polynomial of the length: its projections, and attention over all
-    pairs of positions, grow with nothing but the length and its square.
+    Projections, and attention over all pairs of positions, grow with nothing but the length and its square.
+    """
+
+    constant: int
+    linear: int
+    square: int
+
+    def total(self, lengths: Sequence[int]) -> int:
+        """Of sequences of these lengths, without padding."""
+        return sum(self.constant + self.linear * length + self.square * length * length for length in lengths)
+
+
+def measured_flops(network: PreTrainedModel) -> FlopsOfLength:
+    """Counted at three lengths. It runs the network, so what watches its calls must not watch these.
 
     Raises:
-        SettingError: a fourth length does not lie on it, as where attention looks at a window.
+        SettingError: a fourth length does not lie on the polynomial, as where attention looks at a window.
     """
-    constant, linear, square = _polynomial(network)
-    return sum(constant + linear * length + square * length * length for length in lengths)
-
-
-@lru_cache(maxsize=4)
-def _polynomial(network: PreTrainedModel) -> tuple[int, int, int]:
     short, middle, long, check = 2, 4, 6, 8
     of = {length: _counted(network, length) for length in (short, middle, long, check)}
     square = (of[long] - 2 * of[middle] + of[short]) // (2 * 2 * 2)
     linear = (of[middle] - of[short]) // 2 - square * (short + middle)
-    constant = of[short] - linear * short - square * short * short
-    if constant + linear * check + square * check * check != of[check]:
+    found = FlopsOfLength(of[short] - linear * short - square * short * short, linear, square)
+    if found.total([check]) != of[check]:
         raise SettingError(f"{type(network).__name__}: its FLOPs are no polynomial of the length, so not known")
-    return constant, linear, square
+    return found
 
 
 def _counted(network: PreTrainedModel, length: int) -> int:

@@ -1,7 +1,6 @@
 """Statistics for the calibrated tests, from inputs of the training split, and kept (docs/method.md, section 8)."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
@@ -18,8 +17,10 @@ from tqdm import tqdm
 from exprune.core import InputVariances, Recorder, Site, SiteStatistics, SquaredGradients, term_order
 from exprune.core.accounting.plan import BY_INPUT
 from exprune.core.errors import SettingError
-from exprune.lab.evaluation.subject import Subject
+from exprune.core.settings import whole
+from exprune.lab.evaluation.subject import Subject, plain
 from exprune.lab.files import load_tensors, save_tensors
+from exprune.lab.fingerprint import batches_digest, fingerprint
 from exprune.lab.tasks.task import Task
 
 log = logging.getLogger(__name__)
@@ -32,20 +33,35 @@ def statistics_of(subject: Subject) -> dict[str, SiteStatistics]:
     """The statistics that ``exprune.stages``, ``order`` and ``inputs`` ask for: read where there are, else measured.
 
     Raises:
-        SettingError: ``exprune.calibration`` names a file of another checkpoint, site list or setting; there are too
-            few inputs; or the data has no training split.
+        SettingError: ``exprune.calibration`` names a file of another checkpoint, site list or setting, or no whole one;
+            there are too few inputs; or the data has no training split.
     """
-    cfg = subject.cfg
-    about = _about(subject)
-    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
-    name = Path(subject.checkpoint).name.removesuffix(".safetensors")
-    kept = Path(cfg.paths.cache_dir).expanduser() / "calibrations" / f"{name}-{digest}.safetensors"
+    cfg, about = subject.cfg, _about(subject)
     if cfg.exprune.calibration is not None:
         return _read(Path(cfg.exprune.calibration).expanduser(), about)
-    if not kept.exists():
-        _write(kept, calibrate(subject), about)
-        log.info("calibration: %s", kept)
-    return _read(kept, about, cached=True)
+    decides = [about, _inputs(subject), plain(cfg.model), cfg.trainer.precision]
+    name = Path(subject.checkpoint).name.removesuffix(".safetensors")
+    kept = Path(cfg.paths.cache_dir).expanduser() / "calibrations" / f"{name}-{fingerprint(*decides)[:12]}.safetensors"
+    if kept.exists():
+        try:
+            return _read(kept, about)
+        except SettingError as error:
+            log.warning("%s; measured anew", error)
+    _write(kept, calibrate(subject), about)
+    log.info("calibration: %s", kept)
+    return _read(kept, about)
+
+
+def _inputs(subject: Subject) -> str:
+    """The fingerprint of the training inputs that are drawn to calibrate on, whatever the data is called."""
+    inputs, generator = _number_of_inputs(subject), torch.Generator().manual_seed(subject.cfg.seed)
+    parts = [subject.data.calibration_dataloader(count, generator) for count in (_of_gradients(inputs), inputs)]
+    return fingerprint(*(batches_digest(part) for part in parts))
+
+
+def _number_of_inputs(subject: Subject) -> int:
+    wanted = "a whole number of inputs, at least 1"
+    return whole(subject.cfg.exprune.inputs, "exprune.inputs", wanted, lambda inputs: inputs >= 1)
 
 
 def calibrate(subject: Subject) -> dict[str, SiteStatistics]:
@@ -57,8 +73,7 @@ def calibrate(subject: Subject) -> dict[str, SiteStatistics]:
         SettingError: there are too few inputs, or these do not reach all sites (an expert that none is routed to).
     """
     settings, task, sites = subject.cfg.exprune, subject.task, subject.sites
-    if isinstance(settings.inputs, bool) or not isinstance(settings.inputs, int) or settings.inputs < 1:
-        raise SettingError(f"exprune.inputs={settings.inputs}: a whole number of inputs, at least 1")
+    _number_of_inputs(subject)
     generator = torch.Generator().manual_seed(subject.cfg.seed)
     some = subject.data.calibration_dataloader(_of_gradients(settings.inputs), generator)
     variances, gradients = _importance(subject.trainer, task, sites, some, generator)
@@ -130,7 +145,7 @@ def _about(subject: Subject) -> dict[str, Any]:
     settings, data = subject.cfg.exprune, subject.cfg.data
     return {
         "version": _VERSION,
-        "weights": _digest(subject.task.network),
+        "weights": subject.network_digest,
         "data": data.get("trained_as", data).name,
         "sites": [site.name for site in subject.sites if site.eligible],
         "stages": list(settings.stages),
@@ -141,14 +156,6 @@ def _about(subject: Subject) -> dict[str, Any]:
         "limit": data.limit,
         "seed": subject.cfg.seed,
     }
-
-
-def _digest(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def _write(path: Path, statistics: dict[str, SiteStatistics], about: dict[str, Any]) -> None:
@@ -162,21 +169,31 @@ def _write(path: Path, statistics: dict[str, SiteStatistics], about: dict[str, A
     save_tensors(path, tensors, {"about": json.dumps(about), "stages": json.dumps(stages)})
 
 
-def _read(path: Path, about: dict[str, Any], cached: bool = False) -> dict[str, SiteStatistics]:
-    tensors, metadata = load_tensors(path, cached)
-    if "about" not in metadata or "stages" not in metadata:
-        raise SettingError(f"exprune.calibration={path}: no calibration file; its metadata says nothing of sites")
-    of_file = json.loads(metadata["about"])
+def _read(path: Path, about: dict[str, Any]) -> dict[str, SiteStatistics]:
+    tensors, metadata = load_tensors(path)
+    try:
+        of_file, stages = json.loads(metadata["about"]), json.loads(metadata["stages"])
+        known = {what: of_file.get(what) for what in about}
+        found = {name: _statistics(name, of, tensors, about["order"]) for name, of in stages.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SettingError(
+            f"exprune.calibration={path}: no calibration file; its metadata says nothing of sites ({error!r})"
+        ) from error
     for what, value in about.items():
-        if of_file.get(what) != value:
+        if known[what] != value:
             raise SettingError(
-                f"exprune.calibration={path}: made for {what}={of_file.get(what)}, not {value}; "
+                f"exprune.calibration={path}: made for {what}={known[what]}, not {value}; "
                 "null makes one for this network"
             )
-    found = {}
-    for name, stages in json.loads(metadata["stages"]).items():
-        values: dict[str, Any] = {what: tensors.get(f"{name}/{what}") for what in _MEASURED}
-        if about["order"] == BY_INPUT:
-            values["order"] = BY_INPUT
-        found[name] = SiteStatistics(tuple(stages), **values)
     return found
+
+
+def _statistics(name: str, stages: list[int], tensors: dict[str, Tensor], order: str) -> SiteStatistics:
+    """Those of a site in a file; raises KeyError or ValueError where they are not there, or not of these stages."""
+    values: dict[str, Any] = {what: tensors.get(f"{name}/{what}") for what in _MEASURED}
+    shapes = {tuple(tensors[f"{name}/{what}"].shape) for what in ("slope", "offset", "sd")}
+    if {shape[:-1] for shape in shapes} != {(len(stages),)} or len(shapes) > 1:
+        raise ValueError(f"{name}: lines of another shape than its {len(stages)} stages")
+    if order == BY_INPUT:
+        values["order"] = BY_INPUT
+    return SiteStatistics(tuple(stages), **values)

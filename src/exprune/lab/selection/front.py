@@ -1,6 +1,7 @@
 """The front of a search: its settings measured on validation and test, and promised on inputs that it never saw."""
 
 import json
+import logging
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,16 +16,20 @@ from tqdm import tqdm
 
 from exprune.core import ExPrune, Heuristic
 from exprune.core.errors import SettingError
-from exprune.lab.evaluation.measure import measure, pass_and_saved
+from exprune.lab.evaluation.measure import about, measure, pass_and_saved
 from exprune.lab.evaluation.passes import run_pass
 from exprune.lab.evaluation.result import read_result
 from exprune.lab.evaluation.subject import Subject, plain
+from exprune.lab.files import write_whole
+from exprune.lab.fingerprint import fingerprint
 from exprune.lab.fronts.pareto import row
 from exprune.lab.selection.knobs import Maker
 from exprune.lab.selection.promise import drop_test
 from exprune.lab.selection.sequence import how_many_pass, out_of_reach
 from exprune.lab.selection.study import finished, front, spread
 from exprune.lab.tasks.paired_tests import PairedTest
+
+log = logging.getLogger(__name__)
 
 GAIN_RATIOS = (0.1, 0.5)  # searched in the paper
 
@@ -91,13 +96,18 @@ def measure_front(
         heuristic, gain_ratio = configured(subject, make, trial.params)
         assert heuristic is not None
         file = folder / split / f"{trial.number:05d}" / "result.json"
-        wanted = {"command": command, "checkpoint": subject.checkpoint, "tau": heuristic.tau, "gain_ratio": gain_ratio}
-        if file.exists():  # of an interrupted search in this folder
-            found = read_result(file)
-            if wanted == {key: found.get(key) for key in wanted}:
-                return found
+        of = file.with_name("fingerprint.txt")  # what an interrupted search in this folder has measured there
+        run = ExPrune(subject.sites, heuristic, gain_ratio=gain_ratio)
+        decided = fingerprint(subject.measured_on(split), about(run, gain_ratio), cfg.bootstrap, cfg.seed, command)
+        if file.exists() and of.exists() and of.read_bytes() == decided.encode():
+            try:
+                return read_result(file)
+            except SettingError as error:
+                log.warning("%s; measured anew", error)
         result, _ = measure(subject, heuristic, gain_ratio, split, command)
+        of.unlink(missing_ok=True)
         result.write(file)
+        write_whole(of, lambda partial: partial.write_text(decided))
         return read_result(file)
 
     bar = tqdm(chosen, desc="front, valid", disable=None, leave=False)

@@ -19,7 +19,7 @@ from exprune.lab.selection.knobs import Maker, at_level, file_of, heuristic_of, 
 _INPUTS = 64  # of the training split, enough to see what a setting saves
 _FINEST = 1 / 512  # of a knob's level
 
-_known: dict[tuple[Path, int], list[float]] = {}  # the jobs of a sweep over targets share them
+_known: dict[tuple[Path, int, int], list[float]] = {}  # the jobs of a sweep over targets share them
 
 
 def check_grid(cfg: DictConfig) -> None:
@@ -48,7 +48,7 @@ def grid_of(subject: Subject, make: Maker) -> list[float]:
     grid = plain(cfg.exprune.grid)
     if isinstance(grid, list):
         return sorted(set(grid))
-    key = file_of(subject, run_at(subject, make, at_level(cfg, 0.0))), grid
+    key = file_of(subject, run_at(subject, make, at_level(cfg, 0.0))), grid, cfg.seed
     if key not in _known:
         _known[key] = _laid_out(subject, make, grid)
     return _known[key]

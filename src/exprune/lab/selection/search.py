@@ -22,8 +22,9 @@ from exprune.lab.data.splits import check_measurable
 from exprune.lab.evaluation.measure import TooFar, drop_and_saved
 from exprune.lab.evaluation.passes import run_pass
 from exprune.lab.evaluation.result import read_result
-from exprune.lab.evaluation.subject import Subject, prepare
+from exprune.lab.evaluation.subject import Subject, plain, prepare
 from exprune.lab.files import write_whole
+from exprune.lab.fingerprint import batches_digest, fingerprint
 from exprune.lab.fronts.chart import log_front
 from exprune.lab.fronts.pareto import tabulate
 from exprune.lab.selection.front import GAIN_RATIOS, chosen_trials, configured, measure_front, promised_trials
@@ -65,12 +66,13 @@ def search(cfg: DictConfig) -> pd.DataFrame:
     batches = _spread(searched, cfg.search.limit)
     check_measurable(subject.task, batches, f"search.limit={cfg.search.limit}")
     ranges = _ranges(subject, run, batches)
-    study = open_study(cfg, _name(subject, heuristic), _about(subject, run))
+    make = maker(subject)
+    about = _about(subject, run, make, batches)
+    study = open_study(cfg, _name(subject, heuristic, about), about)
     if not study.get_trials(deepcopy=False):
         for share in _UNIFORM:
             study.enqueue_trial({name: low + share * (high - low) for name, (low, high) in ranges.items()})
     folder = Path(cfg.paths.output_dir)
-    make = maker(subject)
     with tracked(cfg, "search") as tracker:
         _run_trials(study, subject, make, ranges, batches)
         chosen = chosen_trials(study, cfg)
@@ -147,14 +149,15 @@ def _ranges(subject: Subject, run: ExPrune, batches: list) -> dict[str, tuple[fl
     return ranges | {f"gain_ratio/{name}": GAIN_RATIOS for name in masked}
 
 
-def _name(subject: Subject, heuristic: Heuristic) -> str:
+def _name(subject: Subject, heuristic: Heuristic, about: Mapping[str, Any]) -> str:
     inputs = subject.cfg.search.limit or "all"
     weights = Path(subject.checkpoint).name.removesuffix(".safetensors")
     half = "" if subject.cfg.exprune.get("confidence") is None else "-half"
-    return f"{weights}-{type(heuristic).__name__}-n{heuristic.stages[0]}-{inputs}{half}"
+    return f"{weights}-{type(heuristic).__name__}-n{heuristic.stages[0]}-{inputs}{half}-{about['fingerprint'][:8]}"
 
 
-def _about(subject: Subject, run: ExPrune) -> dict[str, Any]:
+def _about(subject: Subject, run: ExPrune, make: Maker, batches: list) -> dict[str, Any]:
+    """What a study's trials are of, in words where there are some, and the fingerprint of all that decides them."""
     cfg, heuristic = subject.cfg, run.heuristic
     assert heuristic is not None
     return {
@@ -167,6 +170,10 @@ def _about(subject: Subject, run: ExPrune) -> dict[str, Any]:
         "sites": list(run.taus),
         "limit": cfg.search.limit,
         **({} if cfg.exprune.get("confidence") is None else {"part": "half"}),
+        "fingerprint": fingerprint(
+            *(subject.measured_on("valid"), batches_digest(batches), make(tau=0.0), list(run.taus)),
+            *(plain(cfg.exprune.gain_ratio), cfg.search.max_drop),
+        ),
     }
 
 

@@ -14,7 +14,7 @@ from transformers import OPTForCausalLM, PreTrainedModel
 from exprune.lab.data.choices import ChoiceBatch
 from exprune.lab.data.tokens import NO_TARGET, TokenBatch
 from exprune.lab.models.opt import check_tokens, fc1_flops, opt_flops, zeros_of_fc2
-from exprune.lab.models.pretrained import arguments, is_masked, measured_flops
+from exprune.lab.models.pretrained import FlopsOfLength, arguments, is_masked, measured_flops
 from exprune.lab.tasks.finite import check_finite, not_finite
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
 from exprune.lab.tasks.sampling import signed
@@ -27,13 +27,19 @@ class LanguageTask(AccuracyTask):
     def __init__(self, network: PreTrainedModel) -> None:
         super().__init__()
         self.network = network
+        self._flops: FlopsOfLength | None = None
+
+    def before_pass(self) -> None:
+        if self._flops is None and not isinstance(self.network, OPTForCausalLM):
+            self._flops = measured_flops(self.network)
 
     def counted_logits(self, batch: TokenBatch | ChoiceBatch) -> tuple[Tensor, dict[str, int]]:
         """The network's logits for a batch, and what it cost, as ``predict_step`` names it."""
         lengths = batch.attention_mask.sum(1).tolist()
         if not isinstance(self.network, OPTForCausalLM):
-            flops = measured_flops(self.network, lengths)
-            return self._logits(batch), {"elementwise_flops": 0, "model_flops": flops}
+            self.before_pass()
+            assert self._flops is not None
+            return self._logits(batch), {"elementwise_flops": 0, "model_flops": self._flops.total(lengths)}
         with zeros_of_fc2(self.network, self.data_rows(batch)) as zeros:
             logits = self._logits(batch)
         total = opt_flops(self.network.config, lengths)

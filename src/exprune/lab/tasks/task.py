@@ -45,6 +45,9 @@ class Task(lightning.LightningModule):
         """The layer of which only the largest output is predicted, of tasks where that is so."""
         raise AttributeError(f"{type(self).__name__} has no head")
 
+    def before_pass(self) -> None:
+        """Work out what ``predict_step`` must know of the network by running it, while nothing watches its calls."""
+
     def network_inputs(self, batch: Any) -> tuple[Any, ...]:
         """The arguments with which this task calls the network."""
         raise NotImplementedError

@@ -1,0 +1,96 @@
+"""What decides something, as one short string: other values, another string.
+
+Whatever is remembered of one run (a pass, a measured setting, a calibration, a study) is known by the fingerprint of
+everything that decides it.
+"""
+
+import hashlib
+import inspect
+import itertools
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from exprune.core import Heuristic
+
+
+def fingerprint(*values: Any) -> str:
+    """The fingerprint of plain values, containers, tensors and arrays by their bytes, heuristics and dataclasses.
+
+    The order of a mapping counts, as it does where patterns are looked up. What is none of these (a function, a file)
+    cannot be told by its value: it is never the same again, so that nothing is remembered of it.
+    """
+    digest = hashlib.sha256()
+    for piece in _pieces(values):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def network_digest(network: nn.Module) -> str:
+    """That of a network's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(_raw(tensor))
+    return digest.hexdigest()[:16]
+
+
+def batches_digest(batches: Iterable) -> str:
+    """That of all batches of a loader."""
+    return fingerprint(*batches)
+
+
+def versions() -> list[str]:
+    """The programs that decide what a pass gives."""
+    return [version("exprune"), torch.__version__]
+
+
+def _pieces(value: Any) -> Iterator[bytes]:
+    kind = type(value)
+    if value is None or isinstance(value, str | bytes | int | float | complex):
+        text = value if isinstance(value, bytes) else repr(value).encode()
+        yield b"%s %d " % (kind.__name__.encode(), len(text)) + text  # with its length: no two may run into one
+    elif isinstance(value, Tensor | np.ndarray | np.generic):
+        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+        yield f"tensor {tensor.dtype} {tuple(tensor.shape)} ".encode()
+        yield _raw(tensor)
+    elif isinstance(value, Mapping):
+        yield b"mapping %d " % len(value)
+        for key, one in value.items():
+            yield from itertools.chain(_pieces(key), _pieces(one))
+    elif isinstance(value, Sequence):
+        yield b"sequence %d " % len(value)  # a list or a tuple: configurations make lists of both
+        for one in value:
+            yield from _pieces(one)
+    elif isinstance(value, Heuristic):
+        yield from _pieces([_classes(kind), value.__getstate__()])
+    elif is_dataclass(value) and not isinstance(value, type):
+        decide = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+        yield from _pieces([kind.__qualname__, decide])
+    elif hasattr(value, "to_dict"):  # a batch of graphs
+        yield from _pieces([kind.__qualname__, value.to_dict()])
+    else:
+        yield uuid.uuid4().bytes
+
+
+def _raw(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _classes(kind: type) -> list[str]:
+    """The names of a heuristic's classes, and their code, which a user changes between two runs."""
+    ours = [one for one in kind.__mro__ if one is not Heuristic and issubclass(one, Heuristic)]
+    found = []
+    for one in ours:
+        try:
+            source = inspect.getsource(one)
+        except (OSError, TypeError):  # typed at a prompt
+            source = uuid.uuid4().hex
+        found += [f"{one.__module__}.{one.__qualname__}", source]
+    return found

@@ -67,7 +67,7 @@ def _run(
         yield None
         return
     try:
-        run = wandb.init(
+        run: Any = wandb.init(
             project=logger.project,
             group=logger.group or sweep,
             job_type=job_type,

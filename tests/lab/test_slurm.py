@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -73,9 +72,9 @@ def start_sweep(folder: Path, logger: str) -> subprocess.Popen:
         "OMP_NUM_THREADS": "1",
         "WANDB_MODE": "offline",
     }
-    output: dict[str, Any] = {"stdout": (folder / logger / "printed").open("w"), "stderr": subprocess.STDOUT}
     command = [sys.executable, str(ROOT / "evaluate.py"), "-m", *settings]
-    return subprocess.Popen(command, cwd=folder / logger, env=environment, **output)
+    with (folder / logger / "printed").open("w") as printed:
+        return subprocess.Popen(command, cwd=folder / logger, env=environment, stdout=printed, stderr=subprocess.STDOUT)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from hydra_plugins.hydra_joblib_launcher import _core as joblib_launcher
 from omegaconf import DictConfig
 
 from exprune.lab import entry
-from exprune.lab.failures import recorded
+from exprune.lab.failures import known, recorded
 from exprune.lab.fronts import sweep
 from exprune.lab.tasks.graphs import GraphTask
 from exprune.lab.training import trained
@@ -194,6 +194,27 @@ def test_a_job_outlives_the_service_of_wandb(
     for job, runs in (("0", 2), ("1", 1)):  # the first trains, too
         assert logs(outcome.folder / "s" / job).count("W&B could not finish the run in") == runs
         assert len(list((outcome.folder / "s" / job).glob("wandb/offline-run-*"))) == runs
+
+
+def test_an_error_without_a_file_says_what_it_says() -> None:
+    """As W&B raises where it has no folder of its own; the system's names the folder."""
+    assert known(PermissionError("no folder for staging\nset DIR")) == "no folder for staging set DIR"
+    system = PermissionError(13, "Permission denied", "/there")
+    assert known(system) == "/there: Permission denied; name a folder that can be written to"
+
+
+def test_a_job_that_cannot_be_tracked_to_its_end(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where HOME cannot be written to, W&B has no folder for tables: a line, and the result."""
+
+    def no_folder(*args: object, **kwargs: object) -> None:
+        raise PermissionError("no folder for staging")
+
+    monkeypatch.setattr(wandb.Table, "bind_to_run", no_folder)
+    outcome = command("evaluate.py", "model=gnn", *TINY, "exprune.tau=0.12", "seed=11")
+    assert outcome.code == 0 and not outcome.err, outcome.err
+    assert outcome.runs()
+    (line,) = [line for line in outcome.out.splitlines() if "W&B" in line]
+    assert line.endswith("takes no more of this run, which goes on without it: no folder for staging")
 
 
 def test_an_exit_after_the_end_of_the_service_of_wandb(

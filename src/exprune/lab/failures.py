@@ -28,6 +28,8 @@ def known(error: BaseException | None) -> str | None:
             if isinstance(link, kind) and str(link):
                 return " ".join(str(link).split())
     if isinstance(chain[0], PermissionError | NotADirectoryError | FileExistsError):
+        if chain[0].filename is None:  # raised by a library, with words of its own
+            return " ".join(str(chain[0]).split()) or None
         return f"{chain[0].filename}: {chain[0].strerror}; name a folder that can be written to"
     return None
 

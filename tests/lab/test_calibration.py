@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -316,7 +316,7 @@ def test_calibration_blocks_are_of_the_training_texts() -> None:
     assert all(10 <= token < 37 for row in batch.targets.tolist() for token in row if token >= 0)
 
 
-def test_a_layer_that_the_inputs_do_not_reach() -> None:
+def test_a_layer_that_the_inputs_do_not_reach(cpu_trainer: Callable[..., lightning.Trainer]) -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     task = lightning.LightningModule()
     task.network = network
@@ -326,7 +326,7 @@ def test_a_layer_that_the_inputs_do_not_reach() -> None:
         task=task,
         sites=find_sites(network, torch.randn(3, 4)),
         data=SimpleNamespace(calibration_dataloader=lambda inputs, generator: []),
-        trainer=lightning.Trainer(accelerator="cpu", logger=False),
+        trainer=cpu_trainer(),
     )
     with pytest.raises(SettingError, match="a quarter of them does not reach 1, "):
         calibrate(cast(Subject, subject))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,6 +19,7 @@ from hydra_plugins.hydra_joblib_launcher import _core as joblib_launcher
 from omegaconf import DictConfig
 
 from exprune.lab import entry
+from exprune.lab.failures import known, recorded
 from exprune.lab.fronts import sweep
 from exprune.lab.tasks.graphs import GraphTask
 from exprune.lab.training import trained
@@ -136,6 +138,97 @@ def test_an_interrupted_sweep_stops(command: CommandLine, monkeypatch: pytest.Mo
     outcome = command(*SWEEP, "exprune.tau=0.1,0.2", "seed=11", "logger=none")
     signal.signal(signal.SIGINT, handler)  # Lightning turns Ctrl-C off
     assert outcome.code == 130 and not outcome.err
+    (record,) = outcome.folder.rglob("error.json")
+    assert "did not end" in json.loads(record.read_text())["error"]
+
+
+@pytest.mark.parametrize("stop", [SystemExit(-1), KeyboardInterrupt()])
+def test_an_exit_is_no_failure_of_the_job(tmp_path: Path, stop: BaseException) -> None:
+    """Also where another exception takes its place on the way out; one that only follows another is a failure."""
+    with pytest.raises(type(stop)) as raised, recorded(tmp_path, 0, "a=1"):
+        try:
+            raise stop
+        finally:
+            raise ConnectionResetError("in the finally of a library")
+    assert raised.value is stop
+    assert "did not end" in json.loads((tmp_path / "error.json").read_text())["error"]
+    with recorded(tmp_path, 0, "a=1"):
+        try:
+            raise ValueError("first")
+        finally:
+            raise ConnectionResetError("second")
+    assert "ConnectionResetError: second" in json.loads((tmp_path / "error.json").read_text())["error"]
+
+
+@pytest.fixture
+def end_service(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Ends W&B's service, as a cluster does that signals all processes of a job."""
+    wandb.teardown()  # of an earlier test
+    services = []
+
+    class Noted(subprocess.Popen):
+        def __init__(self, command: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(command, *args, **kwargs)
+            if "wandb-core" in str(command[0]):
+                services.append(self)
+
+    def end() -> None:
+        for service in services:
+            service.terminate()
+            service.wait()
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    return end
+
+
+def test_a_job_outlives_the_service_of_wandb(
+    command: CommandLine, monkeypatch: pytest.MonkeyPatch, end_service: Callable[[], None]
+) -> None:
+    """What only tracks fails no job, neither in training nor in the evaluation, and the next job is tracked again."""
+    for name in ("training_step", "predict_step"):
+        step = getattr(GraphTask, name)
+        monkeypatch.setattr(GraphTask, name, lambda *of, step=step: (end_service(), step(*of))[1])
+    outcome = command(*SWEEP, "exprune.tau=0.12,0.32", "seed=3103")
+    assert outcome.code == 0 and not outcome.err, outcome.err
+    assert list(pd.read_csv(outcome.folder / "s" / "pareto.csv")["tau"]) == [0.12, 0.32]
+    for job, runs in (("0", 2), ("1", 1)):  # the first trains, too
+        assert logs(outcome.folder / "s" / job).count("W&B could not finish the run in") == runs
+        assert len(list((outcome.folder / "s" / job).glob("wandb/offline-run-*"))) == runs
+
+
+def test_an_error_without_a_file_says_what_it_says() -> None:
+    """As W&B raises where it has no folder of its own; the system's names the folder."""
+    assert known(PermissionError("no folder for staging\nset DIR")) == "no folder for staging set DIR"
+    system = PermissionError(13, "Permission denied", "/there")
+    assert known(system) == "/there: Permission denied; name a folder that can be written to"
+
+
+def test_a_job_that_cannot_be_tracked_to_its_end(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where HOME cannot be written to, W&B has no folder for tables: a line, and the result."""
+
+    def no_folder(*args: object, **kwargs: object) -> None:
+        raise PermissionError("no folder for staging")
+
+    monkeypatch.setattr(wandb.Table, "bind_to_run", no_folder)
+    outcome = command("evaluate.py", "model=gnn", *TINY, "exprune.tau=0.12", "seed=11")
+    assert outcome.code == 0 and not outcome.err, outcome.err
+    assert outcome.runs()
+    (line,) = [line for line in outcome.out.splitlines() if "W&B" in line]
+    assert line.endswith("takes no more of this run, which goes on without it: no folder for staging")
+
+
+def test_an_exit_after_the_end_of_the_service_of_wandb(
+    command: CommandLine, monkeypatch: pytest.MonkeyPatch, end_service: Callable[[], None]
+) -> None:
+    """This is how submitit ends a job that SLURM will start again."""
+
+    def exits(*args: object) -> None:
+        end_service()
+        raise SystemExit(-1)
+
+    monkeypatch.setattr(GraphTask, "training_step", exits)
+    outcome = command(*SWEEP, "exprune.tau=0.12,0.32", "seed=3104")
+    assert outcome.code == -1
     (record,) = outcome.folder.rglob("error.json")
     assert "did not end" in json.loads(record.read_text())["error"]
 

@@ -170,16 +170,16 @@ def test_a_sharp_closure_leaves_the_gradient_of_the_worst_weights_nearby() -> No
         torch.testing.assert_close(network[1].state_dict()[name], once[name])
 
 
-def test_the_last_epochs_are_sharp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_last_epochs_are_sharp(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpu_trainer: Callable[..., lightning.Trainer]
+) -> None:
     """Two of five: each of their two steps takes two passes."""
     data = ImageData(read_digits, str(tmp_path), str(tmp_path), 200, 0, False, 0, None, 64, 256, limit=128)
     task = ImageTask(ResNet18(), "sgd", 0.1, 0.0, 0.9, 0.0, 0.2, 10, None, {"radius": 0.1, "share": 0.4})
     monkeypatch.setattr(task, "network", nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)))
     seen = []
     monkeypatch.setattr(task, "log", lambda name, value, **_: name == "train/loss" and seen.append(task.current_epoch))
-    lightning.Trainer(
-        max_epochs=5, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
-    ).fit(task, datamodule=data)
+    cpu_trainer(max_epochs=5, enable_checkpointing=False).fit(task, datamodule=data)
     assert seen == [0, 0, 1, 1, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4]
 
 
@@ -221,7 +221,9 @@ class Steps(lightning.Callback):
         return torch.stack([self.left[step] for step in steps]).mean(0)
 
 
-def test_what_is_kept_is_the_mean_of_the_last_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_is_kept_is_the_mean_of_the_last_steps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpu_trainer: Callable[..., lightning.Trainer]
+) -> None:
     """Of ten steps, two an epoch, the last three; its BatchNorm has the statistics of the training images."""
     data = ImageData(read_digits, str(tmp_path), str(tmp_path), 200, 0, False, 0, None, 64, 256, limit=128)
 
@@ -233,8 +235,7 @@ def test_what_is_kept_is_the_mean_of_the_last_steps(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(task, "validation_step", lambda *_: validated.append(network[1].weight.detach().clone()))
         monkeypatch.setattr(task, "log", lambda *_, **__: None)
         keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-        quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
-        trainer = lightning.Trainer(max_epochs=5, callbacks=[steps, keep], **quiet)
+        trainer = cpu_trainer(max_epochs=5, callbacks=[steps, keep], num_sanity_val_steps=0)
         trainer.fit(task, datamodule=data, ckpt_path=resumed, weights_only=True)
         return steps, network, validated
 

@@ -28,6 +28,8 @@ def known(error: BaseException | None) -> str | None:
             if isinstance(link, kind) and str(link):
                 return " ".join(str(link).split())
     if isinstance(chain[0], PermissionError | NotADirectoryError | FileExistsError):
+        if chain[0].filename is None:  # raised by a library, with words of its own
+            return " ".join(str(chain[0]).split()) or None
         return f"{chain[0].filename}: {chain[0].strerror}; name a folder that can be written to"
     return None
 
@@ -41,7 +43,9 @@ def one_line(error: Exception) -> str:
 def recorded(folder: Path, number: int, overrides: str) -> Iterator[None]:
     """Run a job of a sweep: an exception ends here and is kept in ``error.json`` of the job's folder.
 
-    The file is there from the start and goes when the job ends well, so that a killed job is listed too.
+    The file is there from the start and goes when the job ends well, so that a killed job is listed too. An exit
+    (Ctrl-C, or a time limit after which SLURM starts the job again) is no failure and passes, also where another
+    exception took its place on the way out.
     """
     file = folder / "error.json"
 
@@ -53,11 +57,20 @@ def recorded(folder: Path, number: int, overrides: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if (stop := _exit_before(error)) is not None:
+            raise stop from None
         record(one_line(error))
         traceback = error if known(error) is None else None
         log.error("job %d failed, the sweep goes on: %s", number, one_line(error), exc_info=traceback)
     else:
         file.unlink()
+
+
+def _exit_before(error: BaseException | None) -> BaseException | None:
+    """The exit that was under way when ``error`` was raised, in a ``finally`` of a library; None where none was."""
+    while error is not None and isinstance(error, Exception):
+        error = error.__context__
+    return error
 
 
 def failed_jobs(folder: Path) -> dict[Path, str]:

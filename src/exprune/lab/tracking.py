@@ -1,8 +1,9 @@
 """Weights & Biases, offline unless asked otherwise. Every run is finished before its job ends."""
 
 import contextlib
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,9 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from exprune.core.errors import SettingError
+from exprune.lab.failures import one_line
+
+log = logging.getLogger(__name__)
 
 _MODES = ("offline", "online", "disabled")
 
@@ -63,7 +67,7 @@ def _run(
         yield None
         return
     try:
-        run = wandb.init(
+        run: Any = wandb.init(
             project=logger.project,
             group=logger.group or sweep,
             job_type=job_type,
@@ -75,12 +79,40 @@ def _run(
         )
     except (wandb.errors.UsageError, wandb.errors.CommError) as error:
         raise SettingError(f"logger.mode={mode}: {error}; use logger.mode=offline") from error
+    run.log = _forgiving(run.log)
     try:
         yield run
     except BaseException:
-        run.finish(exit_code=1)
+        _finish(run, 1)
         raise
-    run.finish()
+    _finish(run, 0)
+
+
+def _forgiving(call: Callable[..., None]) -> Callable[..., None]:
+    """What only tracks fails no job: W&B's service is a process of its own, and a cluster may end it before the job."""
+    alive = True
+
+    def attempt(*args: Any, **kwargs: Any) -> None:
+        nonlocal alive
+        if not alive:
+            return
+        try:
+            call(*args, **kwargs)
+        except Exception as error:
+            alive = False
+            log.warning("W&B takes no more of this run, which goes on without it: %s", one_line(error))
+
+    return attempt
+
+
+def _finish(run: Any, exit_code: int) -> None:
+    """Finish the run. What W&B raises is logged: on the way out it would take the place of what ends the job."""
+    try:
+        run.finish(exit_code=exit_code)
+    except Exception as error:
+        log.warning("W&B could not finish the run in %s: %s", Path(run.dir).parent, one_line(error))
+        with contextlib.suppress(Exception):
+            wandb.teardown()  # the service is gone, and the next run starts another
 
 
 def lightning_logger(run: Any | None) -> Logger | None:

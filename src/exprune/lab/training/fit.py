@@ -10,6 +10,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig
 
 from exprune.core.errors import SettingError
@@ -36,6 +37,7 @@ def make_trainer(cfg: DictConfig, **options: Any) -> lightning.Trainer:
         return lightning.Trainer(
             **options,
             accelerator=accelerator,
+            plugins=_processes_of_its_own(),
             enable_progress_bar=sys.stderr.isatty(),
             enable_model_summary=False,
         )
@@ -43,6 +45,13 @@ def make_trainer(cfg: DictConfig, **options: Any) -> lightning.Trainer:
         if "precision" not in str(error).lower():
             raise
         raise SettingError(f"precision={options['precision']}: {' '.join(str(error).split())}") from error
+
+
+def _processes_of_its_own() -> LightningEnvironment:
+    """Those that Lightning starts. Else it takes each task of a SLURM allocation for a part of one distributed run."""
+    environment = LightningEnvironment()
+    environment.set_global_rank(environment.local_rank())  # at its import, Lightning has taken SLURM's
+    return environment
 
 
 def fit(

@@ -1,6 +1,7 @@
 """Weights & Biases, offline unless asked otherwise. Every run is finished before its job ends."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -14,6 +15,9 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from exprune.core.errors import SettingError
+from exprune.lab.failures import one_line
+
+log = logging.getLogger(__name__)
 
 _MODES = ("offline", "online", "disabled")
 
@@ -63,7 +67,7 @@ def _run(
         yield None
         return
     try:
-        run = wandb.init(
+        run: Any = wandb.init(
             project=logger.project,
             group=logger.group or sweep,
             job_type=job_type,
@@ -75,12 +79,27 @@ def _run(
         )
     except (wandb.errors.UsageError, wandb.errors.CommError) as error:
         raise SettingError(f"logger.mode={mode}: {error}; use logger.mode=offline") from error
+    except Exception as error:  # its folders cannot be written to, there is no home, its service does not start
+        log.warning("W&B cannot track this run, which goes on without it: %s", one_line(error))
+        run = None
+    if run is None:
+        yield None
+        return
     try:
         yield run
     except BaseException:
         run.finish(exit_code=1)
         raise
     run.finish()
+
+
+@contextlib.contextmanager
+def only_tracks() -> Iterator[None]:
+    """What only tracks fails no job, such as where W&B's own folders cannot be written to: the error is a line."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("W&B did not take all of the results, which are written: %s", one_line(error))
 
 
 def lightning_logger(run: Any | None) -> Logger | None:

@@ -13,10 +13,11 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from exprune.lab.additions import check_additions
 from exprune.lab.failures import known, one_line, recorded
 from exprune.lab.freed_memory import keep_freed_memory
 from exprune.lab.fronts.sweep import end_sweep
-from exprune.lab.paths import resolve_paths
+from exprune.lab.paths import cache_named, resolve_paths
 
 _sweeps: list[DictConfig] = []  # that began here and did not end yet: one at most
 _failed: list[str] = []  # a line for each job that failed, and for what went wrong at the sweep's end
@@ -26,19 +27,25 @@ def job(task: Callable[[DictConfig], object], cfg: DictConfig) -> None:
     """Run one job. In a multirun whatever goes wrong is recorded in the job's folder and the sweep goes on."""
     hush_libraries()
     keep_freed_memory()
-    resolve_paths(cfg)
     config = HydraConfig.get()
     if config.mode == RunMode.MULTIRUN:
         with recorded(Path(config.runtime.output_dir), config.job.num, " ".join(config.overrides.task)):
-            task(cfg)
+            _checked(task, cfg)
         return
     try:
-        task(cfg)
+        _checked(task, cfg)
     except Exception as error:
         message = known(error)
         if message is None:
             raise
         sys.exit(f"error: {message}")  # from here: Hydra would print a line of its own
+
+
+def _checked(task: Callable[[DictConfig], object], cfg: DictConfig) -> None:
+    resolve_paths(cfg)
+    check_additions(cfg)
+    with cache_named(cfg):
+        task(cfg)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -59,6 +66,8 @@ def run(main: Callable[[], None]) -> None:
         message = known(error)
         if message is None and not _sweeps:
             raise
+        if isinstance(error, OSError) and message is not None:  # Hydra's: a job's own are told in the job
+            message += ", with hydra.sweep.dir" if _sweeps else ", with hydra.run.dir"
         # What a job of a sweep raises stays in the job: this is the launcher's, and Hydra does not end the sweep then.
         _end_sweeps()
         _failed.append(message or f"the launcher stopped: {one_line(error)}")

@@ -68,9 +68,9 @@ def recorded(folder: Path, number: int, overrides: str) -> Iterator[None]:
 
 def _exit_before(error: BaseException | None) -> BaseException | None:
     """The exit that was under way when ``error`` was raised, in a ``finally`` of a library; None where none was."""
-    while error is not None and isinstance(error, Exception):
+    while isinstance(error, Exception):
         error = error.__context__
-    return error
+    return error if isinstance(error, KeyboardInterrupt | SystemExit) else None
 
 
 def failed_jobs(folder: Path) -> dict[Path, str]:

@@ -14,12 +14,22 @@ from torch import Tensor
 
 from exprune.core.errors import SettingError
 
+TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")  # of torch.save
+
+
+class CannotWriteError(SettingError):
+    """A file that cannot be written, and why."""
+
+    def __init__(self, path: Path, why: object) -> None:
+        super().__init__(f"{path}: cannot be written ({why}); name another folder")
+        self.path, self.why = path, str(why)
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it.
 
     Raises:
-        SettingError: the folder cannot be written to.
+        CannotWriteError: the folder cannot be written to.
     """
     # Jobs of a sweep, on many machines perhaps, may write the same cache.
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
@@ -28,8 +38,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(partial)
         partial.replace(path)
     except (OSError, SafetensorError) as error:  # safetensors wraps the OSErrors of its own writing
-        why = getattr(error, "strerror", None) or error
-        raise SettingError(f"{path}: cannot be written ({why}); name another folder") from error
+        raise CannotWriteError(path, getattr(error, "strerror", None) or error) from error
     finally:
         with contextlib.suppress(OSError):  # also where a parent is no folder
             partial.unlink()
@@ -60,6 +69,27 @@ def parts_of(path: Path, count: int) -> list[Path]:
     return [path.with_stem(f"{path.stem}-{number}of{count}") for number in range(1, count + 1)]
 
 
+def check_file(path: Path) -> None:
+    """Whether a file of weights lies there.
+
+    Raises:
+        SettingError: there is nothing, or something else; of a folder, which of its files could be named.
+    """
+    if path.is_dir():
+        files = sorted(file.name for file in path.iterdir() if file.suffix in (".safetensors", *TORCH_FILES))
+        if (path / "config.json").is_file():
+            right = f"a pretrained model of transformers is named by model=hf model.pretrained={path}"
+        elif files:
+            right = f"name a file in it, such as {path / files[0]}"
+        else:
+            right = "name a file of train.py (.safetensors), a checkpoint of Lightning or a saved state_dict"
+        raise SettingError(f"{path}: is a folder, not a file of weights; {right}")
+    if not path.exists():
+        raise SettingError(f"{path}: no such file")
+    if not path.is_file():
+        raise SettingError(f"{path}: is not a regular file; name a file of weights")
+
+
 def load_tensors(path: Path, cached: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; of the first of several parts, those of all.
 
@@ -73,8 +103,7 @@ def load_tensors(path: Path, cached: bool = False) -> tuple[dict[str, Tensor], d
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for one in paths:
-        if not one.is_file():
-            raise SettingError(f"{one}: no such file")
+        check_file(one)
         try:
             with safe_open(one, framework="pt") as file:
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -1,15 +1,29 @@
 """Paths that a user gives: relative to where the command was started, also where its jobs run elsewhere."""
 
+import contextlib
+import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from exprune.core.errors import SettingError
+from exprune.lab.files import CannotWriteError
+
 _GIVEN = ("checkpoint", "paths.data_dir", "paths.cache_dir", "exprune.calibration")
+_SET_CACHE = "set EXPRUNE_CACHE_DIR (or paths.cache_dir) to a folder that can be"
+_WRITING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC, errno.EDQUOT}
 
 
 def resolve_paths(cfg: DictConfig) -> None:
-    """With ``hydra.job.chdir=true`` make the configuration's relative paths absolute; else leave them as they are."""
+    """With ``hydra.job.chdir=true`` make the configuration's relative paths absolute; else leave them as they are.
+
+    Raises:
+        SettingError: a path begins with ``~``, and there is no home folder.
+    """
+    for key in _GIVEN:
+        _expanded(key, OmegaConf.select(cfg, key))
     if Path(to_absolute_path(".")).resolve() == Path.cwd():
         return
     with open_dict(cfg):
@@ -19,3 +33,35 @@ def resolve_paths(cfg: DictConfig) -> None:
         pretrained = OmegaConf.select(cfg, "model.pretrained")  # a name on the hub, or a folder
         if pretrained is not None and Path(folder := to_absolute_path(str(Path(pretrained).expanduser()))).is_dir():
             OmegaConf.update(cfg, "model.pretrained", folder)
+
+
+def _expanded(key: str, value: str | None) -> None:
+    try:
+        Path(value or "").expanduser()
+    except RuntimeError as error:  # a user without a home, as in a container, or of another name
+        advice = f"{_SET_CACHE} written to" if key in ("paths.cache_dir", "paths.data_dir") else "name it without ~"
+        raise SettingError(f"{key}={value}: there is no such home folder; {advice}") from error
+
+
+@contextlib.contextmanager
+def cache_named(cfg: DictConfig) -> Iterator[None]:
+    """Say of a file in the cache that cannot be written how another folder is named.
+
+    Raises:
+        SettingError: instead of the error of the file.
+    """
+    try:
+        yield
+    except (OSError, CannotWriteError) as error:
+        path, why = _unwritten(error)
+        cache = Path(cfg.paths.cache_dir).expanduser().absolute()
+        if path is None or not Path(path).absolute().is_relative_to(cache):
+            raise
+        raise SettingError(f"{path}: cannot be written ({why}); {_SET_CACHE}") from error
+
+
+def _unwritten(error: OSError | CannotWriteError) -> tuple[Path | None, str]:
+    if isinstance(error, CannotWriteError):
+        return error.path, error.why
+    wanted = error.errno in _WRITING and isinstance(error.filename, str)
+    return (Path(error.filename), error.strerror or "") if wanted else (None, "")

@@ -79,6 +79,12 @@ def _run(
         )
     except (wandb.errors.UsageError, wandb.errors.CommError) as error:
         raise SettingError(f"logger.mode={mode}: {error}; use logger.mode=offline") from error
+    except Exception as error:  # its folders cannot be written to, there is no home, its service does not start
+        log.warning("W&B cannot track this run, which goes on without it: %s", one_line(error))
+        run = None
+    if run is None:
+        yield None
+        return
     run.log = _forgiving(run.log)
     try:
         yield run
@@ -113,6 +119,15 @@ def _finish(run: Any, exit_code: int) -> None:
         log.warning("W&B could not finish the run in %s: %s", Path(run.dir).parent, one_line(error))
         with contextlib.suppress(Exception):
             wandb.teardown()  # the service is gone, and the next run starts another
+
+
+@contextlib.contextmanager
+def only_tracks() -> Iterator[None]:
+    """What only tracks fails no job, such as where W&B's own folders cannot be written to: the error is a line."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("W&B did not take all of the results, which are written: %s", one_line(error))
 
 
 def lightning_logger(run: Any | None) -> Logger | None:

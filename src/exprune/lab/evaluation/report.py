@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from exprune.lab.evaluation.result import Result
+from exprune.lab.tracking import only_tracks
 
 
 def print_result(result: Result, console: Console | None = None) -> None:
@@ -129,6 +130,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
+@only_tracks()
 def log_result(run: Any | None, result: Result, folder: Path) -> None:
     """Metric and FLOPs as scalars, the sites as a table, result.json as a file."""
     if run is None:

@@ -10,6 +10,7 @@ from plotly import graph_objects as go
 from plotly.colors import qualitative
 
 from exprune.lab.fronts.pareto import CURVE, NETWORK, PANEL, curve_label, network_label
+from exprune.lab.tracking import only_tracks
 
 _SYMBOLS = ("circle", "square", "triangle-up", "cross", "x")
 
@@ -76,6 +77,7 @@ def _hover(row: pd.Series) -> str:
     )
 
 
+@only_tracks()
 def log_front(run: Any | None, results: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> None:
     """Results of :func:`~exprune.lab.fronts.pareto.tabulate` as charts, the table of their front, and more tables.
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from exprune.core.errors import SettingError
-from exprune.lab.files import load_tensors, save_tensors
+from exprune.lab.files import TORCH_FILES, check_file, load_tensors, save_tensors
 from exprune.lab.models.masks import masked_layers, refresh_weights
 
 # Settings of a data set that its training split does not depend on, or that stand elsewhere (model.epochs, cutout).
@@ -124,7 +125,7 @@ def load_weights(path: Path, network: nn.Module, model_name: str) -> dict[str, s
         SettingError: the file is missing or truncated, its weights are another model's, or masked where the network
             is not, or the reverse, or not all of them are numbers.
     """
-    ours = path.suffix not in _TORCH_FILES
+    ours = path.suffix not in TORCH_FILES
     weights, metadata = load_tensors(path) if ours else (_torch_weights(path, network), {})
     trained_as = json.loads(metadata.pop("config", "{}")).get("model", {}).get("name")
     if trained_as not in (None, model_name):
@@ -153,9 +154,6 @@ def load_weights(path: Path, network: nn.Module, model_name: str) -> dict[str, s
     return metadata
 
 
-_TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")
-
-
 def _torch_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
     """The network's tensors in a file of torch.save: of a checkpoint of Lightning those below ``network.``.
 
@@ -163,12 +161,11 @@ def _torch_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
         SettingError: there is no such file, or it holds anything else than tensors by name.
     """
     expected = "expected a file of train.py, a checkpoint of Lightning or a saved state_dict"
-    if not path.is_file():
-        raise SettingError(f"{path}: no such file")
+    check_file(path)
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler's many errors: truncated, another format, objects that are no tensors
-        raise SettingError(f"{path}: cannot be read without executing it ({_first_line(error)}); {expected}") from error
+        raise SettingError(f"{path}: cannot be used ({_why(error)}); {expected}") from error
     if isinstance(saved, dict):
         saved = saved.get("state_dict", saved)
     if not isinstance(saved, dict) or not all(isinstance(value, Tensor) for value in saved.values()):
@@ -179,8 +176,13 @@ def _torch_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in saved.items() if name not in tied}
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _why(error: Exception) -> str:
+    """Our own words: torch advises to load it all the same."""
+    if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"loading it would execute {code[1]}, and weights are read without executing anything"
+    if "TorchScript" in str(error):
+        return "a TorchScript archive holds code, and weights are read without executing anything"
+    return "truncated, or of another format"
 
 
 def _unpack(weights: dict[str, Tensor], name: str, shape: torch.Size, path: Path) -> None:

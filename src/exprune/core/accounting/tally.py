@@ -66,12 +66,14 @@ class FlopTally:
         self.uncounted.update(state["uncounted"])
 
     def call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        if func in _FREE:
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in HIDING:
             self.uncounted[f"aten.{name}"] += 1
             with self.paused():
                 return func(*args, **kwargs)
-        if self.counts_all or func in _FREE or name == "__get__":  # that reads an attribute
+        if self.counts_all or name == "__get__":  # that reads an attribute
             return func(*args, **kwargs)
         self.begin()
         try:

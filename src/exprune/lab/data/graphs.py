@@ -1,5 +1,6 @@
 """Molecules as PyG graphs: processed once, cached, split by scaffold."""
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from exprune.lab.data.molecules import featurise, parse
 from exprune.lab.data.scaffold import scaffold_split
 from exprune.lab.data.smiles import Molecules
 from exprune.lab.data.splits import SplitData
-from exprune.lab.files import load_tensors, save_tensors
+from exprune.lab.files import kept, load_tensors, save_tensors
 
 _FORMAT = 2  # raise it when the processing changes, so that no old cache is read
 
@@ -73,12 +74,26 @@ def process(molecules: Molecules) -> Graphs:
 def cached(molecules: Molecules, name: str, cache_dir: Path) -> Graphs:
     """:func:`process`, or what it gave the last time for the same strings and the same RDKit."""
     path = cache_dir / "graphs" / f"{name}-{molecules.digest()[:12]}-rdkit{rdkit.__version__}-{_FORMAT}.safetensors"
-    if path.exists():
-        tensors, metadata = load_tensors(path, cached=True)
-        return Graphs(tensors, json.loads(metadata["split"]))
-    graphs = process(molecules)
-    save_tensors(path, graphs.tensors, {"split": json.dumps(graphs.split)})
+    graphs = kept(path, lambda path: _read(path, len(molecules.smiles)), "it is made anew")
+    if graphs is None:
+        graphs = process(molecules)
+        save_tensors(path, graphs.tensors, {"split": json.dumps(graphs.split)})
     return graphs
+
+
+def _read(path: Path, count: int) -> Graphs:
+    tensors, metadata = load_tensors(path)
+    split = json.loads(metadata["split"])
+    nodes, edges = int(tensors["nodes"].sum()), int(tensors["edges"].sum())
+    lengths = {"nodes": count, "edges": count, "y": count, "x": nodes, "edge_attr": edges}
+    for name, length in lengths.items():
+        if len(tensors[name]) != length:
+            raise ValueError(f"{len(tensors[name])} rows of {name}, not {length}")
+    if tensors["edge_index"].shape != (2, edges):
+        raise ValueError(f"edge_index of shape {tuple(tensors['edge_index'].shape)}, not {(2, edges)}")
+    if sorted(itertools.chain(split["train"], split["valid"], split["test"])) != list(range(count)):
+        raise ValueError(f"its split is not one of {count} molecules")
+    return Graphs(tensors, split)
 
 
 class MoleculeData(SplitData):

@@ -19,7 +19,7 @@ from exprune.core import InputVariances, Recorder, Site, SiteStatistics, Squared
 from exprune.core.accounting.plan import BY_INPUT
 from exprune.core.errors import SettingError
 from exprune.lab.evaluation.subject import Subject
-from exprune.lab.files import load_tensors, save_tensors
+from exprune.lab.files import kept, load_tensors, named, save_tensors
 from exprune.lab.tasks.task import Task
 
 log = logging.getLogger(__name__)
@@ -39,13 +39,15 @@ def statistics_of(subject: Subject) -> dict[str, SiteStatistics]:
     about = _about(subject)
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
     name = Path(subject.checkpoint).name.removesuffix(".safetensors")
-    kept = Path(cfg.paths.cache_dir).expanduser() / "calibrations" / f"{name}-{digest}.safetensors"
     if cfg.exprune.calibration is not None:
-        return _read(Path(cfg.exprune.calibration).expanduser(), about)
-    if not kept.exists():
-        _write(kept, calibrate(subject), about)
-        log.info("calibration: %s", kept)
-    return _read(kept, about, cached=True)
+        return named(Path(cfg.exprune.calibration).expanduser(), lambda path: _read(path, about))
+    path = Path(cfg.paths.cache_dir).expanduser() / "calibrations" / f"{name}-{digest}.safetensors"
+    statistics = kept(path, lambda path: _read(path, about), "it is measured anew")
+    if statistics is None:
+        _write(path, calibrate(subject), about)
+        log.info("calibration: %s", path)
+        statistics = _read(path, about)
+    return statistics
 
 
 def calibrate(subject: Subject) -> dict[str, SiteStatistics]:
@@ -162,8 +164,8 @@ def _write(path: Path, statistics: dict[str, SiteStatistics], about: dict[str, A
     save_tensors(path, tensors, {"about": json.dumps(about), "stages": json.dumps(stages)})
 
 
-def _read(path: Path, about: dict[str, Any], cached: bool = False) -> dict[str, SiteStatistics]:
-    tensors, metadata = load_tensors(path, cached)
+def _read(path: Path, about: dict[str, Any]) -> dict[str, SiteStatistics]:
+    tensors, metadata = load_tensors(path)
     if "about" not in metadata or "stages" not in metadata:
         raise SettingError(f"exprune.calibration={path}: no calibration file; its metadata says nothing of sites")
     of_file = json.loads(metadata["about"])
@@ -173,10 +175,14 @@ def _read(path: Path, about: dict[str, Any], cached: bool = False) -> dict[str, 
                 f"exprune.calibration={path}: made for {what}={of_file.get(what)}, not {value}; "
                 "null makes one for this network"
             )
-    found = {}
+    found, by_input = {}, about["order"] == BY_INPUT
+    needed = {"slope", "offset", "sd", "gradient"}
+    needed |= {"rest", "magnitudes"} if by_input else {"order"} if about["order"] != "model" else set()
     for name, stages in json.loads(metadata["stages"]).items():
         values: dict[str, Any] = {what: tensors.get(f"{name}/{what}") for what in _MEASURED}
-        if about["order"] == BY_INPUT:
+        if missing := sorted(what for what in needed if values[what] is None):
+            raise ValueError(f"no {missing[0]} of {name}")
+        if by_input:
             values["order"] = BY_INPUT
         found[name] = SiteStatistics(tuple(stages), **values)
     return found

@@ -5,6 +5,7 @@ import json
 import logging
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy.engine import make_url
@@ -14,14 +15,14 @@ from exprune.core.errors import SettingError
 
 log = logging.getLogger(__name__)
 
-_HEADER = 100  # bytes that every SQLite database begins with; SQLite takes a shorter file for a new one
+_NEW = 2  # bytes: SQLite takes a file that is shorter for a new one
 
 
 def journal(path: Path) -> JournalFileBackend:
     """Optuna's journal of whole lines: one that its writer did not end is ended, or dropped with a line of ours.
 
     Raises:
-        SettingError: a line before the last is no record.
+        SettingError: it holds anything else than records.
     """
     lock = _WholeLines(path)
     if path.is_file():
@@ -63,9 +64,11 @@ def _end_last_line(path: Path) -> None:
         if _is_record(cut):  # but for the end of the line all is there
             file.write(b"\n")
             return
+        if not cut.startswith(b"{"):  # never a record: some other file
+            raise SettingError(f"search.storage={path}: its last line is no record of a study; name another file")
         file.truncate(size - len(cut))
     log.warning(
-        "%s: its last record was cut and is dropped (%d bytes); a trial that it told of is lost", path, len(cut)
+        "%s: its last record was cut and is dropped (%d bytes); what it told of a trial is lost", path, len(cut)
     )
 
 
@@ -74,7 +77,7 @@ def _check_records(path: Path) -> None:
         for number, line in enumerate(file, start=1):
             if line.endswith(b"\n") and not _is_record(line):  # else another worker is writing it
                 raise SettingError(
-                    f"search.storage={path}: line {number} is no record of a study; mend or delete it, or name another file"
+                    f"search.storage={path}: line {number} is no record of a study; delete it, or name another file"
                 )
 
 
@@ -96,16 +99,31 @@ def check_database(url: str) -> None:
         if address.get_backend_name() != "sqlite" or not address.database or not Path(address.database).is_file():
             return
         path = Path(address.database)
-        if _say_if_empty(path, _HEADER):
+        if _say_if_empty(path, _NEW):
             return
         with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
             try:
-                (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+                found = _damage(connection, path)
             except sqlite3.DatabaseError as error:
                 found = str(error)
-        if found != "ok":
+        if found:
             found = " ".join(found.split())
             raise SettingError(f"search.storage={url}: damaged ({found}); delete {path}, or name another")
+
+
+def _damage(connection: sqlite3.Connection, path: Path) -> str | None:
+    """What is wrong with a database; None where nothing is."""
+
+    def told(pragma: str) -> Any:
+        return connection.execute(f"PRAGMA {pragma}").fetchone()[0]
+
+    connection.execute("BEGIN")  # nobody writes to the file from the first reading to the end
+    if (found := told("quick_check(1)")) != "ok":
+        return str(found)
+    expected, there = told("page_count") * told("page_size"), path.stat().st_size
+    if told("journal_mode") != "wal" and there < expected:  # SQLite takes what its last page lacks for zeros
+        return f"{there} bytes of {expected}"
+    return None
 
 
 def _say_if_empty(path: Path, least: int) -> bool:

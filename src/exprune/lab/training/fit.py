@@ -76,8 +76,8 @@ def fit(
         precision=precision,
         max_epochs=epochs,
         callbacks=[
-            latest,
             best if pruning is None else pruning,
+            latest,  # after the best, so that it knows it
             *([] if sys.stderr.isatty() else [_EpochLog()]),
         ],
         logger=logger or False,
@@ -108,7 +108,7 @@ def _resumable(file: Path, task: Task) -> bool:
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     weights = [state]
     for callback in state["callbacks"].values():
-        if best := callback.get("best_model_path"):
+        if (best := callback.get("best_model_path")) and Path(best) != file:
             weights.append(torch.load(best, map_location="cpu", weights_only=True))
     own = {name: tensor.shape for name, tensor in task.state_dict().items()}
     if any({name: tensor.shape for name, tensor in of["state_dict"].items()} != own for of in weights):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import shorten
@@ -11,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from exprune.core.errors import SettingError
-from exprune.lab.files import write_whole
+from exprune.lab.files import named, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,18 @@ def failed_jobs(folder: Path) -> dict[Path, str]:
     start = folder / "multirun.yaml"  # written by Hydra before the first job
     begun = start.stat().st_mtime_ns if start.exists() else 0
     files = [file for file in folder.rglob("error.json") if file.stat().st_mtime_ns >= begun]
-    records = [(json.loads(file.read_text()), file.parent) for file in files]
-    records.sort(key=lambda pair: pair[0]["job"])
-    return {job: f"{record['overrides']}: {record['error']}" for record, job in records}
+    records = [(*_record(file), file.parent) for file in files]
+    return {job: line for _, line, job in sorted(records)}
+
+
+def _record(file: Path) -> tuple[float, str]:
+    """The number of a job that failed, and its line. One whose record is damaged has failed too, and comes last."""
+
+    def read(file: Path) -> tuple[float, str]:
+        record = json.loads(file.read_text())
+        return float(record["job"]), f"{record['overrides']}: {record['error']}"
+
+    try:
+        return named(file, read)
+    except SettingError as error:
+        return math.inf, str(error)

@@ -1,18 +1,26 @@
-"""Writing files so that none is ever half-written."""
+"""Writing files so that none is ever half-written, and reading what may be damaged or of another version."""
 
 import contextlib
+import logging
 import math
 import os
+import pickle
 import re
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import shorten
+from typing import TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import safe_open, save_file
 from torch import Tensor
 
 from exprune.core.errors import SettingError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")  # of torch.save
 
@@ -23,6 +31,42 @@ class CannotWriteError(SettingError):
     def __init__(self, path: Path, why: object) -> None:
         super().__init__(f"{path}: cannot be written ({why}); name another folder")
         self.path, self.why = path, str(why)
+
+
+def kept(path: Path, read: Callable[[Path], T], otherwise: str) -> T | None:
+    """What ``read`` makes of a file that can be done without; None where there is none or, with a line, no use in it.
+
+    Args:
+        read: raises whatever it meets where the file holds anything else than we write.
+        otherwise: what happens then, for the line: "it is made anew".
+    """
+    try:
+        return read(path)
+    except Exception as error:  # what a damaged file can lead to has no end
+        if path.exists():  # else there is none, or another job has finished with it meanwhile
+            log.warning("%s; %s", _unusable(path, error), otherwise)
+        return None
+
+
+def named(path: Path, read: Callable[[Path], T]) -> T:
+    """What ``read`` makes of a file that a setting names.
+
+    Raises:
+        SettingError: whatever ``read`` meets, in one line that names the file.
+    """
+    try:
+        return read(path)
+    except Exception as error:
+        raise SettingError(_unusable(path, error)) from error
+
+
+def _unusable(path: Path, error: Exception) -> str:
+    if isinstance(error, SettingError) and str(path.with_name(path.stem.partition("-1of")[0])) in str(error):
+        return str(error)  # names it, or a part of it
+    why = str(error) if isinstance(error, SettingError) else f"{type(error).__name__}: {error}".rstrip(": ")
+    if isinstance(error, pickle.UnpicklingError):  # whose advice is to execute it
+        why = "it holds anything else than tensors and numbers"
+    return f"{path}: cannot be used ({shorten(why, 120, placeholder=' ...')})"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -90,13 +134,11 @@ def check_file(path: Path) -> None:
         raise SettingError(f"{path}: is not a regular file; name a file of weights")
 
 
-def load_tensors(path: Path, cached: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; of the first of several parts, those of all.
 
-    ``cached``: one of our own, which can be made again.
-
     Raises:
-        SettingError: the file is missing, truncated or of another format.
+        SettingError: the file is missing, truncated or of another format, or its parts are of different files.
     """
     first = re.fullmatch(r"(.+)-1of(\d+)", path.stem)
     paths = parts_of(path.with_stem(first[1]), int(first[2])) if first else [path]
@@ -107,8 +149,10 @@ def load_tensors(path: Path, cached: bool = False) -> tuple[dict[str, Tensor], d
         try:
             with safe_open(one, framework="pt") as file:
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                metadata |= file.metadata() or {}
+                about = file.metadata() or {}
         except (OSError, SafetensorError) as error:
-            advice = "delete it, it is made again" if cached else "name another"
-            raise SettingError(f"{one}: not a whole safetensors file ({error}); {advice}") from error
+            raise SettingError(f"{one}: not a whole safetensors file ({error})") from error
+        if one != paths[0] and about != metadata:
+            raise SettingError(f"{one}: not a part of the same weights as {paths[0]}; its metadata differ")
+        metadata = about
     return tensors, metadata

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from exprune.lab.data import smiles as smiles_module
-from exprune.lab.data.graphs import cached, process
+from exprune.lab.data.graphs import cached
 from exprune.lab.data.smiles import HIV_URL, Molecules, read_hiv
 
 from .conftest import Refused
@@ -174,15 +174,3 @@ def test_cache_in_an_unwritable_folder(tmp_path: Path, refused: Refused) -> None
     with refused(tmp_path / "file", "cannot be written"):
         cached(FEW, "few", tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.999], ids=str)
-def test_truncated_cache(keep: float, tmp_path: Path, refused: Refused) -> None:
-    cached(FEW, "few", tmp_path)
-    (path,) = (tmp_path / "graphs").iterdir()
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(keep * len(whole))])
-    with refused(path, "delete it"):
-        cached(FEW, "few", tmp_path)
-    path.unlink()
-    assert cached(FEW, "few", tmp_path).split == process(FEW).split

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from exprune.core.accounting.flops import Flops, SiteFlops
 from exprune.core.accounting.tally import FlopTally
 from exprune.core.errors import SettingError
@@ -44,13 +46,25 @@ class Ledger:
         """Go on from the counts of another run of the same sites and stages.
 
         Raises:
-            SettingError: they were counted by another version of this, in which they may mean something else.
+            SettingError: they were counted by another version of this, in which they may mean something else, or are of
+                other sites or stages. Nothing of them is taken then.
         """
         if state.get("version") != _VERSION:
             raise SettingError(f"counts of version {state.get('version')} of exprune's accounting, not {_VERSION}")
+        if not _alike(state, self.state_dict() | {"uncounted": dict.fromkeys(state.get("uncounted", {}), 0)}):
+            raise SettingError("counts of other sites or stages")
         self.tally.flops, self.zeros = state["flops"], state["zeros"]
-        self.tally.uncounted.update(state.get("uncounted", {}))
+        self.tally.uncounted.update(state["uncounted"])
         for name, fields in state["sites"].items():
             for what, value in fields.items():
                 count = self.sites[name]
                 setattr(count.by_input if what in _BY_INPUT else count, what, value)
+
+
+def _alike(counts: Any, own: Any) -> bool:
+    """Whether both have the same keys and lengths, with numbers in the same places."""
+    if isinstance(own, dict):
+        return isinstance(counts, dict) and counts.keys() == own.keys() and all(_alike(counts[k], own[k]) for k in own)
+    if isinstance(own, list):
+        return isinstance(counts, list) and len(counts) == len(own) and all(map(_alike, counts, own))
+    return isinstance(counts, int | float | Tensor)

@@ -48,6 +48,14 @@ class SiteStatistics:
     gate: Tensor | None = None
     kept: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        outputs = self.slope.shape[-1:]
+        lines, each = (len(self.stages), *outputs), (len(self.stages),)
+        for what, shape in {"slope": lines, "offset": lines, "sd": lines, "gradient": outputs, "rest": each}.items():
+            value = getattr(self, what)
+            if value is not None and value.shape != shape:
+                raise SettingError(f"statistics: {what} of shape {tuple(value.shape)}, expected {tuple(shape)}")
+
     @classmethod
     def of(
         cls,

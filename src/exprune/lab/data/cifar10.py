@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from exprune.core.errors import SettingError
 from exprune.lab.data.images import Images
-from exprune.lab.files import load_tensors, save_tensors
+from exprune.lab.files import kept, load_tensors, save_tensors
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIZES = {"train": 50_000, "test": 10_000}
@@ -47,9 +47,21 @@ def read_cifar10_jpeg(data_dir: Path, cache_dir: Path) -> Images:
 
 
 def _cached(cache: Path, sha256: str, unpack: Callable[[], dict[str, Tensor]]) -> Images:
-    if not cache.exists():
+    images = kept(cache, lambda path: _read(path, sha256), "it is made anew")
+    if images is None:
         save_tensors(cache, unpack(), {"archive": sha256})
-    tensors, _ = load_tensors(cache, cached=True)
+        images = _read(cache, sha256)
+    return images
+
+
+def _read(cache: Path, sha256: str) -> Images:
+    tensors, metadata = load_tensors(cache)
+    if metadata.get("archive") != sha256:
+        raise ValueError(f"made of an archive of SHA-256 {metadata.get('archive')}, not {sha256}")
+    for part in SIZES:
+        images, labels = tensors[part], tensors[f"{part}_labels"]
+        if images.dtype != torch.uint8 or images.shape[1:] != (3, 32, 32) or labels.shape != images.shape[:1]:
+            raise ValueError(f"its {part} images are not of 3x32x32 bytes with a label each")
     return Images(tensors["train"], tensors["train_labels"], tensors["test"], tensors["test_labels"])
 
 

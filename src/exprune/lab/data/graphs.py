@@ -20,7 +20,7 @@ from exprune.lab.data.molecules import featurise, parse
 from exprune.lab.data.scaffold import checked_split, scaffold_split
 from exprune.lab.data.smiles import Molecules
 from exprune.lab.data.splits import SplitData
-from exprune.lab.files import load_tensors, save_tensors
+from exprune.lab.files import kept, load_tensors, save_tensors
 
 _FORMAT = 3  # raise it when the processing changes, so that no old cache is read
 
@@ -89,12 +89,23 @@ def process(molecules: Molecules) -> Graphs:
 def cached(molecules: Molecules, name: str, cache_dir: Path, division: Mapping[str, Any] | None = None) -> Graphs:
     """:func:`process`, or what it gave the last time for the same strings and the same RDKit."""
     path = cache_dir / "graphs" / f"{name}-{molecules.digest()[:12]}-rdkit{rdkit.__version__}-{_FORMAT}.safetensors"
-    if path.exists():
-        tensors, _ = load_tensors(path, cached=True)
-    else:
+    tensors = kept(path, lambda path: _read(path, len(molecules.smiles)), "it is made anew")
+    if tensors is None:
         tensors = process(molecules).tensors
         save_tensors(path, tensors, {})
     return Graphs(tensors, division or {})
+
+
+def _read(path: Path, count: int) -> dict[str, Tensor]:
+    tensors, _ = load_tensors(path)
+    nodes, edges = int(tensors["nodes"].sum()), int(tensors["edges"].sum())
+    lengths = {"nodes": count, "edges": count, "y": count, "scaffold": count, "x": nodes, "edge_attr": edges}
+    for name, length in lengths.items():
+        if len(tensors[name]) != length:
+            raise ValueError(f"{len(tensors[name])} rows of {name}, not {length}")
+    if tensors["edge_index"].shape != (2, edges):
+        raise ValueError(f"edge_index of shape {tuple(tensors['edge_index'].shape)}, not {(2, edges)}")
+    return tensors
 
 
 class MoleculeData(SplitData):

@@ -18,6 +18,7 @@ from exprune.lab.data.smiles import Molecules
 from exprune.lab.data.splits import SplitData
 from exprune.lab.data.stdlib import Corpus
 from exprune.lab.data.tokens import NO_TARGET, Block, TokenBatch, padded
+from exprune.lab.files import named
 
 _MASKED = 0.15  # of the tokens, as BERT was trained
 
@@ -69,12 +70,13 @@ def smiles_tokens(name: str | None) -> OwnTokens:
     """Those of a BERT of molecules that lists them in ``vocab.txt``: atoms, bonds, rings, branches of SMILES strings.
 
     Raises:
-        SettingError: there is no such list.
+        SettingError: there is no such list, or it is no text.
     """
     path = Path(in_folder(name)) / "vocab.txt"
     if not path.is_file():
         raise SettingError(f"model.pretrained={name}: no vocab.txt, which lists the tokens of SMILES strings")
-    number = {token: index for index, token in enumerate(path.read_text().split())}
+    tokens = named(path, lambda path: path.read_text("utf-8").split())
+    number = {token: index for index, token in enumerate(tokens)}
     if missing := [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token not in number]:
         raise SettingError(f"{path}: no token {missing[0]}")
 

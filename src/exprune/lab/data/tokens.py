@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from exprune.core.errors import SettingError
-from exprune.lab.files import write_whole
+from exprune.lab.files import kept, named, write_whole
 
 PAD, START = 1, 2  # OPT's own numbers for padding and </s>
 _SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
+_FEWEST = 256 + len(_SPECIAL)  # tokens, however few are asked for: each byte is one
 NO_TARGET = -100  # what cross_entropy ignores
 
 
@@ -36,17 +37,31 @@ class TokenBatch(NamedTuple):
 
 
 def find_tokenizer(texts: Iterable[str], vocabulary: int, released: Path, cache_dir: Path) -> Tokenizer:
-    """The released byte-level BPE of that size, else one trained on ``texts``, kept in the cache."""
+    """The released byte-level BPE of that size, else one trained on ``texts``, kept in the cache.
+
+    Raises:
+        SettingError: the released one is damaged.
+    """
+
+    def read(file: Path) -> Tokenizer:
+        tokenizer = Tokenizer.from_file(str(file))
+        if (tokenizer.token_to_id("<pad>"), tokenizer.token_to_id("</s>")) != (PAD, START):
+            raise ValueError(f"not numbers {PAD} and {START} for <pad> and </s>")
+        if tokenizer.get_vocab_size() > max(vocabulary, _FEWEST):
+            raise ValueError(f"{tokenizer.get_vocab_size()} tokens, not {vocabulary}")
+        return tokenizer
+
     name = f"stdlib-bpe{vocabulary}"
     if (released / f"{name}.json").is_file():
-        return Tokenizer.from_file(str(released / f"{name}.json"))
+        return named(released / f"{name}.json", read)
     texts = list(texts)
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:8]
     cached = cache_dir / "tokenizers" / f"{name}-{digest}.json"
-    if not cached.is_file():
-        tokenizer = ByteLevelBPETokenizer()
-        tokenizer.train_from_iterator(texts, vocab_size=vocabulary, special_tokens=_SPECIAL, show_progress=False)
-        write_whole(cached, lambda partial: tokenizer.save(str(partial)))
+    if (found := kept(cached, read, "it is trained anew")) is not None:
+        return found
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, vocab_size=vocabulary, special_tokens=_SPECIAL, show_progress=False)
+    write_whole(cached, lambda partial: tokenizer.save(str(partial)))
     return Tokenizer.from_file(str(cached))
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -18,11 +17,9 @@ from torch import Tensor
 
 from exprune.core import Dominance, ExPrune, HeadRecorder
 from exprune.core.errors import SettingError
-from exprune.lab.files import write_whole
+from exprune.lab.files import kept, write_whole
 from exprune.lab.tasks.finite import not_finite_line
 from exprune.lab.tasks.task import Task
-
-log = logging.getLogger(__name__)
 
 SAVE_EVERY = 60.0  # seconds
 
@@ -105,13 +102,6 @@ class _Rest:
         return itertools.islice(iter(self.loader), self.done, None)
 
 
-def _kept(file: Path) -> dict[str, Any] | None:
-    try:
-        return torch.load(file, weights_only=True)
-    except FileNotFoundError:  # there is none, or another job has finished this pass meanwhile
-        return None
-
-
 class _Progress(Callback):
     """Collects what the batches give, tells the run which rows are data, and keeps long passes on disk."""
 
@@ -121,14 +111,20 @@ class _Progress(Callback):
         self.run, self.file, self.watch, self.head = run, file, watch, head
         self.batches: list[dict[str, Any]] = []
         self.before = 0.0
-        if file is not None and (state := _kept(file)) is not None:
-            try:
-                if run is not None:
-                    run.load_state_dict(state["run"])
-                self.batches, self.before = state["batches"], state["seconds"]
-            except SettingError as error:
-                log.warning("%s: %s; this pass begins anew", file, error)
+        if file is not None:
+            kept(file, self._go_on, "this pass begins anew")
         self.start = self.saved = time.perf_counter()
+
+    def _go_on(self, file: Path) -> None:
+        state = torch.load(file, weights_only=True)
+        batches, before = list(state["batches"]), float(state["seconds"])
+        if len({frozenset(batch) for batch in batches}) > 1:
+            raise ValueError("its batches differ in what they hold")
+        if not all(isinstance(value, Tensor | int | float) for batch in batches for value in batch.values()):
+            raise ValueError("its batches hold anything else than tensors and numbers")
+        if self.run is not None:
+            self.run.load_state_dict(state["run"])
+        self.batches, self.before = batches, before
 
     def seconds(self) -> float:
         return self.before + time.perf_counter() - self.start

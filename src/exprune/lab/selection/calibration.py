@@ -19,7 +19,7 @@ from exprune.core.accounting.plan import BY_INPUT
 from exprune.core.errors import SettingError
 from exprune.core.settings import whole
 from exprune.lab.evaluation.subject import Subject, plain
-from exprune.lab.files import load_tensors, save_tensors
+from exprune.lab.files import kept, load_tensors, named, save_tensors
 from exprune.lab.fingerprint import batches_digest, fingerprint
 from exprune.lab.tasks.task import Task
 
@@ -38,18 +38,16 @@ def statistics_of(subject: Subject) -> dict[str, SiteStatistics]:
     """
     cfg, about = subject.cfg, _about(subject)
     if cfg.exprune.calibration is not None:
-        return _read(Path(cfg.exprune.calibration).expanduser(), about)
+        return named(Path(cfg.exprune.calibration).expanduser(), lambda path: _read(path, about))
     decides = [about, _inputs(subject), plain(cfg.model), cfg.trainer.precision]
     name = Path(subject.checkpoint).name.removesuffix(".safetensors")
-    kept = Path(cfg.paths.cache_dir).expanduser() / "calibrations" / f"{name}-{fingerprint(*decides)[:12]}.safetensors"
-    if kept.exists():
-        try:
-            return _read(kept, about)
-        except SettingError as error:
-            log.warning("%s; measured anew", error)
-    _write(kept, calibrate(subject), about)
-    log.info("calibration: %s", kept)
-    return _read(kept, about)
+    path = Path(cfg.paths.cache_dir).expanduser() / "calibrations" / f"{name}-{fingerprint(*decides)[:12]}.safetensors"
+    statistics = kept(path, lambda path: _read(path, about), "it is measured anew")
+    if statistics is None:
+        _write(path, calibrate(subject), about)
+        log.info("calibration: %s", path)
+        statistics = _read(path, about)
+    return statistics
 
 
 def _inputs(subject: Subject) -> str:
@@ -171,29 +169,23 @@ def _write(path: Path, statistics: dict[str, SiteStatistics], about: dict[str, A
 
 def _read(path: Path, about: dict[str, Any]) -> dict[str, SiteStatistics]:
     tensors, metadata = load_tensors(path)
-    try:
-        of_file, stages = json.loads(metadata["about"]), json.loads(metadata["stages"])
-        known = {what: of_file.get(what) for what in about}
-        found = {name: _statistics(name, of, tensors, about["order"]) for name, of in stages.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SettingError(
-            f"exprune.calibration={path}: no calibration file; its metadata says nothing of sites ({error!r})"
-        ) from error
+    if "about" not in metadata or "stages" not in metadata:
+        raise SettingError(f"exprune.calibration={path}: no calibration file; its metadata says nothing of sites")
+    of_file = json.loads(metadata["about"])
     for what, value in about.items():
-        if known[what] != value:
+        if of_file.get(what) != value:
             raise SettingError(
-                f"exprune.calibration={path}: made for {what}={known[what]}, not {value}; "
+                f"exprune.calibration={path}: made for {what}={of_file.get(what)}, not {value}; "
                 "null makes one for this network"
             )
+    found, by_input = {}, about["order"] == BY_INPUT
+    needed = {"slope", "offset", "sd", "gradient"}
+    needed |= {"rest", "magnitudes"} if by_input else {"order"} if about["order"] != "model" else set()
+    for name, stages in json.loads(metadata["stages"]).items():
+        values: dict[str, Any] = {what: tensors.get(f"{name}/{what}") for what in _MEASURED}
+        if missing := sorted(what for what in needed if values[what] is None):
+            raise ValueError(f"no {missing[0]} of {name}")
+        if by_input:
+            values["order"] = BY_INPUT
+        found[name] = SiteStatistics(tuple(stages), **values)
     return found
-
-
-def _statistics(name: str, stages: list[int], tensors: dict[str, Tensor], order: str) -> SiteStatistics:
-    """Those of a site in a file; raises KeyError or ValueError where they are not there, or not of these stages."""
-    values: dict[str, Any] = {what: tensors.get(f"{name}/{what}") for what in _MEASURED}
-    shapes = {tuple(tensors[f"{name}/{what}"].shape) for what in ("slope", "offset", "sd")}
-    if {shape[:-1] for shape in shapes} != {(len(stages),)} or len(shapes) > 1:
-        raise ValueError(f"{name}: lines of another shape than its {len(stages)} stages")
-    if order == BY_INPUT:
-        values["order"] = BY_INPUT
-    return SiteStatistics(tuple(stages), **values)

@@ -11,10 +11,10 @@ from typing import Any
 import optuna
 from omegaconf import DictConfig
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from exprune.core.errors import SettingError
+from exprune.lab.selection.damaged import check_database, journal
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -30,22 +30,28 @@ def open_study(cfg: DictConfig, name: str, about: dict[str, Any]) -> optuna.Stud
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # the heartbeat
     name = cfg.search.study or name
-    study = _created(name, lambda: _storage(cfg), cfg.search.storage)
     text = json.dumps(about, sort_keys=True)
-    known = study.user_attrs.get("about")
+    study, known, trials = _opened(name, lambda: _storage(cfg), cfg.search.storage)
     if known is None:
         study.set_user_attr("about", text)
     elif known != text:
-        was = json.loads(known)
-        other = [key for key in about if was.get(key) != about[key]]
+        was = _parsed(known)
+        other = [key for key in {**about, **was} if was.get(key) != about.get(key)]
         raise SettingError(
             f"search.study={name}: its trials are of another {other[0]} ({_short(was.get(other[0]))}, "
-            f"not {_short(about[other[0]])}); name another study"
+            f"not {_short(about.get(other[0]))}); name another study"
         )
     # Not the same suggestions again after a restart, nor those of another worker.
-    seed = hash((cfg.seed, os.getpid(), len(study.get_trials(deepcopy=False)))) % 2**32
-    study.sampler = _sampler(cfg.search.name, seed)
+    study.sampler = _sampler(cfg.search.name, hash((cfg.seed, os.getpid(), trials)) % 2**32)
     return study
+
+
+def _parsed(known: Any) -> dict[str, Any]:
+    """What a study was made about; of one that some other program or version made, its attribute as it is."""
+    try:
+        return dict(json.loads(known))
+    except (TypeError, ValueError):
+        return {"about": known}
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
@@ -80,12 +86,16 @@ def spread(study: optuna.Study, max_drop: float, count: int) -> list[FrozenTrial
     return [best[k] for k in sorted(best)]
 
 
-def _created(name: str, storage: Callable[[], BaseStorage], where: str | None) -> optuna.Study:
+def _opened(name: str, storage: Callable[[], BaseStorage], where: str | None) -> tuple[optuna.Study, Any, int]:
+    """The study, what it says it is about, and how many trials it has; all of it is read now, or refused now."""
     for attempt in range(5):  # workers that start at once may both try to make the tables of a fresh file
         try:
-            return optuna.create_study(
+            study = optuna.create_study(
                 study_name=name, storage=storage(), directions=("minimize", "maximize"), load_if_exists=True
             )
+            return study, study.user_attrs.get("about"), len(study.get_trials(deepcopy=False))
+        except SettingError:
+            raise
         except Exception as error:
             if attempt == 4 or (where is not None and "://" in where and not where.startswith("sqlite")):
                 line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -101,7 +111,8 @@ def _storage(cfg: DictConfig) -> BaseStorage:
         path.parent.mkdir(parents=True, exist_ok=True)
         where = f"sqlite:///{path.absolute()}"
     if where.endswith(".journal"):
-        return JournalStorage(JournalFileBackend(where))
+        return JournalStorage(journal(Path(where)))
+    check_database(where)
     # A worker that dies leaves a trial that is running for ever; the heartbeat finds it and puts it back.
     return RDBStorage(
         where,

@@ -13,7 +13,7 @@ from exprune.core import Heuristic
 from exprune.core.errors import SettingError
 from exprune.lab.evaluation.measure import TooFar, drop_and_saved
 from exprune.lab.evaluation.subject import Subject
-from exprune.lab.files import write_whole
+from exprune.lab.files import kept, write_whole
 from exprune.lab.selection.knobs import at_level, file_of, maker, run_at
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ def found(subject: Subject, target: str, value: float) -> tuple[Heuristic | None
     knob = subject.cfg.exprune.knob
     dense, make = subject.dense("valid"), maker(subject)
     limit = value + _BEYOND if target == "target_drop" else math.inf
-    kept = Path(subject.cfg.paths.output_dir) / "tried.json"
-    _known.update(_interrupted(kept))
+    file = Path(subject.cfg.paths.output_dir) / "tried.json"
+    _known.update(_interrupted(file))
     with tqdm(desc=f"{target}={value}", unit=" passes", disable=None, leave=False) as bar:
 
         def tried(level: float) -> _Tried:
@@ -51,7 +51,7 @@ def found(subject: Subject, target: str, value: float) -> tuple[Heuristic | None
                 except TooFar:
                     name, figures = names[1], (math.inf, math.nan)
                 _known[name] = figures
-                write_whole(kept, lambda partial: partial.write_text(json.dumps(_known)))
+                write_whole(file, lambda partial: partial.write_text(json.dumps(_known)))
             return _Tried(level, *_known[name])
 
         try:
@@ -60,9 +60,9 @@ def found(subject: Subject, target: str, value: float) -> tuple[Heuristic | None
             else:
                 best = _least_that_saves(tried, value)
         except SettingError:  # out of reach, whenever it goes on
-            kept.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
             raise
-    kept.unlink(missing_ok=True)
+    file.unlink(missing_ok=True)
     setting = at_level(subject.cfg, best.level)
     log.info(
         "%s=%s: %s=%.4g, on validation a drop of %.3f points, %.2f %% saved",
@@ -78,10 +78,16 @@ def found(subject: Subject, target: str, value: float) -> tuple[Heuristic | None
 
 def _interrupted(file: Path) -> dict[str, tuple[float, float]]:
     """What a run that was interrupted has measured, by setting."""
-    if not file.exists():
-        return {}
+    found = kept(file, _measured, "what it held is measured anew")
+    if found:
+        log.info("going on with %d settings that an interrupted run measured (%s)", len(found), file)
+    return found or {}
+
+
+def _measured(file: Path) -> dict[str, tuple[float, float]]:
     found = {name: (drop, saved) for name, (drop, saved) in json.loads(file.read_text()).items()}
-    log.info("going on with %d settings that an interrupted run measured (%s)", len(found), file)
+    if not all(isinstance(figure, int | float) for figures in found.values() for figure in figures):
+        raise ValueError("a drop or a saving is no number")
     return found
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from exprune.core.errors import SettingError
-from exprune.lab.files import TORCH_FILES, check_file, load_tensors, save_tensors
+from exprune.lab.files import TORCH_FILES, check_file, load_tensors, named, save_tensors
 from exprune.lab.models.masks import masked_layers, refresh_weights
 
 # Settings of a data set that its training split does not depend on, or that stand elsewhere (model.epochs, cutout).
@@ -125,6 +125,10 @@ def load_weights(path: Path, network: nn.Module, model_name: str) -> dict[str, s
         SettingError: the file is missing or truncated, its weights are another model's, or masked where the network
             is not, or the reverse, or not all of them are numbers.
     """
+    return named(path, lambda path: _load(path, network, model_name))
+
+
+def _load(path: Path, network: nn.Module, model_name: str) -> dict[str, str]:
     ours = path.suffix not in TORCH_FILES
     weights, metadata = load_tensors(path) if ours else (_torch_weights(path, network), {})
     trained_as = json.loads(metadata.pop("config", "{}")).get("model", {}).get("name")

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from exprune.core.errors import SettingError
 from exprune.lab.data.splits import SplitData, check_trainable
+from exprune.lab.files import kept
 from exprune.lab.tasks.task import Task
 from exprune.lab.training.precision import training_precision
 
@@ -84,17 +85,18 @@ def fit(
         precision=precision,
         max_epochs=epochs,
         callbacks=[
-            latest,
             best if pruning is None else pruning,
+            latest,  # after the best, so that it knows it
             *([] if sys.stderr.isatty() else [_EpochLog()]),
         ],
         logger=logger or False,
         num_sanity_val_steps=0,
     )
     last = folder / "last.ckpt"
-    if last.exists():
+    resumed = kept(last, lambda file: _resumable(file, task), "this training begins anew")
+    if resumed:
         log.info("resuming the interrupted training in %s", folder)
-    trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    trainer.fit(task, datamodule=data, ckpt_path=str(last) if resumed else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     history = {"epoch": str(trainer.current_epoch - 1), task.monitor: f"{trainer.callback_metrics[task.monitor]:.6f}"}
@@ -105,6 +107,22 @@ def fit(
         history = {"epoch": str(state["epoch"]), task.monitor: f"{best.best_model_score.item():.6f}"}
     shutil.rmtree(folder, ignore_errors=True)
     return history
+
+
+def _resumable(file: Path, task: Task) -> bool:
+    """Whether training can go on from a checkpoint of Lightning; the weights of the best epoch that it names count."""
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    missing = {"epoch", "global_step", "loops", "optimizer_states", "lr_schedulers", "callbacks"} - state.keys()
+    if missing:
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    weights = [state]
+    for callback in state["callbacks"].values():
+        if (best := callback.get("best_model_path")) and Path(best) != file:
+            weights.append(torch.load(best, map_location="cpu", weights_only=True))
+    own = {name: tensor.shape for name, tensor in task.state_dict().items()}
+    if any({name: tensor.shape for name, tensor in of["state_dict"].items()} != own for of in weights):
+        raise ValueError("its weights are of another network")
+    return True
 
 
 class _EpochLog(Callback):

@@ -17,8 +17,8 @@ GNN = ("model=gnn", "logger=none", *TINY)
         ("+limit=3", "limit; did you mean data.limit?"),
         ("+data.limt=3", "data.limt; did you mean data.limit?"),
         ("+model.network.hiden=30", "model.network.hiden; did you mean model.network.hidden?"),
-        ("+data.module.read.file=x", "data.module.read.file; did you mean data.module.read.path?"),
-        ("+model.head.width=3", "model.head; see --cfg job for those that there are"),
+        ("+data.module.read.file=x", "data.module.read.file; see --cfg job for those that there are"),
+        ("+model.head.width=3", "model.head; did you mean head?"),
         ("+trainer.max_steps=3", "trainer.max_steps; see --cfg job for those that there are"),
         ("+exprune.order=input", "exprune.order; see --cfg job for those that there are"),  # of another heuristic
     ],

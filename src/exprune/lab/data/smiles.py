@@ -15,7 +15,7 @@ from rdkit.Chem.FilterCatalog import FilterCatalog, FilterCatalogParams
 from rdkit.rdBase import BlockLogs
 
 from exprune.core.errors import SettingError
-from exprune.lab.files import write_whole
+from exprune.lab.files import kept, write_whole
 
 HIV_URL = "https://deepchemdata.s3-us-west-1.amazonaws.com/datasets/HIV.csv"
 HIV_SHA256 = "b72f0cf00cd1f45ae5c415f21aef10e69187e30dd24029ddb345fbca35b0d798"
@@ -52,8 +52,8 @@ def read_hiv(data_dir: Path, cache_dir: Path) -> Molecules:
     path = data_dir / "hiv" / "HIV.csv"
     if not path.exists():
         path = cache_dir / "hiv" / "HIV.csv"
-    if not path.exists():
-        _download(path, wanted=data_dir / "hiv" / "HIV.csv")
+        if kept(path, _checked, "it is downloaded anew") is None:
+            _download(path, wanted=data_dir / "hiv" / "HIV.csv")
     try:
         # index_col: else a comma at the end of each row would shift the columns
         table = pd.read_csv(path, index_col=False, dtype={"smiles": str})
@@ -70,6 +70,13 @@ def read_hiv(data_dir: Path, cache_dir: Path) -> Molecules:
         row = table.loc[bad[0]].to_dict()
         raise SettingError(f"{path}, row {bad[0] + 1}: {row}; each row needs smiles and HIV_active 0 or 1")
     return Molecules(str(path), table["smiles"].tolist(), labels.astype(int).tolist())
+
+
+def _checked(path: Path) -> str:
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != HIV_SHA256:
+        raise SettingError(f"SHA-256 {found}, expected {HIV_SHA256}")
+    return found
 
 
 def _download(path: Path, wanted: Path) -> None:

@@ -186,14 +186,6 @@ def test_graphs(tmp_path: Path, caplog: Log) -> None:
     tensors, metadata = load_tensors(file)
     longer = {name: torch.cat([tensor, tensor], dim=-1) for name, tensor in tensors.items()}
     damage = [*cuts(file)]
-    splits = {
-        "cut": metadata["split"][:4],
-        "a list": "[1]",
-        "empty": "{}",
-        "other": '{"train":[99],"valid":[],"test":[]}',
-    }
-    damage += [(f"split {what}", tensors_of(tensors, {"split": text}, tmp_path)) for what, text in splits.items()]
-    damage += [("no split", tensors_of(tensors, {}, tmp_path))]
     for name in tensors:
         rest = {key: tensor for key, tensor in tensors.items() if key != name}
         damage += [(f"no {name}", tensors_of(rest, metadata, tmp_path))]

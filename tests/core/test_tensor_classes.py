@@ -304,7 +304,7 @@ def test_layers_of_packed_inputs_and_weights_are_no_sites(kind: str) -> None:
     model, x = Packing().eval(), torch.randn(200, 8)
     with torch.no_grad():
         model(x)
-    if "nested" in kind:  # PyTorch's own counter fails in them
+    if "nested" in kind:  # rows of many lengths
         assert refusal(lambda: find_sites(model, x)).startswith("layer: its input is nested or sparse")
         return
     assert reason_of(model, "layer", x).startswith("its input is nested or sparse")

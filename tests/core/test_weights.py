@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from exprune.core import ExPrune, Recorder, Site, StatsTest, find_sites
-from tests.core.networks import refusal
+from tests.core.networks import by_name, refusal
 
 HIDDEN, N = 24, 8
 
@@ -162,7 +162,19 @@ KINDS: dict[str, tuple[Callable[[], Written], list[str], Callable[[Written], lis
 
 
 def sites_of(model: nn.Module, *x: Tensor) -> dict[str, Site]:
-    return {site.name: site for site in find_sites(model, *x)}
+    return by_name(find_sites(model, *x))
+
+
+def made(kind: str) -> tuple[Stem, Stem]:
+    """A network with such a layer, and the same function in Linear modules."""
+    make, _, weights = KINDS[kind]
+    torch.manual_seed(0)
+    layer = make()
+    with torch.no_grad():
+        plain = Stem(Plain([w.clone() for w in weights(layer)])).eval()
+    model = Stem(layer).eval()
+    model.stem.load_state_dict(plain.stem.state_dict())
+    return model, plain
 
 
 def run(model: nn.Module, sites: dict[str, Site], *x: Tensor) -> tuple[Tensor, ExPrune]:
@@ -177,13 +189,7 @@ def counts(pruned: ExPrune) -> list[tuple]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_function_in_linear_modules(kind: str) -> None:
-    make, names, weights = KINDS[kind]
-    torch.manual_seed(0)
-    layer = make()
-    with torch.no_grad():
-        plain = Stem(Plain([w.clone() for w in weights(layer)])).eval()
-    model, x = Stem(layer).eval(), torch.randn(40, 6)
-    model.stem.load_state_dict(plain.stem.state_dict())
+    (model, plain), names, x = made(kind), KINDS[kind][1], torch.randn(40, 6)
     sites, expected = sites_of(model, x), sites_of(plain, x)
     eligible = [site for site in sites.values() if site.eligible]
     assert [site.name for site in eligible] == [f"layer.{name}" for name in names]
@@ -198,15 +204,8 @@ def test_the_same_function_in_linear_modules(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_statistics_are_of_one_layer_each(kind: str) -> None:
-    make, _, weights = KINDS[kind]
-    torch.manual_seed(0)
-    layer = make()
-    with torch.no_grad():
-        plain = Stem(Plain([w.clone() for w in weights(layer)])).eval()
-    model, x = Stem(layer).eval(), torch.randn(200, 6)
-    model.stem.load_state_dict(plain.stem.state_dict())
-    measured = []
-    for net in (model, plain):
+    nets, x, measured = made(kind), torch.randn(200, 6), []
+    for net in nets:
         recorder = Recorder(find_sites(net, x), (N, 2 * N))
         with torch.inference_mode(), recorder:
             net(x)

@@ -78,7 +78,7 @@ class Watcher(ChainFollower):
                     roots[f"{name}.{own}" if name else own] = module, own
                     if (memory := memory_of(tensor)) is not None:
                         self._homes[memory].append(module)
-        self._computed = MadeOfParameters(roots, lambda tensor: self.version(tensor))
+        self._computed = MadeOfParameters(roots, self.version)
         self._of_parameters: list[tuple[Call, frozenset[str]]] = []  # layers' calls that no input enters, and of what
         self._name_of: dict[tuple[Weight, str], str] = {}
         self.activated = WeakTensorKeyDictionary()  # what comes of activations: the records of their calls
@@ -93,17 +93,17 @@ class Watcher(ChainFollower):
         if weight is None:
             return None
         name = self._name_of.get((weight, call.kind)) or self._name(weight, call)
-        layer = self.layers.get(name)
+        why, layer = packed(call), self.layers.get(name)
         if layer is None:
             kernel = call.weight.shape[2:].numel()
             kept = weight.parameter, weight.transposed, weight.part, weight.made
-            why, kind = packed(call), call.kind
+            kind = call.kind
             if why or weight.parameter == _COMPUTED:  # a kind that is not followed
                 kind += " of packed tensors" if why else f" of a {_COMPUTED}"
-            layer = Layer(weight.module, kind, call.terms, kernel, call.weight.shape[0], *kept, why=why)
+            layer = Layer(weight.module, kind, call.terms, kernel, call.weight.shape[0], *kept)
             self.layers[name] = layer
-        if why := packed(call):
-            if call.input.is_nested or call.given.is_nested:  # FlopCounterMode fails in them
+        if why:
+            if call.input.is_nested or call.given.is_nested:  # rows of many lengths
                 raise SettingError(f"{name}: {why}")
             layer.why = why
             return None
@@ -228,11 +228,10 @@ class Watcher(ChainFollower):
         if isinstance(func, torch._ops.OpOverload) and multiplies(func):
             why = f"computes {name} in scripted or C++ code, whose calls cannot be seen when it is pruned"
             self._unfollowed(running, name, why, inputs, hidden=True)
-        elif name in _OTHER_PRODUCTS and weights_among(running, inputs) and not self._of_parameters_alone(inputs):
+        elif (
+            name in _OTHER_PRODUCTS and weights_among(running, inputs) and not all(map(self._computed.constant, inputs))
+        ):
             self._unfollowed(running, name, f"computes {name}, which is not followed to an activation", inputs)
-
-    def _of_parameters_alone(self, inputs: list[Tensor]) -> bool:
-        return all(self._computed.constant(x) for x in inputs)
 
     def _note_reader(self, tensor: Tensor, record: Call, func: Callable, args: tuple, kwargs: dict, out: Any) -> None:
         """Who reads what comes of an activation, as far as an exact 0 in it stays one."""

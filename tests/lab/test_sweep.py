@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,22 @@ def test_an_exit_is_no_failure_of_the_job(tmp_path: Path, stop: BaseException) -
         finally:
             raise ConnectionResetError("second")
     assert "ConnectionResetError: second" in json.loads((tmp_path / "error.json").read_text())["error"]
+
+
+def test_a_generator_that_is_closed_is_no_exit(tmp_path: Path) -> None:
+    """Python ends it by an exception that is none of the job's: what is raised meanwhile is a failure."""
+
+    def batches() -> Iterator[int]:
+        try:
+            yield 1
+        finally:
+            raise RuntimeError("a loader that cannot be closed")
+
+    with recorded(tmp_path, 0, "a=1"):
+        loader = batches()
+        next(loader)
+        loader.close()
+    assert "RuntimeError: a loader" in json.loads((tmp_path / "error.json").read_text())["error"]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,28 @@ def test_a_call_that_has_begun_is_served_after_the_end() -> None:
             model(X)
         hidden = torch.relu(forwards[0](torch.ones(1, 40)))
         torch.testing.assert_close(forwards[1](hidden), dense)
+
+
+@pytest.mark.parametrize("when", ["before", "inside"])
+def test_a_compiled_model_runs_as_it_was_written(when: str) -> None:
+    made_model, sites, statistics = made()
+    model: Any = made_model
+    dense = model(X)
+    if when == "before":
+        model = torch.compile(model, backend="eager")
+        model(X)
+    other, others, _ = made()
+    heuristic = Calibrated(0.0, STAGES, statistics)
+    first, second = (faster(m, s, heuristic, switch=False) for m, s in ((model, sites), (other, others)))
+    with torch.inference_mode(), ExitStack() as later:
+        with first:
+            later.enter_context(second)
+            model = torch.compile(model, backend="eager") if when == "inside" else model
+            torch.testing.assert_close(model(X), dense)
+        # The second context goes on after the first has ended.
+        torch.testing.assert_close(torch.compile(other, backend="eager")(X), dense)
+    assert all(layer.rows for layer in (*first.layers, *second.layers))
+    assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
 def test_the_pool_of_a_forked_process_is_its_own() -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -65,6 +66,8 @@ class faster:
     ) -> None:
         self.layers: list[FastLayer] = []
         self._guarded: list[nn.Module] = []
+        self._is_eager = False
+        model = getattr(model, "_orig_mod", model)  # of what torch.compile has put a module around
         self._model, self._heuristic, self._switch = model, heuristic, switch
         self._sites = [site for site in sites if site.eligible]
         if not self._sites:
@@ -98,6 +101,8 @@ class faster:
             for layer in self.layers:
                 layer.compile()
             self._guard()
+            _eager.begin()
+            self._is_eager = True
         except BaseException:
             self._restore()
             raise
@@ -120,6 +125,9 @@ class faster:
         for module in self._guarded:
             restore_methods(module, "_apply")
         self._guarded = []
+        if self._is_eager:
+            _eager.end()
+            self._is_eager = False
 
     def _guard(self) -> None:
         """Have ``to()`` and the like refused before they have changed some of the other parameters."""
@@ -153,6 +161,31 @@ class faster:
         return Up(site.name, layer, stages, dense_seconds)
 
 
+class _Eager:
+    """Has what torch.compile compiled run as it was written, until the last of some overlapping contexts ends.
+
+    It would look into the kernels otherwise.
+    """
+
+    def __init__(self) -> None:
+        self._contexts, self._lock = 0, threading.Lock()
+        self._stance: AbstractContextManager | None = None
+
+    def begin(self) -> None:
+        with self._lock:
+            self._contexts += 1
+            if self._contexts == 1:
+                self._stance = torch.compiler.set_stance("force_eager")
+
+    def end(self) -> None:
+        with self._lock:
+            self._contexts -= 1
+            if self._contexts == 0 and self._stance is not None:
+                self._stance.__exit__(None, None, None)
+                self._stance = None
+
+
+_eager = _Eager()
 _entering = threading.Lock()  # of two contexts on one model that begin at once, one is refused
 
 

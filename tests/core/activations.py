@@ -257,9 +257,9 @@ class Known:
         if not self.by_input:
             return slope * s + offset + row.r[j], sd
         usual = float(of.rest[k])
-        share = round(32 * row.rest[n] / row.norm) / 32
-        width = usual * 2 ** (min(max(round(8 * math.log2(row.rest[n] / usual)), -32), 32) / 8)
-        return s * (1 + slope * share) + width * offset + row.r[j], width * sd
+        rest, share = row.rest[n], row.rest[n] / row.norm
+        width = usual * 2 ** (min(max(round(8 * math.log2(rest / usual)), -32), 32) / 8)
+        return s * (1 + slope * share) + rest * offset + row.r[j], width * sd
 
 
 @lru_cache(maxsize=2)

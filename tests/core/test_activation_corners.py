@@ -20,7 +20,6 @@ from exprune.core import (
     find_sites,
     select_sites,
 )
-from exprune.core.heuristics.elementwise import thresholds
 from tests.core.activations import (
     Block,
     Chosen,
@@ -41,6 +40,7 @@ from tests.core.activations import (
     squares_and_errors,
 )
 from tests.core.networks import by_name, pruned_pass
+from tests.core.solved import thresholds
 
 
 def known_defect(reason: str) -> pytest.MarkDecorator:
@@ -290,7 +290,7 @@ def test_negative_and_wrong_go_by_the_pre_activation() -> None:
     assert int(count.wrong) < count.pruned
 
 
-@known_defect("elementwise._crossing: a threshold has one side, so where f is not 0 far below 0 next to nothing stops")
+@known_defect("stopping._crossing: a threshold has one side, so where f is not 0 far below 0 next to nothing stops")
 @pytest.mark.parametrize("function", [F.leaky_relu, F.elu, F.selu])
 def test_outputs_that_are_small_about_0_alone(function: Function) -> None:
     """A neuron that is expected at -0.1 give or take 0.05 outputs next to nothing; the rest would cost a lot."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
@@ -28,9 +26,9 @@ from exprune.core import (
     find_sites,
     term_order,
 )
-from exprune.core.heuristics.stopping import at_once, half_moment, inverse, looking_ahead
 from tests.core.brute_force import conv_terms, linear_terms
 from tests.core.networks import pruned_pass, scramble
+from tests.core.solved import RELU, no_grid, thresholds
 
 STAGES = (2, 4, 6, 50)
 
@@ -208,7 +206,8 @@ def test_optimal_weighs_damage_against_flops(conv: bool, residual: bool) -> None
     measured = calibrated(model, x)
     measured["layer"] = replace(measured["layer"], gradient=gradient)
     want = expected(known(model, x), stops, overhead=3 if residual else 1)
-    compare(model, x, Optimal(lam, STAGES, measured, ahead=False), want)
+    with no_grid():
+        compare(model, x, Optimal(lam, STAGES, measured, ahead=False), want)
 
 
 def test_looking_ahead_is_backward_induction() -> None:
@@ -240,9 +239,9 @@ def test_looking_ahead_is_backward_induction() -> None:
 
     column = torch.tensor([sd], dtype=torch.float64).T
     lefts = torch.tensor([left], dtype=torch.float64).T
-    found = looking_ahead(torch.tensor([gradient], dtype=torch.float64), column, lefts, lam, overhead)
-    assert (found * column).squeeze(1).tolist() == pytest.approx(points[::-1], abs=0.06)
-    alone = at_once(torch.tensor([gradient], dtype=torch.float64), column, lefts, lam)
+    of = RELU, torch.tensor([gradient], dtype=torch.float64), column, lefts, 0, lam, overhead
+    found, alone = thresholds(*of, True), thresholds(*of, False)
+    assert found.squeeze(1).tolist() == pytest.approx(points[::-1], abs=0.06)
     assert (found[:2] < alone[:2]).all()  # who may stop later is in no hurry
     assert found[2].item() == pytest.approx(alone[2].item())
 
@@ -483,19 +482,6 @@ class _Only(Calibrated):
 
     def stop(self, seen: Prefix) -> Tensor:
         return super().stop(seen) & (torch.arange(seen.s.shape[-1]) == self.neuron)
-
-
-@given(st.floats(-9, 9))
-def test_the_inverse_of_the_half_moment(u: float) -> None:
-    value = half_moment(torch.tensor([u], dtype=torch.float64))
-    assert inverse(half_moment, value).item() == pytest.approx(u, abs=1e-6 if u > -6 else 1e-3)
-
-
-def test_no_value_has_no_inverse() -> None:
-    assert inverse(half_moment, torch.tensor([0.0, 1e9], dtype=torch.float64)).tolist() == [
-        -math.inf,
-        pytest.approx(10),
-    ]
 
 
 def test_what_is_wrong_is_said() -> None:

@@ -18,20 +18,13 @@ from exprune.core import (
 )
 from tests.core.activations import ACTIVATIONS, STAGES, Block, Rule, known, recorded
 from tests.core.networks import pruned_pass, scramble
+from tests.core.solved import no_grid
 
 
 class Exact(Optimal):
-    """Solves for every width, where Optimal lies between widths that are solved; remembers what it has decided."""
+    """Remembers what it has decided."""
 
     decided: list[Tensor]
-
-    def thresholds(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor:
-        return torch.stack([self.threshold(seen, sd * width, gradient) for width in (1e-6, *widths.tolist())])
-
-    def zero_thresholds(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor | None:
-        if not self.predicts:
-            return None
-        return torch.stack([self.zero_threshold(seen, sd * width, gradient) for width in (1e-6, *widths.tolist())])
 
     def stop(self, seen: Prefix) -> Tensor:
         now = super().stop(seen)
@@ -62,7 +55,9 @@ def test_every_neuron_stops_where_the_loop_stops_it(
     f, lam, each = of.model.activation, of.lam, 2 * of.weights_per_term
     heuristic = Exact(lam, STAGES, of.measured, ahead=False, predict=predict)
     run = ExPrune([of.site], heuristic)
-    out, done = recorded(of.model, of.x, run), [mask.tolist() for mask in heuristic.decided]
+    with no_grid():
+        out = recorded(of.model, of.x, run)
+    done = [mask.tolist() for mask in heuristic.decided]
     gradient = of.measured["layer"].gradient
     assert gradient is not None
 
@@ -166,34 +161,3 @@ def test_in_less_precision(dtype: torch.dtype, by_input: bool) -> None:
     assert out.dtype == want.dtype == dtype
     assert out.isfinite().all()
     assert run.flops.sites[0].pruned
-
-
-def widths(predict: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """In the order of each input: the thresholds of rows that are w times as wide as usual, those solved for each
-    width, and the width in units of z; (widths, stages, outputs)."""
-    of, found = known("gelu", False, True), []
-
-    class Spy(Optimal):
-        def thresholds(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor:
-            between = super().thresholds(seen, sd, gradient, widths)
-            exact = torch.stack([self.threshold(seen, sd * width, gradient) for width in widths.tolist()])
-            found.append((between[1:], exact, widths[:, None, None] * sd))
-            return between
-
-    pruned_pass(of.model, [of.site], Spy(of.lam, STAGES, of.measured, ahead=False, predict=predict), of.x)
-    return found[0]
-
-
-@pytest.mark.parametrize("predict", [False, True])
-def test_widths_between_those_that_are_solved(predict: bool) -> None:
-    between, exact, wide = widths(predict)
-    usual = (between.abs() < 100 * wide) & (exact.abs() < 100 * wide)
-    assert usual.float().mean() > 0.5
-    off = ((between - exact) / wide)[usual]
-    assert off.abs().mean() < 0.3
-    assert off.max() < 1.0  # it may be more cautious where the next width always stops
-
-
-def test_widths_between_those_that_always_stop_and_those_that_do_not() -> None:
-    between, exact, wide = widths(True)
-    assert ((between > 100 * wide) <= (exact > 4 * wide)).all()

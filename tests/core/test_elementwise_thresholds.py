@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from exprune.core.heuristics.elementwise import thresholds, tolerated, zero_thresholds
-from exprune.core.heuristics.stopping import at_once, half_moment, looking_ahead, predicted_moment
+from exprune.core import Activation
+from exprune.core.heuristics.moments import half_moment, predicted_moment
+from exprune.core.heuristics.stopping import stop_below, stop_narrower, tolerated
 from tests.core.activations import (
     DENSITY,
     FAR,
@@ -25,6 +27,7 @@ from tests.core.activations import (
     ones,
     squares_and_errors,
 )
+from tests.core.solved import RELU, exactly, problem, thresholds, zero_thresholds
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -133,24 +136,80 @@ def test_a_higher_price_stops_more(
     assert ((high >= low - 0.02 * sd) | (high >= low)).all()
 
 
+@pytest.mark.parametrize("u", [-7.0, -5.0, -3.0, -1.0, 0.0, 1.0, 3.0, 7.0])
+@pytest.mark.parametrize("predict", [False, True])
+def test_moments_of_a_relu_are_integrals(u: float, predict: bool) -> None:
+    z = torch.linspace(u - 12, u + 12, 200_001, dtype=torch.float64)
+    density = torch.exp(-((z - u) ** 2) / 2) / math.sqrt(2 * math.pi)
+    error = z.clamp(min=0) - (max(u, 0) if predict else 0)
+    want = float(torch.trapezoid(error**2 * density, z))
+    found = (predicted_moment if predict else half_moment)(torch.tensor(u, dtype=torch.float64))
+    assert float(found) == pytest.approx(want, rel=1e-6)
+
+
 @pytest.mark.parametrize("predict", [False, True])
 @pytest.mark.parametrize("ahead", [False, True])
 def test_of_a_relu_it_is_what_is_known_of_a_relu(predict: bool, ahead: bool) -> None:
-    """Two ways to one threshold: tables of any activation, and the closed moments."""
-    moment = predicted_moment if predict else half_moment
+    """Two ways to one threshold: quadratures of any activation, and the closed moments."""
     sd, left = column(1.0, 0.6, 0.25) * torch.tensor([0.1, 1.0, 7.0]), column(96, 64, 32).expand(3, 3)
     gradient = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
     compared = 0
     for lam in 10.0 ** torch.arange(-7, 0, 0.5):
-        price = float(lam)
-        found = thresholds(NAMED["relu"], gradient, sd, left, 0, price, 1, ahead, predict) / sd
-        if ahead:
-            want = looking_ahead(gradient, sd, left, price, 1, moment)
-        else:
-            want = at_once(gradient, sd, left, price, moment)
+        rest = (gradient, sd, left, 0, float(lam), 1, ahead, predict)
+        found = thresholds(NAMED["relu"], *rest) / sd
+        want = thresholds(RELU, *rest) / sd
         usual = want.abs() < 4
         compared += int(usual.sum())
         assert ((found - want).abs() < 0.03 * (1 + want.abs()))[usual].all()
         assert (found[want <= -4] < -3.9).all()
         assert (found[want >= 4] > 3.9).all()
     assert compared > 20
+
+
+@pytest.mark.parametrize("activation", [RELU, NAMED["silu"], NAMED["gelu"]])
+@pytest.mark.parametrize("predict", [False, True])
+@pytest.mark.parametrize("spared", [0, 200])
+def test_between_the_points_of_the_grid(activation: Activation, predict: bool, spared: int) -> None:
+    """Neurons of one course: what is read off costs next to what is solved exactly."""
+    generator = torch.Generator().manual_seed(0)
+    gradient, scale = (torch.exp(torch.randn(64, generator=generator, dtype=torch.float64)) for _ in range(2))
+    sd, left = column(1.0, 0.7, 0.45, 0.2) * scale, column(96, 80, 64, 32).expand(4, 64)
+    spared = 0 if activation.relu else spared
+    of = problem(activation, gradient, sd, left, spared, 3e-3, 3, True, predict)
+    widths = torch.tensor([0.3, 1.0, 2.7], dtype=torch.float64)
+    found, want = stop_below(of, widths), exactly(of, widths)
+    wide = widths[:, None, None] * sd
+    both = found.isfinite() & want.isfinite()
+    off = ((found - want) / wide)[both]
+    assert both.double().mean() > 0.5
+    assert off.abs().median() < 0.02
+    # Beside what never or always stops the more cautious neighbour decides.
+    assert float((off.abs() > 0.3).double().mean()) < 0.1
+    bold = ((found == math.inf) & (want < math.inf)) | ((found > -math.inf) & (want == -math.inf))
+    assert float(bold.double().mean()) < 0.01
+
+
+@given(seed=st.integers(0, 10_000), ahead=st.booleans(), overhead=st.integers(0, 3))
+@settings(max_examples=50, deadline=None)
+def test_without_an_activation_a_width_decides(seed: int, ahead: bool, overhead: int) -> None:
+    """By recursion over the stages, at widths to both sides of what was solved."""
+    generator = torch.Generator().manual_seed(seed)
+    sd = torch.rand(4, 3, generator=generator, dtype=torch.float64).sort(0, descending=True).values + 0.05
+    gradient = torch.rand(3, generator=generator, dtype=torch.float64) + 0.1
+    left = column(96, 80, 64, 32).expand(4, 3)
+    lam = 1e-3
+    of = replace(problem(NAMED["relu"], gradient, sd, left, 0, lam, overhead, ahead, True), activation=None)
+    found = stop_narrower(of)
+    for k in range(4):
+        for j in range(3):
+            for width, want in ((0.999 * float(found[k, j]), True), (1.001 * float(found[k, j]), False)):
+                damage = [width**2 * float(gradient[j]) * float(s[j]) ** 2 / 2 for s in sd]
+
+                def cost_from(stage: int, damage: list[float] = damage, j: int = j) -> float:
+                    go_on = lam * float(left[stage, j])
+                    if ahead and stage < 3:
+                        go_on = lam * (float(left[stage, j] - left[stage + 1, j]) + overhead)
+                        go_on += min(damage[stage + 1], cost_from(stage + 1))
+                    return go_on
+
+                assert (damage[k] < cost_from(k)) == want

@@ -14,7 +14,6 @@ from torch.nn.utils import prune
 
 from exprune.core import (
     Calibrated,
-    CalibratedTest,
     ExPrune,
     Heuristic,
     Optimal,
@@ -28,11 +27,11 @@ from exprune.core import (
     find_sites,
     select_sites,
 )
-from exprune.core.heuristics.stopping import at_once, half_moment, predicted_moment, unit_moment
 from exprune.core.sums import input_order
 from exprune.core.sums.input_order import Columns
 from tests.core.brute_force import conv_terms, linear_terms
 from tests.core.networks import scramble
+from tests.core.solved import RELU, at_once, no_grid, thresholds, unit_moment
 
 STAGES = (2, 4, 6, 50)
 
@@ -143,13 +142,14 @@ def lines_of(rows: list[Row]) -> tuple[dict[tuple[int, int], Line], dict[int, fl
     return lines, {n: math.sqrt(statistics.fmean(row.rest[n] ** 2 for row in rows)) for n in STAGES[:3]}
 
 
-def expected_of(row: Row, j: int, n: int, line: Line, usual: float) -> tuple[float, float]:
-    """Mean and standard deviation of z, of what the tests know of a row: its share in steps, its width in steps."""
-    share = round(32 * row.rest[n] / row.norm) / 32 if row.norm else 0.0
+def expected_of(row: Row, j: int, n: int, line: Line, usual: float, in_steps: bool) -> tuple[float, float]:
+    """Mean and standard deviation of z, of what the tests know of a row, maybe in steps of its width."""
+    share = row.rest[n] / row.norm if row.norm else 0.0
     ratio = row.rest[n] / usual
     width = 0.0 if ratio <= 1e-6 else 2 ** (min(max(round(8 * math.log2(ratio)), -32), 32) / 8)
+    width = width if in_steps else ratio
     s = sum(row.terms[j][:n])
-    return s * (1 + line.slope * share) + width * usual * line.offset + row.r[j], width * usual * line.sd
+    return s * (1 + line.slope * share) + row.rest[n] * line.offset + row.r[j], width * usual * line.sd
 
 
 def block(conv: bool, masked: bool = False, seed: int = 0, **options: object) -> tuple[Block, Tensor, Site]:
@@ -170,13 +170,6 @@ def calibrated(model: Block, x: Tensor, site: Site) -> dict[str, SiteStatistics]
     measured = recorder.statistics()
     gradient = torch.rand(4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
     return {"layer": replace(measured["layer"], gradient=gradient)}
-
-
-class Exact(Optimal):
-    """Solves for every width, where Optimal lies between prices that are solved."""
-
-    def margins(self, seen: Prefix, sd: Tensor, gradient: Tensor, widths: Tensor) -> Tensor:
-        return CalibratedTest.margins(self, seen, sd, gradient, widths)
 
 
 CASES = [
@@ -211,9 +204,8 @@ def test_every_neuron_stops_where_the_loop_stops_it(conv: bool, options: dict, k
     heuristic = (
         Calibrated(0.2, STAGES, measured)
         if kind == "calibrated"
-        else Exact(lam, STAGES, measured, ahead=False, predict=predict)
+        else Optimal(lam, STAGES, measured, ahead=False, predict=predict)
     )
-    moment = unit_moment if not site.before_relu else predicted_moment if predict else half_moment
     totals = [sum(weights) for weights in rows[0].weights]
     lefts = {n: [total * (1 - n / 9) for total in totals] for n in STAGES[:3]}
     line = 2 if not options.get("residual") else 3
@@ -221,7 +213,8 @@ def test_every_neuron_stops_where_the_loop_stops_it(conv: bool, options: dict, k
     overhead = dict.fromkeys(STAGES, line + predict) if site.before_relu else {STAGES[0]: line}
 
     expected = {
-        n: [[expected_of(row, j, n, lines[j, n], usual[n]) for j in range(4)] for row in rows] for n in STAGES[:3]
+        n: [[expected_of(row, j, n, lines[j, n], usual[n], site.before_activation) for j in range(4)] for row in rows]
+        for n in STAGES[:3]
     }
 
     def points(n: int) -> list[list[float]]:
@@ -230,7 +223,10 @@ def test_every_neuron_stops_where_the_loop_stops_it(conv: bool, options: dict, k
             return [[statistics.NormalDist().inv_cdf(0.2)] * 4] * len(rows)
         sd = torch.tensor([[sd for _, sd in row] for row in expected[n]], dtype=torch.float64)
         left = 2 * torch.tensor(lefts[n], dtype=torch.float64).expand_as(sd)
-        return at_once(gradient, sd, left, lam, moment).tolist()
+        if not site.before_relu:
+            return at_once(gradient, sd, left, lam, unit_moment).tolist()
+        sd = sd.masked_fill(sd == 0, 1)  # what is certain has no threshold
+        return (thresholds(RELU, gradient, sd, left, 0, lam, 1, False, predict) / sd).tolist()
 
     below = {n: points(n) for n in STAGES[:3]}
 
@@ -241,7 +237,7 @@ def test_every_neuron_stops_where_the_loop_stops_it(conv: bool, options: dict, k
             return -math.inf if predict or mean < 0 else math.inf
         return mean / sd - below[n][i][j]
 
-    with torch.no_grad(), ExPrune([site], heuristic, gain_ratio=1000) as run:
+    with torch.no_grad(), no_grid(), ExPrune([site], heuristic, gain_ratio=1000) as run:
         seen = []
         hook = model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
         model(x)
@@ -378,31 +374,6 @@ def test_no_price_changes_nothing(conv: bool, predict: bool) -> None:
         with ExPrune([site], Optimal(0.0, STAGES, calibrated(model, x, site), predict=predict)) as run:
             assert torch.equal(model(x), want)
     assert run.flops.sites[0].pruned == 0
-
-
-@pytest.mark.parametrize("ahead", [False, True])
-def test_prices_between_those_that_are_solved(ahead: bool) -> None:
-    """The margins of a row that is w times as wide as usual are those of a layer whose spreads are."""
-    model, x, site = block(False)
-    measured = calibrated(model, x, site)
-    wide = {"layer": replace(measured["layer"], sd=measured["layer"].sd * 1.7)}
-    found = {}
-    for statistics_ in (measured, wide):
-        heuristic = Optimal(3e-3, STAGES, statistics_, ahead=ahead)
-
-        class Spy(Optimal):
-            def margins(self, seen: Prefix, sd: Tensor, gradient: Tensor, widths: Tensor) -> Tensor:
-                between = super().margins(seen, sd, gradient, widths)
-                found[float(sd.sum())] = between, super(Optimal, self).margins(seen, sd, gradient, widths)
-                return between
-
-        heuristic.__class__ = Spy
-        with torch.no_grad(), ExPrune([site], heuristic):
-            model(x)
-    for between, exact in found.values():
-        both = (between[1:].abs() < 4) & (exact[1:].abs() < 4)  # beyond, stopping or not is hardly a question
-        assert both.float().mean() > 0.3
-        assert (between[1:] - exact[1:])[both].abs().max() < 0.1
 
 
 def test_rows_that_are_no_data_do_not_count() -> None:

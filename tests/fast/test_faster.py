@@ -28,6 +28,7 @@ from exprune.core import (
     term_order,
 )
 from exprune.core.accounting.plan import make_plan
+from exprune.core.heuristics.by_table import bounds
 from exprune.fast import faster, kernels
 
 STAGES = (8, 16, 24)
@@ -140,7 +141,7 @@ def test_against_float64_with_the_same_stops(dtype: torch.dtype, neurons: int, t
     order = statistics["mlp.0"].order
     site = by_name(sites, "mlp.0")
     plan = make_plan(site, STAGES, 1.0, order)
-    bounds = heuristic.bounds(site, plan, 0.05, up.bias.detach().float())
+    below = bounds(heuristic.solve(site, plan, 0.05), up.bias.detach().float())
     rows = torch.randn(6, 40).to(dtype)
     torch.set_num_threads(threads)
     with torch.inference_mode(), faster(model, sites, heuristic, switch=False):
@@ -149,7 +150,7 @@ def test_against_float64_with_the_same_stops(dtype: torch.dtype, neurons: int, t
         hidden = []
         for j in range(neurons):
             terms = [float(w) * float(v) for w, v in zip(weights[0][j, order], row[order], strict=True)]
-            stopped = any(sum(terms[:n]) < float(bound[j]) for n, bound in zip(STAGES, bounds, strict=True))
+            stopped = any(sum(terms[:n]) < float(bound[j]) for n, bound in zip(STAGES, below, strict=True))
             z = sum(terms) + float(biases[0][j])
             hidden.append(0.0 if stopped else max(z, 0.0))
         want = weights[1] @ torch.tensor(hidden, dtype=torch.float64) + biases[1]

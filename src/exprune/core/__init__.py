@@ -18,17 +18,20 @@ from exprune.core.discovery.sites import Site, select_sites
 from exprune.core.errors import SettingError
 from exprune.core.heuristics.calibrated import Calibrated
 from exprune.core.heuristics.calibrated_test import CalibratedTest
+from exprune.core.heuristics.decision_table import DecisionTable, load_tables, save_tables
 from exprune.core.heuristics.dominance import Dominance, HeadRecorder
-from exprune.core.heuristics.heuristic import Heuristic, Prefix, StatsTest, Threshold
+from exprune.core.heuristics.heuristic import Heuristic, StatsTest, Threshold
 from exprune.core.heuristics.magnitude import Magnitude
 from exprune.core.heuristics.optimal import Optimal
 from exprune.core.heuristics.oracle import Oracle
+from exprune.core.heuristics.prefix import Prefix
 from exprune.core.simulation.exprune import ExPrune
 
 __all__ = [
     "Activation",
     "Calibrated",
     "CalibratedTest",
+    "DecisionTable",
     "Dominance",
     "ExPrune",
     "Flops",
@@ -48,7 +51,9 @@ __all__ = [
     "StatsTest",
     "Threshold",
     "find_sites",
+    "load_tables",
     "register_activation",
+    "save_tables",
     "select_sites",
     "term_order",
 ]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from exprune.core import CalibratedTest, Dominance, Heuristic, Site, SiteStatistics
 from exprune.core.accounting.plan import BY_INPUT, Plan, make_plan
 from exprune.core.errors import SettingError
+from exprune.core.heuristics.by_table import bounds
 from exprune.core.heuristics.heuristic import per_site
 from exprune.fast.layer import FastLayer
 from exprune.fast.layers import Down, Head, Up
@@ -156,8 +157,8 @@ class faster:
         assert plan.rest is not None  # of a site without a mask, in an order for all neurons
         terms = [torch.arange(site.terms)[c] for c in (*(stage.channels for stage in plan.stages), plan.rest)]
         bias = torch.zeros(site.outputs) if layer.bias is None else layer.bias.detach().float()
-        bounds = self._heuristic.bounds(site, plan, self._taus[site.name], bias)
-        stages = Stages.below([len(part) for part in terms], torch.cat(terms), bounds)
+        table = self._heuristic.solve(site, plan, self._taus[site.name])
+        stages = Stages.below([len(part) for part in terms], torch.cat(terms), bounds(table, bias))
         return Up(site.name, layer, stages, dense_seconds)
 
 

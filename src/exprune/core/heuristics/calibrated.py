@@ -7,11 +7,12 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from exprune.core.accounting.plan import Plan
 from exprune.core.calibration.lines import SiteStatistics
 from exprune.core.discovery.sites import Site
 from exprune.core.heuristics.calibrated_test import CalibratedTest
-from exprune.core.heuristics.elementwise import tolerated
-from exprune.core.heuristics.heuristic import Prefix, Tau
+from exprune.core.heuristics.heuristic import Tau
+from exprune.core.heuristics.stopping import tolerated
 from exprune.core.settings import real
 
 
@@ -46,16 +47,13 @@ class Calibrated(CalibratedTest):
             return None
         return f"feeds {site.activation.name}, no ReLU: Calibrated needs a tolerance for it, such as tolerance=0.1"
 
-    def margin(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> float:
-        return math.inf if seen.tau == 0 else -NormalDist().inv_cdf(seen.tau)
-
-    def threshold(self, seen: Prefix, sd: Tensor, gradient: Tensor | None) -> Tensor:
-        if seen.site.rectified:
-            return super().threshold(seen, sd, gradient)
-        assert seen.site.activation is not None and self.tolerance is not None  # else it refuses
-        return tolerated(seen.site.activation, sd, self.tolerance, seen.tau)
-
-    def thresholds(self, seen: Prefix, sd: Tensor, gradient: Tensor | None, widths: Tensor) -> Tensor:
-        if seen.site.rectified:
-            return super().thresholds(seen, sd, gradient, widths)
-        return torch.stack([self.threshold(seen, sd * width, gradient) for width in (0.0, *widths.tolist())])
+    def bounds(
+        self, site: Site, plan: Plan, tau: float | None, sd: Tensor, gradient: Tensor | None, widths: Tensor
+    ) -> dict[str, Tensor | None]:
+        wide = widths[:, None, None] * sd
+        if not tau:
+            return {"below": torch.full_like(wide, -math.inf)}
+        if site.rectified:
+            return {"below": wide * NormalDist().inv_cdf(tau)}
+        assert site.activation is not None and self.tolerance is not None  # else it refuses
+        return {"below": tolerated(site.activation, wide, self.tolerance, tau)}

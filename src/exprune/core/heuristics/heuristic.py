@@ -1,10 +1,7 @@
 """When to stop a neuron: one small decision a class (docs/method.md, section 2)."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from statistics import NormalDist
 from typing import Any, ClassVar
 
@@ -15,67 +12,20 @@ from exprune.core.accounting.plan import Plan
 from exprune.core.calibration.lines import SiteStatistics
 from exprune.core.discovery.sites import Site, matching
 from exprune.core.errors import SettingError
+from exprune.core.heuristics import by_table
+from exprune.core.heuristics.decision_table import DecisionTable
+from exprune.core.heuristics.prefix import Prefix
 from exprune.core.settings import plain_knob, real, whole
 from exprune.core.sums.elementwise import below
 
 Tau = float | Sequence[float] | Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """What is known of a site's neurons once ``n`` of their ``terms`` terms are evaluated.
-
-    All in units of the pre-activation, ``z = sum of all terms + r``: ``s``, (rows, outputs) of a Linear or (inputs,
-    outputs, *space) of a convolution, some of a batch at a time, is the sum of the first n terms, ``q``
-    the sum of their squares (None unless the heuristic needs squares), ``r`` what is added to the terms in any
-    case (bias, BatchNorm's shift, residual), a tensor that broadcasts with ``s``, or 0.0 where there is nothing.
-    ``terms`` is a tensor that broadcasts with ``s`` where static pruning removed weights. ``tau`` is this site's knob.
-    ``plan`` holds the stages and what each costs. ``rows`` (bool, broadcasts with ``s``) is False where a row is no
-    data; None: all are. ``full`` is the true z, of which nothing that is to save work can know: for oracles,
-    and None unless the heuristic needs it. ``s`` and ``q`` are overwritten by what comes next: copy what is to be kept.
-
-    Of a site whose terms come in the order of each input, all tensors are (rows, outputs), of a convolution too: a row
-    for every position; ``rest``, (rows, 1), is the norm of the terms that a row has left, ``norm`` that of all of them;
-    ``weight`` is what a row is multiplied by, (kernel * terms, outputs), the kernel's positions outermost; ``gate`` is
-    what the outputs will be multiplied by, (rows, outputs), where a site that came before is the gate of this one.
-
-    ``s`` is ``scale * part``, with one scale per output channel (None: 1), and is not computed unless it is asked for.
-    ``kept`` is for what a heuristic works out once for all rows and stages of a batch: a new dict for every batch.
-    """
-
-    site: Site
-    stage: int
-    n: int
-    terms: int | Tensor
-    tau: Any
-    part: Tensor
-    scale: Tensor | None
-    q: Tensor | None
-    r: Tensor | float
-    plan: Plan
-    rows: Tensor | None = None
-    full: Tensor | None = None
-    kept: dict[Any, Any] = field(default_factory=dict)
-    rest: Tensor | None = None
-    norm: Tensor | None = None
-    weight: Tensor | None = None
-    gate: Tensor | None = None
-
-    @property
-    def spatial_dims(self) -> int:
-        """How many dimensions there are behind the outputs'."""
-        return 0 if self.plan.by_input else self.site.spatial_dims
-
-    @cached_property
-    def s(self) -> Tensor:
-        return self.part if self.scale is None else self.part * self.scale
-
-
-class Heuristic(ABC):
+class Heuristic:
     """Decides which neurons to stop after each stage.
 
     A subclass sets :attr:`stages` (how many terms are evaluated before each test, ascending) and implements
-    :meth:`stop`; the engine loops over the stages, counts and writes the zeros.
+    :meth:`stop`, or :meth:`solve`; the engine loops over the stages, counts and writes the zeros.
 
     Args:
         tau: the knob: one number, a list (one per eligible site), or a mapping of site names with wildcards.
@@ -105,19 +55,27 @@ class Heuristic(ABC):
             wanted, of = f"a number in [{low:g}, {high:g}]", type(self).__name__
             real(value, "tau", wanted, lambda value: low <= value <= high, of)
 
-    @abstractmethod
+    def solve(self, site: Site, plan: Plan, tau: Any) -> DecisionTable | None:
+        """Where this site's neurons stop, worked out before the run; None, of one whose :meth:`stop` says it.
+
+        Args:
+            tau: the site's knob.
+        """
+        return None
+
     def stop(self, seen: Prefix) -> Tensor:
-        """Which neurons to stop now: a bool tensor in the shape of ``seen.s``.
+        """Which neurons to stop now: a bool tensor in the shape of ``seen.s``. By default as :meth:`solve` said.
 
         They output 0, or, of a heuristic that :attr:`predicts`, what their activation makes of :meth:`prediction`,
         which is 0 for ``-inf``.
 
         The next stage may overwrite ``seen.s``: clone what is to be kept.
         """
+        return by_table.stop(seen)
 
     def prediction(self, seen: Prefix) -> Tensor:
         """The expected z in the shape of ``seen.s``, asked for after :meth:`stop` where it :attr:`predicts`."""
-        raise NotImplementedError
+        return by_table.prediction(seen)
 
     def order(self, site: Site) -> Tensor | str | None:
         """The order in which terms are evaluated, (N,) or one per neuron (outputs, N); None: the model's own.

@@ -9,7 +9,8 @@ from exprune.core.accounting.plan import BY_INPUT
 from exprune.core.calibration.lines import SiteStatistics
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
-from exprune.core.heuristics.heuristic import Heuristic, Prefix, Tau
+from exprune.core.heuristics.heuristic import Heuristic, Tau
+from exprune.core.heuristics.prefix import Prefix
 
 
 class Magnitude(Heuristic):

@@ -10,7 +10,8 @@ from exprune.core.accounting.plan import BY_INPUT
 from exprune.core.calibration.lines import SiteStatistics, floored
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
-from exprune.core.heuristics.heuristic import Heuristic, Prefix
+from exprune.core.heuristics.heuristic import Heuristic
+from exprune.core.heuristics.prefix import Prefix
 from exprune.core.settings import real
 
 

@@ -1,154 +1,219 @@
-"""Optimal stopping of a neuron whose value is learned stage by stage (docs/method.md, section 8)."""
+"""Optimal stopping of a neuron whose value is learned stage by stage (docs/method.md, sections 8 and 10).
+
+What stopping costs depends on the mean and the standard deviation of z, what is known of it. The problem is solved by
+backward induction on a grid of gradients and deviations, along the mean course of a site's deviations over the stages,
+and read off between the points of the grid. Without an activation it has a closed solution.
+"""
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-_SPAN, _STEP = 10.0, 0.1  # of the grid of expectations, in standard deviations
-_SURE = 8.0  # standard deviations
-_NODES = 9  # of the quadrature over what a stage may reveal
-_BLOCK = 64  # neurons at a time, which stay in the cache
+from exprune.core.calls.activations import Activation
+from exprune.core.heuristics.moments import (
+    DEVIATIONS,
+    MEANS,
+    PLACES,
+    STEP,
+    exceeds,
+    gauss_hermite,
+    moments,
+    octaves,
+)
+
+_SOLVED = DEVIATIONS[::2]  # a quarter of an octave apart
+_REVEALED = 9  # nodes of the quadrature over what a stage may reveal
+_GRADIENTS = 2  # points to an octave of the gradient
+_OF_A_RELU = 4  # likewise; its gradients and deviations are one axis
+_TINY = torch.finfo(torch.float64).tiny
 
 
-def half_moment(u: Tensor) -> Tensor:
-    """E[relu(u + Normal(0, 1))^2] = (u^2 + 1) Phi(u) + u phi(u), increasing in u."""
-    # Phi by erfcx, which keeps its relative precision far below 0, where the two summands all but cancel.
-    tail: Tensor = torch.special.erfcx(-u / math.sqrt(2)) / 2
-    return torch.exp(-u * u / 2) * ((u * u + 1) * tail + u / math.sqrt(2 * math.pi))
+@dataclass(frozen=True)
+class Problem:
+    """Of each neuron of a site, at a price.
 
-
-def predicted_moment(u: Tensor) -> Tensor:
-    """E[(relu(u + Normal(0, 1)) - relu(u))^2], increasing in u, to 1: of what is stopped with its expectation."""
-    above = u.clamp(min=0)
-    tail: Tensor = torch.special.erfcx(above / math.sqrt(2)) / 2
-    density = torch.exp(-above * above / 2)
-    of_positive = 1 - density * (tail * (1 - above * above) + above / math.sqrt(2 * math.pi))
-    return torch.where(u > 0, of_positive, half_moment(u.clamp(max=0)))
-
-
-def unit_moment(u: Tensor) -> Tensor:
-    """E[(u + Normal(0, 1) - u)^2] = 1: of a neuron without a ReLU that is stopped with its expectation."""
-    return torch.ones_like(u)
-
-
-Moment = Callable[[Tensor], Tensor]
-
-
-def inverse(moment: Moment, values: Tensor) -> Tensor:
-    """The u in [-10, 10] at which the moment, which increases, is the value; -inf where it is more everywhere.
-
-    Where it is less everywhere: infinite, of a moment that does not grow beyond; else 10. float64.
+    Attributes:
+        activation: before which it is tested; None: none.
+        gradient: (outputs,) mean squared gradients of the loss at the output. Stopping with an error e costs
+            ``gradient * e^2 / 2``.
+        sd: (stages, outputs), of z after each stage, in the usual row.
+        left: (stages, outputs) FLOPs of the rest after each stage.
+        spared: FLOPs elsewhere that an output of exactly 0 spares.
+        overhead: FLOPs of one more test.
+        lam: the price of a FLOP in loss, above 0.
+        ahead: whether going on may stop at a later stage; else all the rest is computed.
+        predict: whether what stops may output what the activation makes of its expectation.
     """
-    low, high = torch.full_like(values, -_SPAN), torch.full_like(values, _SPAN)
-    never, always = values < moment(low), values >= moment(high)
-    for _ in range(60):
-        middle = (low + high) / 2
-        above = moment(middle) > values
-        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-    return torch.where(never, -math.inf, torch.where(always, without_width(moment), low))
+
+    activation: Activation | None
+    gradient: Tensor
+    sd: Tensor
+    left: Tensor
+    spared: int
+    overhead: int
+    lam: float
+    ahead: bool
+    predict: bool
 
 
-def without_width(moment: Moment) -> float:
-    """Below which expectation a neuron stops that is known exactly, in standard deviations of next to nothing."""
-    return _SPAN if moment is half_moment else math.inf
+def stop_below(problem: Problem, widths: Tensor) -> Tensor:
+    """Below which expectation of z a neuron stops, in rows that are so many times as wide as usual.
+
+    Returns:
+        (widths, stages, outputs) in units of z; infinite: always, -inf: never.
+    """
+    activation, unit, course = problem.activation, _unit(problem), _course(problem.sd)
+    assert activation is not None
+    start = widths[:, None, None] * problem.sd / course  # the deviation at the first stage of such a course
+    log_gradient = torch.log2(problem.gradient / (problem.lam * unit)).expand_as(start)
+    if activation.relu:  # z twice as wide costs four times as much
+        deviations, at = torch.ones(1, dtype=start.dtype), torch.zeros_like(start)
+        gradients, places = _lattice(log_gradient + 2 * torch.log2(start), _OF_A_RELU)
+    else:
+        start = start.clamp(float(DEVIATIONS[0]), float(DEVIATIONS[-1]))
+        deviations, at = _SOLVED, octaves(start) / 2
+        gradients, places = _lattice(log_gradient, _GRADIENTS)
+    spared, overhead = (float((flops / unit).mean()) for flops in (problem.spared, problem.overhead))
+    costs = (problem.left / unit).mean(1), spared, overhead
+    solved = solve(activation, gradients, deviations, course.flatten(), *costs, problem.ahead, problem.predict)
+    between = [_between(of, places[:, k], at[:, k]) for k, of in enumerate(solved)]
+    return torch.stack(between, 1).sinh() * start * course
 
 
-def at_once(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, moment: Moment = half_moment) -> Tensor:
-    """Below which expectation, in standard deviations, stopping costs less than computing all the rest.
+def zero_below(problem: Problem, widths: Tensor) -> Tensor:
+    """Below which expectation of z what stops had better output 0, which spares more: as :func:`stop_below`."""
+    unit, wide = _unit(problem), widths[:, None, None] * problem.sd
+    assert problem.activation is not None
+    wide = wide.clamp(float(DEVIATIONS[0]), float(DEVIATIONS[-1]))
+    gradients, places = _lattice(torch.log2(problem.gradient / (problem.lam * unit)), _GRADIENTS)
+    solved = solve_zero(problem.activation, gradients, _SOLVED, float((problem.spared / unit).mean()))
+    return _between(solved, places.expand_as(wide), octaves(wide) / 2).sinh() * wide
+
+
+def tolerated(activation: Activation, sd: Tensor, tolerance: float, tau: float) -> Tensor:
+    """Below which expectation of z the probability that |f(z)| exceeds the tolerance is below ``tau``."""
+    solved = _crossing(exceeds(activation, tolerance) - tau)[None]
+    sd = sd.clamp(float(DEVIATIONS[0]), float(DEVIATIONS[-1]))
+    return _between(solved, torch.zeros_like(sd), octaves(sd)).sinh() * sd
+
+
+def stop_narrower(problem: Problem) -> Tensor:
+    """Without an activation: in rows that are less than so many times as wide as usual a neuron stops with its
+    expectation, (stages, outputs). Then what stopping costs grows with the square of the width.
+    """
+    damage = problem.gradient * problem.sd**2 / 2
+    last, worth = len(damage) - 1, []
+    for k, (now, left) in enumerate(zip(damage, problem.left, strict=True)):
+        # What is spent until a later stage, and what stopping there costs less than here; at the end all is known.
+        spent = [left + (last - k) * problem.overhead * problem.ahead]
+        gained = [now]
+        for j in range(k + 1, last + 1) if problem.ahead else ():
+            spent.append(left - problem.left[j] + (j - k) * problem.overhead)
+            gained.append((now - damage[j]).clamp(min=0))
+        worth.append((torch.stack(spent) / torch.stack(gained)).nan_to_num(nan=math.inf).amin(0))
+    return (problem.lam * torch.stack(worth)).sqrt()
+
+
+def solve(
+    activation: Activation,
+    gradients: Tensor,
+    deviations: Tensor,
+    course: Tensor,
+    left: Tensor,
+    spared: float,
+    overhead: float,
+    ahead: bool,
+    predict: bool,
+) -> Tensor:
+    """The thresholds of neurons of all these gradients and deviations: (stages, gradients, deviations), as the inverse
+    hyperbolic sine of expectations in units of the deviation after the stage.
 
     Args:
-        gradient: (outputs,) mean squared gradients; stopping costs ``gradient * sd^2 * moment(u) / 2``, with the
-            expectation u in standard deviations.
-        sd: (stages, outputs) of z after each stage.
-        left: (stages, outputs) FLOPs of the rest after each stage.
-        lam: loss per FLOP.
+        gradients: (G,) in units of the price. deviations: (D,) after the first stage.
+        course: (stages,), the deviations after each stage, in units of the first.
+        left, spared, overhead, ahead, predict: as of :class:`Problem`; ``left`` is (stages,).
     """
-    return inverse(moment, 2 * lam * left / (gradient * sd**2))
-
-
-def looking_ahead(
-    gradient: Tensor, sd: Tensor, left: Tensor, lam: float, overhead: int, moment: Moment = half_moment
-) -> Tensor:
-    """Likewise, where going on may stop at a later stage, which makes it cheaper: by backward induction.
-
-    What is expected of z after the next stage is normally distributed around what is expected now, with the variance
-    that the stage explains.
-    """
-    if moment is unit_moment:
-        return _without_expectation(gradient, sd, left, lam, overhead)
-    blocks = zip(gradient.split(_BLOCK), sd.split(_BLOCK, 1), left.split(_BLOCK, 1), strict=True)
-    return torch.cat([_looking_ahead(*block, lam, overhead, moment) for block in blocks], dim=1)
-
-
-def _without_expectation(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, overhead: int) -> Tensor:
-    """Likewise, where what stopping costs does not depend on what is expected: always or never, after each stage."""
-    damage = gradient * sd**2 / 2
-    points, later = [], lam * left[-1]
-    for stage in range(len(sd) - 1, -1, -1):
-        go_on = later if stage == len(sd) - 1 else lam * (left[stage] - left[stage + 1] + overhead) + later
-        points.append(torch.where(damage[stage] < go_on, math.inf, -math.inf).to(sd))
-        later = torch.minimum(damage[stage], go_on)
+    stop = []
+    for share in course:
+        squares, errors = moments(activation, deviations * share)
+        half = gradients[:, None, None] / 2
+        stop.append((half * squares).minimum(half * errors + spared) if predict else half * squares)
+    computed = left + spared
+    points = [_log_crossing(stop[-1], computed[-1])]
+    later = stop[-1].minimum(computed[-1])
+    for k in range(len(stop) - 2, -1, -1):
+        go_on = computed[k] - computed[k + 1] + overhead + later @ _revealed(float(course[k + 1] / course[k]))
+        go_on = go_on if ahead else computed[k].expand_as(stop[k])
+        points.append(_log_crossing(stop[k], go_on))
+        later = stop[k].minimum(go_on)
     return torch.stack(points[::-1])
 
 
-def between(low: Tensor, high: Tensor, part: Tensor, moment: Moment) -> Tensor:
-    """Bounds at a price that is so far on its way, in logarithms, from that of ``low`` to that of ``high``.
+def solve_zero(activation: Activation, gradients: Tensor, deviations: Tensor, spared: float) -> Tensor:
+    """Likewise below which mean 0 costs no more than a prediction: (gradients, deviations)."""
+    squares, errors = moments(activation, deviations)
+    return _crossing(gradients[:, None, None] / 2 * (squares - errors) - spared)
 
-    They grow with the root of the price where they are large, and hardly where they are far below 0.
+
+def _revealed(ratio: float) -> Tensor:
+    """(means, means): what a function of the mean after the next stage is expected to be, of each mean now.
+
+    What is expected then is normally distributed around what is expected now, with the variance that the stage
+    explains; means are in units of the deviation, which becomes ``ratio`` times what it was.
     """
-    start, end = (torch.asinh(bound.clamp(-_SPAN, _SPAN)) for bound in (low, high))
-    u = torch.sinh(torch.lerp(start, end, part))
-    u = torch.where(u < -_SURE, -math.inf, u)
-    return u if moment is half_moment else torch.where(u > _SURE, math.inf, u)
+    nodes, weights = gauss_hermite(_REVEALED)
+    then = (MEANS[:, None] + math.sqrt(max(1 - ratio**2, 0)) * nodes) / ratio
+    place = ((then.asinh() - PLACES[0]) / STEP).clamp(0, len(PLACES) - 1)
+    lower = place.long().clamp(max=len(PLACES) - 2)
+    matrix = torch.zeros(len(PLACES), len(PLACES), dtype=torch.float64)
+    matrix.scatter_add_(1, lower, weights * (1 - (place - lower)))
+    matrix.scatter_add_(1, lower + 1, weights * (place - lower))
+    return matrix.T
 
 
-def _looking_ahead(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, overhead: int, moment: Moment) -> Tensor:
-    grid = torch.arange(-_SPAN, _SPAN + _STEP / 2, _STEP, dtype=sd.dtype, device=sd.device)
-    nodes, weights = (values.to(sd.device) for values in gauss_hermite(_NODES))
-    damage = (gradient * sd**2 / 2)[..., None] * moment(grid)  # (stages, outputs, grid)
-    points = [at_once(gradient, sd[-1:], left[-1:], lam, moment)[0]]
-    later = torch.minimum(damage[-1], lam * left[-1][:, None])
-    for stage in range(len(sd) - 2, -1, -1):
-        revealed = (sd[stage] ** 2 - sd[stage + 1] ** 2).clamp(min=0).sqrt()
-        expected = (sd[stage][:, None] * grid)[..., None] + revealed[:, None, None] * nodes
-        places = (expected / sd[stage + 1][:, None, None] + _SPAN) / _STEP
-        cost = (interpolated(later, places) * weights).sum(-1)
-        go_on = lam * (left[stage] - left[stage + 1] + overhead)[:, None] + cost
-        points.append(_crossing(damage[stage] - go_on, grid, without_width(moment)))
-        later = torch.minimum(damage[stage], go_on)
-    return torch.stack(points[::-1])
+def _unit(problem: Problem) -> Tensor:
+    """(outputs,) FLOPs in which each neuron's are reckoned."""
+    return problem.left[0].clamp(min=1)
 
 
-def gauss_hermite(count: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of the quadrature for a standard normal variable, by Golub and Welsch 1969."""
-    beside = torch.arange(1, count, dtype=torch.float64).sqrt()
-    nodes, vectors = torch.linalg.eigh(torch.diag(beside, 1) + torch.diag(beside, -1))
-    return nodes, vectors[0] ** 2
+def _course(sd: Tensor) -> Tensor:
+    """(stages, 1): how the outputs' deviations go on from that after the first stage, in the geometric mean."""
+    return torch.log(sd / sd[0]).mean(1, keepdim=True).exp()
 
 
-def interpolated(values: Tensor, place: Tensor) -> Tensor:
-    """Of (outputs, grid) values those at places (outputs, ...), in steps of the grid; constant beyond its ends."""
-    place = place.clamp(0, values.shape[1] - 1)
-    left = place.long().clamp(max=values.shape[1] - 2)
-    of = values.gather(1, left.flatten(1)).view_as(place), values.gather(1, left.flatten(1) + 1).view_as(place)
-    return torch.lerp(*of, place - left)
+def _lattice(values: Tensor, per_octave: int) -> tuple[Tensor, Tensor]:
+    """Powers of 2 about these logarithms, so many to an octave, and where the values stand among them."""
+    steps = values * per_octave
+    first, last = math.floor(float(steps.min())), math.ceil(float(steps.max())) + 1
+    return 2.0 ** (torch.arange(first, last + 1, dtype=torch.float64) / per_octave), steps - first
 
 
-def crossing(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where (..., grid) values, negative at first, reach 0: behind which point of the grid, and how far to the next.
+def _between(values: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Of (rows, columns) values those between the points; beside an infinite one the lowest, which is most cautious."""
+    rows, columns = values.shape
+    i, j = (place.long().clamp(0, max(size - 2, 0)) for place, size in ((row, rows), (column, columns)))
+    below, beside = (i + 1).clamp(max=rows - 1), (j + 1).clamp(max=columns - 1)
+    corners = [values[a, b] for a in (i, below) for b in (j, beside)]
+    top, bottom = (torch.lerp(corners[k], corners[k + 1], column - j) for k in (0, 2))
+    between = torch.lerp(top, bottom, row - i)
+    return torch.where(between.isfinite(), between, torch.stack(corners).amin(0))
 
-    And how many are negative before: 0 where they never are, all where they always are.
+
+def _log_crossing(stop: Tensor, go_on: Tensor) -> Tensor:
+    """Up to which mean stopping costs less, (...) of (..., means): their logarithms are nearly straight in between."""
+    return _crossing(stop.clamp(min=_TINY).log() - go_on.clamp(min=_TINY).log())
+
+
+def _crossing(values: Tensor) -> Tensor:
+    """Where (..., means) values, negative at first, reach 0: asinh of a mean in standard deviations, of (...).
+
+    -inf where they never are negative, infinite where they always are.
     """
     count = (values < 0).long().cumprod(-1).sum(-1, keepdim=True)
     index = count.clamp(1, values.shape[-1] - 1) - 1
     before, after = values.gather(-1, index), values.gather(-1, index + 1)
-    return index.squeeze(-1), (before / (before - after)).squeeze(-1), count.squeeze(-1)
-
-
-def _crossing(values: Tensor, grid: Tensor, beyond: float) -> Tensor:
-    """Where each row, negative at first, reaches 0; -inf where it never is negative, ``beyond`` where it always is."""
-    index, part, count = crossing(values)
-    point = grid[index] + _STEP * part
-    return torch.where(count == 0, -math.inf, torch.where(count == len(grid), beyond, point))
+    point = PLACES[index] + STEP * before / (before - after)
+    point = torch.where(count == 0, -math.inf, torch.where(count == values.shape[-1], math.inf, point))
+    return point.squeeze(-1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from exprune.core.accounting.ledger import Ledger
 from exprune.core.accounting.plan import checked, make_plan
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
+from exprune.core.heuristics.decision_table import DecisionTable
 from exprune.core.heuristics.heuristic import Heuristic, Tau, per_site
 from exprune.core.settings import plain_knob, real
 from exprune.core.simulation.pruner import Pruner
@@ -117,7 +119,9 @@ class ExPrune:
         if self._pruner is not None:
             raise RuntimeError("this ExPrune context is already entered")
         self._check_masks()
-        self._pruner = Pruner(self.sites, self.heuristic, self.taus, self._masks, self._ledger, lambda: self.rows)
+        self._pruner = Pruner(
+            self.sites, self.heuristic, self.taus, self._masks, self._ledger, lambda: self.rows, self.tables
+        )
         self._pruner.__enter__()
         return self
 
@@ -138,6 +142,16 @@ class ExPrune:
                 "none of the sites was reached: the model object that they were found in ran none of them; find those "
                 "of the one that runs"
             )
+
+    @cached_property
+    def tables(self) -> dict[str, DecisionTable]:
+        """What the heuristic decides, by site, solved when it is first asked for; none of one that decides itself."""
+        if self.heuristic is None:
+            return {}
+        solved = {
+            name: self.heuristic.solve(of.site, of.plan, self.taus[name]) for name, of in self._ledger.sites.items()
+        }
+        return {name: table for name, table in solved.items() if table is not None}
 
     @property
     def flops(self) -> Flops:

@@ -14,6 +14,7 @@ from exprune.core.calls.layers import LinearCall
 from exprune.core.calls.weights import masks_of
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.sites import Site
+from exprune.core.heuristics.decision_table import DecisionTable
 from exprune.core.heuristics.heuristic import Heuristic
 from exprune.core.simulation.blocks import as_rows, chunks, data_mask, same_memory
 from exprune.core.simulation.by_input import prune_by_input
@@ -34,6 +35,7 @@ class Pruner(StagedFollower):
         masks: of the sites that have one, by name.
         ledger: where to count; its sites are those that are pruned.
         rows: says which rows of the current batch are data, see :class:`~exprune.core.ExPrune`.
+        tables: what the heuristic has solved, by site.
 
     Attributes:
         account: what was computed, and what was tested.
@@ -48,12 +50,13 @@ class Pruner(StagedFollower):
         masks: Mapping[str, Tensor],
         ledger: Ledger,
         rows: Callable[[], Tensor | None],
+        tables: Mapping[str, DecisionTable],
     ) -> None:
         several = heuristic is not None and len(heuristic.stages) > 1
         # The sums of one stage are not worth other last bits.
         in_parts = {name: of.plan for name, of in ledger.sites.items()} if several else {}
         super().__init__(sites, in_parts, ledger.sites.keys())
-        self._heuristic, self._taus, self._ledger, self._rows = heuristic, taus, ledger, rows
+        self._heuristic, self._taus, self._ledger, self._rows, self._tables = heuristic, taus, ledger, rows, tables
         self._needs_full = heuristic is not None and heuristic.needs_full
         self._needs_squares = heuristic is not None and heuristic.needs_squares
         self.account = Account()
@@ -161,7 +164,8 @@ class Pruner(StagedFollower):
         given, shape = out, out.shape
         chain, out = as_rows(chain, out)
         full = None if self._full is None else self._full.reshape(out.shape)
-        terms, stops = self._terms(chain), Stops(self._heuristic, of, self._taus[chain.name])
+        name = chain.name
+        terms, stops = self._terms(chain), Stops(self._heuristic, of, self._taus[name], self._tables.get(name))
         columns = most = gate = None
         noted: list[Tensor] = []
         if of.plan.by_input:

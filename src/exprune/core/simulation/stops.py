@@ -11,7 +11,9 @@ from exprune.core.accounting.flops import SiteFlops
 from exprune.core.calls.activations import Activation
 from exprune.core.calls.layers import per_channel
 from exprune.core.discovery.chain import Chain
-from exprune.core.heuristics.heuristic import Heuristic, Prefix
+from exprune.core.heuristics.decision_table import DecisionTable
+from exprune.core.heuristics.heuristic import Heuristic
+from exprune.core.heuristics.prefix import Prefix
 from exprune.core.sums.elementwise import Masks, write_zeros
 from exprune.core.sums.input_order import Ranked
 
@@ -22,10 +24,13 @@ class Stops:
     Args:
         of: the site and its plan.
         tau: the site's knob.
+        table: what the heuristic has solved for it.
     """
 
-    def __init__(self, heuristic: Heuristic, of: SiteFlops, tau: float | None) -> None:
-        self.heuristic, self.site, self.plan, self.tau = heuristic, of.site, of.plan, tau
+    def __init__(
+        self, heuristic: Heuristic, of: SiteFlops, tau: float | None, table: DecisionTable | None = None
+    ) -> None:
+        self.heuristic, self.site, self.plan, self.tau, self.table = heuristic, of.site, of.plan, tau, table
         self._dims = 0 if self.plan.by_input else self.site.spatial_dims
         self._kept: dict[Any, Any] = {}
         self._expected: Tensor | None = None  # of the block: what was expected of a neuron when it stopped
@@ -53,11 +58,12 @@ class Stops:
         if isinstance(total, Tensor):
             total = self._per_output(total.clamp(min=1), part)
         r, plan = chain.beside, self.plan
-        of_rows = (
-            () if ranked is None else (ranked.rest[:, index : index + 1], ranked.norm, ranked.columns.weight, gate)
-        )
-        known = part, scale, q, r, plan, data, full, self._kept, *of_rows
-        seen = Prefix(self.site, index, stage.n, total, self.tau, *known)
+        of_rows: dict[str, Any] = {}
+        if ranked is not None:
+            rest, weight = ranked.rest[:, index : index + 1], ranked.columns.weight
+            of_rows = {"rest": rest, "norm": ranked.norm, "weight": weight, "gate": gate}
+        known = part, scale, q, r, plan, data, full, self._kept
+        seen = Prefix(self.site, index, stage.n, total, self.tau, *known, **of_rows, table=self.table)
         now = self.heuristic.stop(seen)
         for undefined in self._undefined(part, r, ranked):
             now = now & ~undefined

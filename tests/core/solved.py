@@ -1,0 +1,100 @@
+"""The stopping problem solved for each neuron and width by itself, not read off between the points of a grid."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from exprune.core import Activation
+from exprune.core.heuristics import optimal
+from exprune.core.heuristics.moments import half_moment
+from exprune.core.heuristics.stopping import Problem, solve, solve_zero
+
+
+def exactly(problem: Problem, widths: Tensor) -> Tensor:
+    """As :func:`stop_below`."""
+    assert problem.activation is not None
+    found = []
+    for j, gradient in enumerate(problem.gradient):
+        sd, unit = problem.sd[:, j], float(problem.left[0, j].clamp(min=1))
+        costs = problem.left[:, j] / unit, problem.spared / unit, problem.overhead / unit
+        of_price, first = gradient[None] / (problem.lam * unit), sd[0] * widths
+        solved = solve(
+            problem.activation, of_price, first, sd / sd[0], *costs, ahead=problem.ahead, predict=problem.predict
+        )
+        found.append(solved[:, 0].T.sinh() * widths[:, None] * sd)
+    return torch.stack(found, -1)
+
+
+def zero_exactly(problem: Problem, widths: Tensor) -> Tensor:
+    """As :func:`zero_below`."""
+    assert problem.activation is not None
+    found = []
+    for j, gradient in enumerate(problem.gradient):
+        wide = (widths[:, None] * problem.sd[:, j]).flatten()
+        solved = solve_zero(problem.activation, gradient[None] / problem.lam, wide, problem.spared)[0]
+        found.append((solved.sinh() * wide).view(len(widths), -1))
+    return torch.stack(found, -1)
+
+
+def problem(
+    activation: Activation,
+    gradient: Tensor,
+    sd: Tensor,
+    left: Tensor,
+    spared: float,
+    lam: float,
+    overhead: int = 1,
+    ahead: bool = False,
+    predict: bool = False,
+) -> Problem:
+    return Problem(activation, gradient, sd, left, spared, overhead, lam, ahead, predict)  # type: ignore[arg-type]
+
+
+def thresholds(*of: object) -> Tensor:
+    """(stages, outputs) of the usual row."""
+    return exactly(problem(*of), torch.ones(1, dtype=torch.float64))[0]  # type: ignore[arg-type]
+
+
+def zero_thresholds(activation: Activation, gradient: Tensor, sd: Tensor, spared: float, lam: float) -> Tensor:
+    """Likewise, below which what stops outputs 0."""
+    of = problem(activation, gradient, sd, torch.ones_like(sd), spared, lam)
+    return zero_exactly(of, torch.ones(1, dtype=torch.float64))[0]
+
+
+RELU = Activation("relu", F.relu, relu=True, rectifies=True)
+
+Moment = Callable[[Tensor], Tensor]
+
+
+def unit_moment(u: Tensor) -> Tensor:
+    """Of a neuron without an activation that is stopped with its expectation, in units of its variance."""
+    return torch.ones_like(u)
+
+
+def at_once(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, moment: Moment = half_moment) -> Tensor:
+    """Below which expectation, in standard deviations, stopping costs less than computing all the rest: by bisection.
+
+    ``moment`` is the expected squared error of what stops, in units of its variance, which increases.
+    """
+    values = 2 * lam * left / (gradient * sd**2)
+    low, high = torch.full_like(values, -10.0), torch.full_like(values, 10.0)
+    never, always = values < moment(low), values >= moment(high)
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = moment(middle) > values
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return torch.where(never, -math.inf, torch.where(always, 10.0 if moment is half_moment else math.inf, low))
+
+
+@contextmanager
+def no_grid() -> Iterator[None]:
+    """Inside of it Optimal decides by what is solved exactly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optimal, "stop_below", exactly)
+        patch.setattr(optimal, "zero_below", zero_exactly)
+        yield

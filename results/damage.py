@@ -27,8 +27,8 @@ import torch  # isort: skip
 from torch import Tensor  # isort: skip
 
 from exprune.core import ExPrune, Optimal, Prefix, select_sites
+from exprune.core.decisions.moments import gauss_hermite
 from exprune.core.heuristics.optimal import elementwise
-from exprune.core.heuristics.stopping import gauss_hermite
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.files import write_whole
 from exprune.lab.selection.knobs import maker

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exprune.core import Activation
+from exprune.core.decisions.moments import half_moment
+from exprune.core.decisions.stopping import Problem, solve, solve_zero
 from exprune.core.heuristics import optimal
-from exprune.core.heuristics.moments import half_moment
-from exprune.core.heuristics.stopping import Problem, solve, solve_zero
 
 
 def exactly(problem: Problem, widths: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from exprune.core import Activation
-from exprune.core.heuristics.moments import half_moment, predicted_moment
-from exprune.core.heuristics.stopping import stop_below, stop_narrower, tolerated
+from exprune.core.decisions.moments import half_moment, predicted_moment
+from exprune.core.decisions.stopping import stop_below, stop_narrower, tolerated
 from tests.core.activations import (
     DENSITY,
     FAR,

@@ -28,7 +28,7 @@ from exprune.core import (
     term_order,
 )
 from exprune.core.accounting.plan import make_plan
-from exprune.core.heuristics.by_table import bounds
+from exprune.core.decisions.apply import bounds
 from exprune.fast import faster, kernels
 
 STAGES = (8, 16, 24)

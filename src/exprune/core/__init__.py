@@ -13,18 +13,18 @@ from exprune.core.calibration.importance import InputVariances, SquaredGradients
 from exprune.core.calibration.lines import SiteStatistics
 from exprune.core.calibration.recorder import Recorder
 from exprune.core.calls.activations import Activation, register_activation
+from exprune.core.decisions.prefix import Prefix
+from exprune.core.decisions.table import DecisionTable, load_tables, save_tables
 from exprune.core.discovery.find import find_sites
 from exprune.core.discovery.sites import Site, select_sites
 from exprune.core.errors import SettingError
 from exprune.core.heuristics.calibrated import Calibrated
 from exprune.core.heuristics.calibrated_test import CalibratedTest
-from exprune.core.heuristics.decision_table import DecisionTable, load_tables, save_tables
 from exprune.core.heuristics.dominance import Dominance, HeadRecorder
 from exprune.core.heuristics.heuristic import Heuristic, StatsTest, Threshold
 from exprune.core.heuristics.magnitude import Magnitude
 from exprune.core.heuristics.optimal import Optimal
 from exprune.core.heuristics.oracle import Oracle
-from exprune.core.heuristics.prefix import Prefix
 from exprune.core.simulation.exprune import ExPrune
 
 __all__ = [

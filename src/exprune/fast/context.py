@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from exprune.core import CalibratedTest, Dominance, Heuristic, Site, SiteStatistics
 from exprune.core.accounting.plan import BY_INPUT, Plan, make_plan
+from exprune.core.decisions.apply import bounds
 from exprune.core.errors import SettingError
-from exprune.core.heuristics.by_table import bounds
 from exprune.core.heuristics.heuristic import per_site
 from exprune.fast.layer import FastLayer
 from exprune.fast.layers import Down, Head, Up

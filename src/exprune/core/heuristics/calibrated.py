@@ -9,10 +9,10 @@ from torch import Tensor
 
 from exprune.core.accounting.plan import Plan
 from exprune.core.calibration.lines import SiteStatistics
+from exprune.core.decisions.stopping import tolerated
 from exprune.core.discovery.sites import Site
 from exprune.core.heuristics.calibrated_test import CalibratedTest
 from exprune.core.heuristics.heuristic import Tau
-from exprune.core.heuristics.stopping import tolerated
 from exprune.core.settings import real
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from exprune.core.accounting.plan import BY_INPUT, Plan, checked
 from exprune.core.calibration.lines import SiteStatistics, floored
+from exprune.core.decisions.table import NEGLIGIBLE, WIDTHS, DecisionTable, test_flops
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
-from exprune.core.heuristics.decision_table import NEGLIGIBLE, WIDTHS, DecisionTable, test_flops
 from exprune.core.heuristics.heuristic import Heuristic, Tau
 
 STAGES = (32, 64, 128, 192, 256)

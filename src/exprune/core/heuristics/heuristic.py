@@ -10,11 +10,11 @@ from torch import Tensor
 
 from exprune.core.accounting.plan import Plan
 from exprune.core.calibration.lines import SiteStatistics
+from exprune.core.decisions import apply
+from exprune.core.decisions.prefix import Prefix
+from exprune.core.decisions.table import DecisionTable
 from exprune.core.discovery.sites import Site, matching
 from exprune.core.errors import SettingError
-from exprune.core.heuristics import by_table
-from exprune.core.heuristics.decision_table import DecisionTable
-from exprune.core.heuristics.prefix import Prefix
 from exprune.core.settings import plain_knob, real, whole
 from exprune.core.sums.elementwise import below
 
@@ -41,6 +41,8 @@ class Heuristic:
     predicts: bool = False  # whether what it stops outputs a prediction, so that a site needs no ReLU
 
     def __init__(self, tau: Tau | None = None, n: int = 32) -> None:
+        if type(self).stop is Heuristic.stop and type(self).solve is Heuristic.solve:
+            raise TypeError(f"{type(self).__name__} implements neither stop nor solve")
         n = whole(n, "n", "a whole number of terms, at least 1", lambda n: n >= 1)
         self.tau = plain_knob(tau)
         self.stages: tuple[int, ...] = (n,)
@@ -71,11 +73,11 @@ class Heuristic:
 
         The next stage may overwrite ``seen.s``: clone what is to be kept.
         """
-        return by_table.stop(seen)
+        return apply.stop(seen)
 
     def prediction(self, seen: Prefix) -> Tensor:
         """The expected z in the shape of ``seen.s``, asked for after :meth:`stop` where it :attr:`predicts`."""
-        return by_table.prediction(seen)
+        return apply.prediction(seen)
 
     def order(self, site: Site) -> Tensor | str | None:
         """The order in which terms are evaluated, (N,) or one per neuron (outputs, N); None: the model's own.

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from exprune.core.accounting.plan import Plan
 from exprune.core.calibration.lines import SiteStatistics
+from exprune.core.decisions.stopping import Problem, stop_below, stop_narrower, zero_below
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
 from exprune.core.heuristics.calibrated_test import CalibratedTest
-from exprune.core.heuristics.stopping import Problem, stop_below, stop_narrower, zero_below
 from exprune.core.settings import real
 
 

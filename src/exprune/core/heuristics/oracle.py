@@ -8,10 +8,10 @@ from torch import Tensor
 
 from exprune.core.accounting.plan import BY_INPUT
 from exprune.core.calibration.lines import SiteStatistics, floored
+from exprune.core.decisions.prefix import Prefix
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
 from exprune.core.heuristics.heuristic import Heuristic
-from exprune.core.heuristics.prefix import Prefix
 from exprune.core.settings import real
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from exprune.core.accounting.flops import Flops, SiteFlops
 from exprune.core.accounting.ledger import Ledger
 from exprune.core.accounting.plan import checked, make_plan
+from exprune.core.decisions.table import DecisionTable
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
-from exprune.core.heuristics.decision_table import DecisionTable
 from exprune.core.heuristics.heuristic import Heuristic, Tau, per_site
 from exprune.core.settings import plain_knob, real
 from exprune.core.simulation.pruner import Pruner

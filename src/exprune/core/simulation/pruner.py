@@ -12,9 +12,9 @@ from exprune.core.calls.effects import call_name, tensors
 from exprune.core.calls.formulas import multiply_adds
 from exprune.core.calls.layers import LinearCall
 from exprune.core.calls.weights import masks_of
+from exprune.core.decisions.table import DecisionTable
 from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.sites import Site
-from exprune.core.heuristics.decision_table import DecisionTable
 from exprune.core.heuristics.heuristic import Heuristic
 from exprune.core.simulation.blocks import as_rows, chunks, data_mask, same_memory
 from exprune.core.simulation.by_input import prune_by_input

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from exprune.core.accounting.plan import Plan
+from exprune.core.decisions.table import DecisionTable
 from exprune.core.discovery.sites import Site
-from exprune.core.heuristics.decision_table import DecisionTable
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from exprune.core.calls.activations import Activation
-from exprune.core.heuristics.moments import (
+from exprune.core.decisions.moments import (
     DEVIATIONS,
     MEANS,
     PLACES,

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from exprune.core.decisions.prefix import Prefix
+from exprune.core.decisions.table import DecisionTable, width_places
 from exprune.core.errors import SettingError
-from exprune.core.heuristics.decision_table import DecisionTable, width_places
-from exprune.core.heuristics.prefix import Prefix
 from exprune.core.sums.elementwise import below
 
 

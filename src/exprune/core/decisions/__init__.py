@@ -1,0 +1,1 @@
+"""What is known after a stage, where neurons stop, and how that is solved before the run."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exprune.core import Activation
-from exprune.core.decisions.moments import half_moment
+from exprune.core.decisions.moments import half_moment, known_deviations
 from exprune.core.decisions.stopping import Problem, solve, solve_zero
 from exprune.core.heuristics import optimal
 
@@ -26,7 +26,7 @@ def exactly(problem: Problem, widths: Tensor) -> Tensor:
         solved = solve(
             problem.activation, of_price, first, sd / sd[0], *costs, ahead=problem.ahead, predict=problem.predict
         )
-        found.append(solved[:, 0].T.sinh() * widths[:, None] * sd)
+        found.append(solved[:, 0].T.sinh() * known_deviations(problem.activation, widths[:, None] * sd))
     return torch.stack(found, -1)
 
 
@@ -37,7 +37,7 @@ def zero_exactly(problem: Problem, widths: Tensor) -> Tensor:
     for j, gradient in enumerate(problem.gradient):
         wide = (widths[:, None] * problem.sd[:, j]).flatten()
         solved = solve_zero(problem.activation, gradient[None] / problem.lam, wide, problem.spared)[0]
-        found.append((solved.sinh() * wide).view(len(widths), -1))
+        found.append((solved.sinh() * known_deviations(problem.activation, wide)).view(len(widths), -1))
     return torch.stack(found, -1)
 
 

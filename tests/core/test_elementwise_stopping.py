@@ -91,7 +91,7 @@ def test_every_neuron_stops_where_the_loop_stops_it(
                     wrong += to_zero and row.z[j] > 0
                     break
             spent += each * evaluated
-            assert outs[j] == pytest.approx(value, rel=1e-6, abs=1e-9)
+            assert outs[j] == pytest.approx(value, rel=1e-5, abs=1e-9)  # norms are float32
     (count,) = run.flops.sites
     neurons = 4 * len(of.rows)
     assert unsure < 0.15 * neurons

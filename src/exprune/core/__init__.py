@@ -21,6 +21,7 @@ from exprune.core.errors import SettingError
 from exprune.core.heuristics.calibrated import Calibrated
 from exprune.core.heuristics.calibrated_test import CalibratedTest
 from exprune.core.heuristics.dominance import Dominance, HeadRecorder
+from exprune.core.heuristics.from_tables import FromTables
 from exprune.core.heuristics.heuristic import Heuristic, StatsTest, Threshold
 from exprune.core.heuristics.magnitude import Magnitude
 from exprune.core.heuristics.optimal import Optimal
@@ -35,6 +36,7 @@ __all__ = [
     "Dominance",
     "ExPrune",
     "Flops",
+    "FromTables",
     "HeadRecorder",
     "Heuristic",
     "InputVariances",

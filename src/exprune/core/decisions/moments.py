@@ -43,12 +43,17 @@ _SURE = 8.0  # standard deviations
 
 
 def moments(activation: Activation, deviations: Tensor) -> tuple[Tensor, Tensor]:
-    """E f(z)^2 and E (f(z) - f(m))^2, (deviations, means) float64; deviations beyond the table's are as its ends."""
+    """E f(z)^2 and E (f(z) - f(m))^2, (deviations, means) float64, of :func:`known_deviations`."""
     if activation.relu:
         squares = deviations[:, None] ** 2
         return squares * half_moment(MEANS), squares * predicted_moment(MEANS)
     squares, errors = (_rows(table, deviations) for table in _tables(activation))
     return squares, errors
+
+
+def known_deviations(activation: Activation, deviations: Tensor) -> Tensor:
+    """Deviations beyond the table's count as its ends; before a ReLU there are none."""
+    return deviations if activation.relu else deviations.clamp(float(DEVIATIONS[0]), float(DEVIATIONS[-1]))
 
 
 def exceeds(activation: Activation, tolerance: float) -> Tensor:

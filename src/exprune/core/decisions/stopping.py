@@ -19,6 +19,7 @@ from exprune.core.decisions.moments import (
     STEP,
     exceeds,
     gauss_hermite,
+    known_deviations,
     moments,
     octaves,
 )
@@ -66,37 +67,37 @@ def stop_below(problem: Problem, widths: Tensor) -> Tensor:
     """
     activation, unit, course = problem.activation, _unit(problem), _course(problem.sd)
     assert activation is not None
-    start = widths[:, None, None] * problem.sd / course  # the deviation at the first stage of such a course
+    wide = widths[:, None, None] * problem.sd
+    start = wide / course  # the deviation after the first stage of such a course
     log_gradient = torch.log2(problem.gradient / (problem.lam * unit)).expand_as(start)
     if activation.relu:  # z twice as wide costs four times as much
         deviations, at = torch.ones(1, dtype=start.dtype), torch.zeros_like(start)
         gradients, places = _lattice(log_gradient + 2 * torch.log2(start), _OF_A_RELU)
     else:
-        start = start.clamp(float(DEVIATIONS[0]), float(DEVIATIONS[-1]))
         deviations, at = _SOLVED, octaves(start) / 2
         gradients, places = _lattice(log_gradient, _GRADIENTS)
     spared, overhead = (float((flops / unit).mean()) for flops in (problem.spared, problem.overhead))
     costs = (problem.left / unit).mean(1), spared, overhead
     solved = solve(activation, gradients, deviations, course.flatten(), *costs, problem.ahead, problem.predict)
     between = [_between(of, places[:, k], at[:, k]) for k, of in enumerate(solved)]
-    return torch.stack(between, 1).sinh() * start * course
+    return torch.stack(between, 1).sinh() * known_deviations(activation, wide)
 
 
 def zero_below(problem: Problem, widths: Tensor) -> Tensor:
     """Below which expectation of z what stops had better output 0, which spares more: as :func:`stop_below`."""
     unit, wide = _unit(problem), widths[:, None, None] * problem.sd
     assert problem.activation is not None
-    wide = wide.clamp(float(DEVIATIONS[0]), float(DEVIATIONS[-1]))
     gradients, places = _lattice(torch.log2(problem.gradient / (problem.lam * unit)), _GRADIENTS)
     solved = solve_zero(problem.activation, gradients, _SOLVED, float((problem.spared / unit).mean()))
-    return _between(solved, places.expand_as(wide), octaves(wide) / 2).sinh() * wide
+    return _between(solved, places.expand_as(wide), octaves(wide) / 2).sinh() * known_deviations(
+        problem.activation, wide
+    )
 
 
 def tolerated(activation: Activation, sd: Tensor, tolerance: float, tau: float) -> Tensor:
     """Below which expectation of z the probability that |f(z)| exceeds the tolerance is below ``tau``."""
     solved = _crossing(exceeds(activation, tolerance) - tau)[None]
-    sd = sd.clamp(float(DEVIATIONS[0]), float(DEVIATIONS[-1]))
-    return _between(solved, torch.zeros_like(sd), octaves(sd)).sinh() * sd
+    return _between(solved, torch.zeros_like(sd), octaves(sd)).sinh() * known_deviations(activation, sd)
 
 
 def stop_narrower(problem: Problem) -> Tensor:
@@ -128,24 +129,26 @@ def solve(
     predict: bool,
 ) -> Tensor:
     """The thresholds of neurons of all these gradients and deviations: (stages, gradients, deviations), as the inverse
-    hyperbolic sine of expectations in units of the deviation after the stage.
+    hyperbolic sine of expectations in units of the deviation after the stage, as :func:`known_deviations` has it.
 
     Args:
         gradients: (G,) in units of the price. deviations: (D,) after the first stage.
         course: (stages,), the deviations after each stage, in units of the first.
         left, spared, overhead, ahead, predict: as of :class:`Problem`; ``left`` is (stages,).
     """
-    stop = []
-    for share in course:
-        squares, errors = moments(activation, deviations * share)
+    stop, known = [], [known_deviations(activation, deviations * share) for share in course]
+    for of_stage in known:
+        squares, errors = moments(activation, of_stage)
         half = gradients[:, None, None] / 2
         stop.append((half * squares).minimum(half * errors + spared) if predict else half * squares)
     computed = left + spared
     points = [_log_crossing(stop[-1], computed[-1])]
     later = stop[-1].minimum(computed[-1])
     for k in range(len(stop) - 2, -1, -1):
-        go_on = computed[k] - computed[k + 1] + overhead + later @ _revealed(float(course[k + 1] / course[k]))
-        go_on = go_on if ahead else computed[k].expand_as(stop[k])
+        go_on = computed[k].expand_as(stop[k])
+        if ahead:
+            expected = torch.einsum("gdm,dnm->gdn", later, _revealed(known[k], known[k + 1]))
+            go_on = computed[k] - computed[k + 1] + overhead + expected
         points.append(_log_crossing(stop[k], go_on))
         later = stop[k].minimum(go_on)
     return torch.stack(points[::-1])
@@ -157,20 +160,20 @@ def solve_zero(activation: Activation, gradients: Tensor, deviations: Tensor, sp
     return _crossing(gradients[:, None, None] / 2 * (squares - errors) - spared)
 
 
-def _revealed(ratio: float) -> Tensor:
-    """(means, means): what a function of the mean after the next stage is expected to be, of each mean now.
+def _revealed(now: Tensor, then: Tensor) -> Tensor:
+    """(deviations, means now, means then): how a function of the mean after the next stage is expected from those now.
 
     What is expected then is normally distributed around what is expected now, with the variance that the stage
-    explains; means are in units of the deviation, which becomes ``ratio`` times what it was.
+    explains; the deviations are those of now and then, (D,), and means are in units of them.
     """
     nodes, weights = gauss_hermite(_REVEALED)
-    then = (MEANS[:, None] + math.sqrt(max(1 - ratio**2, 0)) * nodes) / ratio
-    place = ((then.asinh() - PLACES[0]) / STEP).clamp(0, len(PLACES) - 1)
+    revealed = (now**2 - then**2).clamp(min=0).sqrt()
+    means = (now[:, None] * MEANS)[..., None] + revealed[:, None, None] * nodes
+    place = (((means / then[:, None, None]).asinh() - PLACES[0]) / STEP).clamp(0, len(PLACES) - 1)
     lower = place.long().clamp(max=len(PLACES) - 2)
-    matrix = torch.zeros(len(PLACES), len(PLACES), dtype=torch.float64)
-    matrix.scatter_add_(1, lower, weights * (1 - (place - lower)))
-    matrix.scatter_add_(1, lower + 1, weights * (place - lower))
-    return matrix.T
+    matrix = torch.zeros(len(now), len(PLACES), len(PLACES), dtype=torch.float64)
+    matrix.scatter_add_(2, lower, weights * (1 - (place - lower)))
+    return matrix.scatter_add_(2, lower + 1, weights * (place - lower))
 
 
 def _unit(problem: Problem) -> Tensor:

@@ -40,6 +40,8 @@ class DecisionTable:
         usual: (stages,), the root mean square of ``rest``; None: another order.
         gate: (outputs,), the root mean square of what multiplies the outputs; None: nothing does.
         predicts: whether what stops outputs a prediction.
+        order: of all terms in a shared order, (N,) or one per neuron (outputs, N); None: the model's own, or
+            that of each input.
     """
 
     stages: tuple[int, ...]
@@ -51,6 +53,7 @@ class DecisionTable:
     usual: Tensor | None = None
     gate: Tensor | None = None
     predicts: bool = False
+    order: Tensor | None = None
     _moved: dict[tuple, "DecisionTable"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def like(self, part: Tensor) -> "DecisionTable":
@@ -95,9 +98,9 @@ def save_tables(tables: Mapping[str, DecisionTable], path: Path | str) -> None:
     from safetensors.torch import save_file
 
     tensors = {
-        f"{name}/{of}": value.float().contiguous()
+        f"{name}/{of}": value.contiguous()
         for name, table in tables.items()
-        for of, value in table.tensors().items()
+        for of, value in {**table.tensors(), "order": table.order}.items()
         if value is not None
     }
     about = {name: {"stages": table.stages, "predicts": table.predicts} for name, table in tables.items()}

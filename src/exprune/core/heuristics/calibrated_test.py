@@ -6,6 +6,7 @@ what is expected lies below a bound, which a subclass gives. All is solved befor
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,4 +134,6 @@ class CalibratedTest(Heuristic):
             bounds["below"] = torch.where(slope <= 0, -torch.inf, bounds["below"])
         gate = of.gate if plan.by_input else None
         numbers = tuple(stage.n for stage in plan.stages)
-        return DecisionTable(numbers, slope, offset, usual=usual, gate=gate, predicts=self.predicts, **bounds)
+        order = None if isinstance(of.order, str) else of.order
+        about: dict[str, Any] = {"usual": usual, "gate": gate, "predicts": self.predicts, "order": order}
+        return DecisionTable(numbers, slope, offset, **{**bounds, **about})

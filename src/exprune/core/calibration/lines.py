@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +33,6 @@ class SiteStatistics:
             convolution patches), in equal steps, to 0.3 %; None: another order.
         gate: (outputs,) float64, the root mean square of what the neuron's output is multiplied by, of layers that are
             multiplied with a gate's output; None: of others.
-        kept: what a heuristic works out once for these statistics.
     """
 
     stages: tuple[int, ...]
@@ -46,7 +44,6 @@ class SiteStatistics:
     rest: Tensor | None = None
     magnitudes: Tensor | None = None
     gate: Tensor | None = None
-    kept: dict[Any, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         outputs = self.slope.shape[-1:]

@@ -1,5 +1,6 @@
 """Which layers feed an activation, found by watching one forward pass of the unmodified model."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,11 @@ def find_sites(model: nn.Module, *example: Any, **named_example: Any) -> list[Si
     """
     if not isinstance(model, nn.Module):
         raise SettingError(f"find_sites: a {type(model).__name__} is no torch.nn.Module")
+    return sites_in(model, lambda: model(*example, **named_example))
+
+
+def sites_in(model: nn.Module, call: Callable[[], Any]) -> list[Site]:
+    """Likewise, of what ``call`` runs of the model."""
     for name, module in model.named_modules():
         if why := _opaque(module):
             raise SettingError(f"{name or type(module).__name__}: {why}")
@@ -34,7 +40,7 @@ def find_sites(model: nn.Module, *example: Any, **named_example: Any) -> list[Si
     model.eval()
     try:
         with torch.no_grad(), writes, watcher:
-            out = model(*example, **named_example)
+            out = call()
             watcher.use(out, "the model's output")
             watcher.use_what_is_kept()
             fused = fused_around(model)

@@ -1,0 +1,1 @@
+"""The front door: calibrate, look at what could be saved, prune."""

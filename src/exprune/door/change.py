@@ -1,0 +1,129 @@
+"""How far a pruned model's outputs are from its own."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exprune.core.errors import SettingError
+from exprune.door.batches import Batches, data_rows, labels_of
+
+Metric = Callable[[Any, Any], Tensor]
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Change:
+    """What pruning does to the outputs, over examples (tokens of a language model).
+
+    Attributes:
+        measure: ``kl``, the divergence KL(dense || pruned) of the predictions in nats; ``relative``, the squared
+            error in units of the squared output; ``metric``, by how much the user's metric falls.
+        mean, error: of the measure, with its standard error. low, high: the 95 % interval, by a paired bootstrap.
+        median, most, largest: ``most`` is not exceeded by 99 %.
+        same: the share of examples with the same most likely class; None: there are no classes.
+    """
+
+    measure: str
+    mean: float
+    error: float
+    low: float
+    high: float
+    median: float
+    most: float
+    largest: float
+    same: float | None
+    examples: int
+
+    def __str__(self) -> str:
+        same = "" if self.same is None else f", {self.same:.1%} the same prediction"
+        return (
+            f"{self.measure} {self.mean:.4g} +- {self.error:.2g} (median {self.median:.3g}, 99 % {self.most:.3g}, "
+            f"largest {self.largest:.3g}){same}, {self.examples} examples"
+        )
+
+
+def output_of(output: Any) -> Tensor:
+    """The tensor that a model's output is about: its ``logits``, the first of several, or itself.
+
+    Raises:
+        SettingError: it has none.
+    """
+    if isinstance(output, Mapping):
+        output = output["logits"] if "logits" in output else next(iter(output.values()), None)
+    elif hasattr(output, "logits"):
+        output = output.logits
+    elif isinstance(output, tuple | list) and output:
+        output = output[0]
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        raise SettingError(f"the model gives {type(output).__name__}, no tensor of numbers: give call= that does")
+    return output
+
+
+def measure_of(batches: Batches, model: Any) -> str:
+    """``kl`` where the outputs are logits, told by their name or by integer labels beside them; else ``relative``."""
+    batch = next(iter(batches))
+    with torch.no_grad():
+        given = batches.call(model, batch)
+    if hasattr(given, "logits") or (isinstance(given, Mapping) and "logits" in given):
+        return "kl"
+    out, labels = output_of(given), labels_of(batch)
+    if labels is None or not labels.numel() or out.dim() < 2:
+        return "relative"
+    classes = out.shape[class_dim(out, labels)]
+    return "kl" if classes > max(1, int(labels.max())) else "relative"
+
+
+def class_dim(out: Tensor, labels: Tensor | None = None) -> int:
+    """Where the classes of logits stand: behind the batch of an image's or a segmentation's, else last."""
+    return 1 if labels is not None and labels.dim() == out.dim() - 1 and labels.shape[1:] == out.shape[2:] else -1
+
+
+def in_rows(out: Tensor, batch: Any) -> Tensor:
+    """(examples, classes) of a batch's logits, padding left out."""
+    rows = data_rows(batch)
+    out = out.movedim(class_dim(out, labels_of(batch)), -1)
+    if rows is not None and rows.shape == out.shape[:-1]:
+        return out[rows]
+    return out.flatten(0, -2)
+
+
+def apart(measure: str, dense: Tensor, pruned: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Of one batch, example by example: the measure, and whether the most likely class is the same."""
+    if measure == "kl":
+        of_dense, of_pruned = (in_rows(out, batch).float().log_softmax(-1) for out in (dense, pruned))
+        likely = of_dense.exp()
+        # A class that neither thinks possible is no difference.
+        terms = torch.where(likely > 0, likely * (of_dense - of_pruned), 0)
+        return terms.sum(-1).clamp(min=0), of_dense.argmax(-1) == of_pruned.argmax(-1)
+    rows = data_rows(batch)
+    if rows is not None and rows.shape == dense.shape[: rows.dim()]:
+        dense, pruned = dense[rows], pruned[rows]
+    square = (dense - pruned).flatten(1).float().square().sum(1) if dense.dim() > 1 else (dense - pruned).float() ** 2
+    scale = dense.flatten(1).float().square().sum(1) if dense.dim() > 1 else dense.float() ** 2
+    return square / scale.mean().clamp(min=torch.finfo(torch.float32).tiny), None
+
+
+def summarised(measure: str, values: Tensor, same: Tensor | None, seed: int) -> Change:
+    """The change over all examples."""
+    values = values.double().cpu()
+    count = len(values)
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.stack([values[torch.randint(count, (count,), generator=generator)].mean() for _ in range(_RESAMPLES)])
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    ordered = values.sort().values
+    return Change(
+        measure,
+        float(values.mean()),
+        float(values.std(correction=1) / count**0.5) if count > 1 else 0.0,
+        low,
+        high,
+        float(ordered[(count - 1) // 2]),
+        float(ordered[min(count - 1, int(0.99 * count))]),
+        float(ordered[-1]),
+        None if same is None else float(same.double().mean()),
+        count,
+    )

@@ -1,0 +1,54 @@
+"""Which layers of a model can be pruned, and why the others cannot."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from exprune.core import ExPrune, Site, select_sites
+from exprune.door.batches import Batches, Call, data_rows
+from exprune.door.calibration import sites_of
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The layers of a model, in the order of their calls; prints as a table.
+
+    Attributes:
+        sites: see :class:`~exprune.core.Site`.
+        flops: of the batch.
+    """
+
+    sites: Sequence[Site]
+    flops: int
+
+    def __str__(self) -> str:
+        rows = [("layer", "kind", "terms", "outputs", "feeds", "can be pruned")]
+        for site in self.sites:
+            feeds = site.activation.name if site.before_activation and site.activation is not None else "-"
+            rows.append((site.name, site.kind, f"{site.terms:,}", f"{site.outputs:,}", feeds, site.reason or "yes"))
+        widths = [max(len(row[k]) for row in rows) for k in range(5)]
+        lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[5]]) for row in rows]
+        able = sum(site.eligible for site in self.sites)
+        return "\n".join(
+            [*lines, f"{able} of {len(self.sites)} layers can be pruned; the batch costs {self.flops:,} FLOPs"]
+        )
+
+
+def inspect(model: nn.Module, batch: Any, *, call: Call | None = None, scope: str = "all") -> Inspection:
+    """Look at the layers that a batch reaches.
+
+    Args:
+        batch, call, scope: as of :func:`~exprune.calibrate`.
+
+    Raises:
+        SettingError: the model is in training mode, or cannot be called with the batch.
+    """
+    given = Batches(model, [batch], call)
+    sites = select_sites(sites_of(model, given), None, scope)
+    placed = next(iter(given))
+    with torch.no_grad(), ExPrune(sites, None, rows=data_rows(placed)) as run:
+        given.call(model, placed)
+    return Inspection(sites, run.flops.dense)

@@ -1,0 +1,145 @@
+"""Running a model pruned, by what is to be kept or saved."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from exprune.core import ExPrune, Flops, Site
+from exprune.core.errors import SettingError
+from exprune.door.batches import Batches, Call, check_eval
+from exprune.door.calibration import Calibration
+from exprune.door.change import Metric
+from exprune.door.tradeoff import Point, batches_for, default_prices, heuristic_at, measured
+
+_HALVINGS = 6
+_TARGETS = ("kl", "drop", "saved", "price")
+
+
+class prune:
+    """The context in which a model runs pruned: ``with exprune.prune(model, calibration, kl=0.01) as run:``.
+
+    Exactly one target is given. For all but ``price`` a price is found by bisection on every other one of the batches,
+    and what it gives on those that are left is reported in :attr:`point`. This counts FLOPs and does not run faster; for
+    that see :class:`exprune.fast.faster`.
+
+    Args:
+        model: the one that was calibrated.
+        kl: the most that the outputs may change, in the calibration's measure.
+        drop: the most that ``metric`` may fall.
+        saved: the least share of the FLOPs that is to be saved.
+        price: of a FLOP in loss.
+        batches: to find the price on; None: those of the calibration.
+        metric: as of :func:`~exprune.tradeoff`; needed with ``drop``.
+        call, seed: as of :func:`~exprune.tradeoff`.
+
+    Attributes:
+        price: that was found.
+        point: what it gives on batches that it was not found on; None: it was given.
+
+    Raises:
+        SettingError: no or more than one target, one that no price keeps, another model's calibration.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        calibration: Calibration,
+        *,
+        kl: float | None = None,
+        drop: float | None = None,
+        saved: float | None = None,
+        price: float | None = None,
+        batches: Any = None,
+        metric: Metric | None = None,
+        call: Call | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_eval(model)
+        wanted = {
+            name: value for name, value in zip(_TARGETS, (kl, drop, saved, price), strict=True) if value is not None
+        }
+        if len(wanted) != 1:
+            raise SettingError(f"prune: {' and '.join(wanted) or 'no target'} given; give one of {', '.join(_TARGETS)}")
+        ((target, value),) = wanted.items()
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise SettingError(f"{target}={value!r}: a number above 0")
+        if (target == "drop") != (metric is not None):
+            raise SettingError(
+                "prune: drop= needs metric=, of (output, batch), one number for each example, and only that"
+            )
+        given = batches_for(model, calibration, batches, call)
+        sites = calibration.sites(model, given)
+        self.point: Point | None = None
+        self.price = float(value)
+        if target != "price":
+            if len(given) < 2:
+                raise SettingError("prune: one batch; a price is found on one half of them and tried on the other")
+            found_on, tried_on = given.part(slice(0, None, 2)), given.part(slice(1, None, 2))
+
+            def at(price: float, some: Batches = found_on) -> Point:
+                return measured(model, calibration, sites, some, price, metric, seed)
+
+            self.price = _found(at, target, float(value), default_prices(calibration, sites, 2))
+            self.point = at(self.price, tried_on)
+        self._run, self._model, self._hook = ExPrune(sites, heuristic_at(calibration, self.price)), model, None
+
+    @property
+    def flops(self) -> Flops:
+        """What all calls so far cost, densely and pruned."""
+        return self._run.flops
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        """The model's layers, with the reason of those that run dense."""
+        return self._run.sites
+
+    def __enter__(self) -> "prune":
+        self._hook = self._model.register_forward_pre_hook(self._note_padding, with_kwargs=True)
+        self._run.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._hook.remove()
+        self._run.__exit__(*exception)
+
+    def _note_padding(self, model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        """Tell the run which tokens are padding; with a cache a call has the last ones alone."""
+        mask = kwargs.get("attention_mask")
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        known = isinstance(mask, Tensor) and isinstance(ids, Tensor) and mask.dim() == ids.dim() == 2
+        self._run.rows = mask[:, -ids.shape[1] :].bool() if known else None
+
+
+def _found(at: Callable[[float], Point], target: str, value: float, ends: Sequence[float]) -> float:
+    """The price that saves the most within the target, or that saves enough, by bisection of its logarithm.
+
+    Raises:
+        SettingError: none keeps it; the line says the nearest.
+    """
+
+    def kept(point: Point) -> bool:
+        if target == "saved":
+            return point.flops.saved < value  # the boldest that saves less; its neighbour is taken
+        change = point.metric if target == "drop" else point.change
+        assert change is not None  # of the metric there is one
+        return change.mean <= value
+
+    low, high = (math.log(end) for end in ends)
+    of_low, of_high = at(math.exp(low)), at(math.exp(high))
+    if not kept(of_low) and target != "saved":
+        change = of_low.metric if target == "drop" else of_low.change
+        assert change is not None
+        raise SettingError(
+            f"{target}={value:g}: no price keeps it; the lowest tried changes the outputs by {change.mean:.3g} and saves "
+            f"{of_low.flops.saved:.1%}"
+        )
+    if kept(of_high):
+        if target == "saved":
+            raise SettingError(f"saved={value:g}: the highest price tried saves {of_high.flops.saved:.1%}")
+        return math.exp(high)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if kept(at(math.exp(middle))) else (low, middle)
+    return math.exp(high if target == "saved" else low)

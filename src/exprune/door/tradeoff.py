@@ -1,0 +1,177 @@
+"""What a model saves at several prices, and what that changes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exprune.core import ExPrune, Flops, Optimal, Site
+from exprune.core.errors import SettingError
+from exprune.door.batches import Batches, Call, data_rows
+from exprune.door.calibration import Calibration
+from exprune.door.change import Change, Metric, apart, output_of, summarised
+from exprune.door.progress import bar
+
+PRICES = 6
+_LOWEST, _HIGHEST = 1e-4, 0.3  # of the price at which a model is worth nothing
+
+
+@dataclass(frozen=True)
+class Point:
+    """One price: what it saves and changes.
+
+    Attributes:
+        price: of a FLOP, in loss.
+        flops: of all batches, dense and pruned.
+        change: of the outputs. metric: of the user's, its fall; None: there is none.
+    """
+
+    price: float
+    flops: Flops
+    change: Change
+    metric: Change | None = None
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """A curve: points from the lowest price to the highest."""
+
+    points: tuple[Point, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{'price':>9} {'saved':>7}  change of the outputs"]
+        for point in self.points:
+            metric = "" if point.metric is None else f"; {point.metric}"
+            lines.append(f"{point.price:9.2e} {point.flops.saved:7.1%}  {point.change}{metric}")
+        return "\n".join(lines)
+
+    def to_pandas(self) -> Any:
+        """A table, one row a price."""
+        import pandas
+
+        rows = []
+        for point in self.points:
+            row: dict[str, Any] = {"price": point.price, "saved": point.flops.saved, **vars(point.change)}
+            if point.metric is not None:
+                row |= {f"metric_{name}": value for name, value in vars(point.metric).items()}
+            rows.append(row)
+        return pandas.DataFrame(rows)
+
+    def plot(self, path: Path | str | None = None) -> Any:
+        """Draw what is saved against the change; gives matplotlib's figure, and writes it where a path is given."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = figure.subplots()
+        saved = [100 * point.flops.saved for point in self.points]
+        changes = [point.metric or point.change for point in self.points]
+        axes.plot(saved, [change.mean for change in changes], marker="o")
+        axes.fill_between(saved, [change.low for change in changes], [change.high for change in changes], alpha=0.2)
+        axes.set_xlabel("FLOPs saved (%)")
+        axes.set_ylabel(
+            {"kl": "KL divergence from the dense model (nats)", "relative": "relative squared error"}.get(
+                changes[0].measure, "fall of the metric"
+            )
+        )
+        if changes[0].measure != "metric":
+            axes.set_yscale("log")
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+
+def tradeoff(
+    model: nn.Module,
+    calibration: Calibration,
+    batches: Any = None,
+    *,
+    prices: Sequence[float] | None = None,
+    call: Call | None = None,
+    metric: Metric | None = None,
+    seed: int = 0,
+) -> Tradeoff:
+    """Measure what several prices save on some batches, and how far the outputs are then from the dense ones.
+
+    Args:
+        model: the one that was calibrated.
+        batches: to measure on, other ones than it was calibrated on; None: those, which flatters.
+        prices: in loss per FLOP; None: :data:`PRICES` between next to nothing and a lot.
+        call: as of :func:`~exprune.calibrate`.
+        metric: of (output, batch), one number for each example, more is better.
+        seed: of the bootstrap.
+
+    Raises:
+        SettingError: the calibration is of another model, or a batch does not suit.
+    """
+    given = batches_for(model, calibration, batches, call)
+    sites = calibration.sites(model, given)
+    chosen = sorted(prices) if prices is not None else default_prices(calibration, sites)
+    if not chosen or any(not price > 0 for price in chosen):
+        raise SettingError(f"prices={list(chosen)}: numbers above 0 (expected loss per FLOP)")
+    return Tradeoff(tuple(measured(model, calibration, sites, given, price, metric, seed) for price in chosen))
+
+
+def batches_for(model: nn.Module, calibration: Calibration, batches: Any, call: Call | None) -> Batches:
+    """Those that are given, else those of the calibration."""
+    if batches is not None:
+        return batches if isinstance(batches, Batches) else Batches(model, batches, call)
+    if calibration.batches is None:
+        raise SettingError("the calibration was loaded, and knows no batches: give some with batches=")
+    return calibration.batches
+
+
+def default_prices(calibration: Calibration, sites: Sequence[Site], count: int = PRICES) -> list[float]:
+    """Prices about that at which all that the sites compute would be worth what it costs."""
+    damage = flops = 0.0
+    for site in sites:
+        if site.eligible:
+            of = calibration.statistics[site.name]
+            assert of.gradient is not None  # it was measured
+            usual = 1.0 if of.rest is None else float(of.rest[0])
+            damage += float((of.gradient * (usual * of.sd[0]) ** 2).sum()) / 2
+            flops += site.dense_flops * site.outputs
+    worth = damage / flops
+    if not worth > 0:
+        raise SettingError("no gradient reaches any of the layers: nothing that they compute matters to the outputs")
+    steps = torch.linspace(0, 1, count, dtype=torch.float64)
+    return (worth * _LOWEST * (_HIGHEST / _LOWEST) ** steps).tolist()
+
+
+def heuristic_at(calibration: Calibration, price: float) -> Optimal:
+    """The best that is known: optimal stopping, what stops outputs its prediction."""
+    return Optimal(price, statistics=calibration.statistics, predict=calibration.scope == "all")
+
+
+def measured(
+    model: nn.Module,
+    calibration: Calibration,
+    sites: Sequence[Site],
+    batches: Batches,
+    price: float,
+    metric: Metric | None = None,
+    seed: int = 0,
+) -> Point:
+    """One price on some batches."""
+    run = ExPrune(sites, heuristic_at(calibration, price))
+    values: list[Tensor] = []
+    same: list[Tensor] = []
+    falls: list[Tensor] = []
+    for batch in bar(batches, f"price {price:.2g}", len(batches)):
+        run.rows = data_rows(batch)
+        with torch.no_grad():
+            dense = batches.call(model, batch)
+            of_dense = output_of(dense).clone()
+            before = None if metric is None else metric(dense, batch)
+            with run:
+                pruned = batches.call(model, batch)
+        value, alike = apart(calibration.measure, of_dense, output_of(pruned), batch)
+        values.append(value)
+        same += [] if alike is None else [alike]
+        if metric is not None and before is not None:
+            falls.append(before.float() - metric(pruned, batch).float())
+    change = summarised(calibration.measure, torch.cat(values), torch.cat(same) if same else None, seed)
+    fall = summarised("metric", torch.cat(falls), None, seed) if falls else None
+    return Point(price, run.flops, change, fall)

@@ -105,15 +105,15 @@ class Calibration:
             raise SettingError(f"{path}: holds no calibration of this version; calibrate anew")
         statistics = {}
         for name, (stages, order) in json.loads(metadata["sites"]).items():
-            values = {what: tensors.get(f"{name}/{what}") for what in _MEASURED}
+            values: dict[str, Any] = {what: tensors.get(f"{name}/{what}") for what in _MEASURED}
             statistics[name] = SiteStatistics(tuple(stages), **{**values, "order": order or values["order"]})
         return cls(statistics, **json.loads(metadata["about"]))
 
     def __str__(self) -> str:
         stages = sorted({n for of in self.statistics.values() for n in of.stages})
         return (
-            f"{len(self.statistics)} layers can be pruned after {stages} terms, {len(self.refused)} cannot; changes are "
-            f"measured by {self.measure}"
+            f"{len(self.statistics)} layers can be pruned after {stages} terms, {len(self.refused)} cannot; "
+            f"changes are measured by {self.measure}"
         )
 
 
@@ -130,7 +130,9 @@ def calibrate(
     measure: str | None = None,
     seed: int = 0,
 ) -> Calibration:
-    """Measure a model on batches of its inputs, without labels: a pass back for each of a quarter of them, a pass for all.
+    """Measure a model on batches of its inputs, without their labels.
+
+    A quarter of them is propagated forwards and back, then all of them forwards.
 
     Args:
         model: any module in eval mode.
@@ -198,7 +200,7 @@ def fingerprint_of(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         plain = tensor.detach().cpu().contiguous().flatten()
         if plain.numel():
-            digest.update(plain.view(torch.uint8).numpy())
+            digest.update(plain.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
 
 

@@ -1,5 +1,6 @@
 """How far a pruned model's outputs are from its own."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +119,7 @@ def summarised(measure: str, values: Tensor, same: Tensor | None, seed: int) -> 
     return Change(
         measure,
         float(values.mean()),
-        float(values.std(correction=1) / count**0.5) if count > 1 else 0.0,
+        float(values.std(correction=1) / count**0.5) if count > 1 else math.inf,
         low,
         high,
         float(ordered[(count - 1) // 2]),

@@ -21,8 +21,8 @@ class prune:
     """The context in which a model runs pruned: ``with exprune.prune(model, calibration, kl=0.01) as run:``.
 
     Exactly one target is given. For all but ``price`` a price is found by bisection on every other one of the batches,
-    and what it gives on those that are left is reported in :attr:`point`. This counts FLOPs and does not run faster; for
-    that see :class:`exprune.fast.faster`.
+    and what it gives on those that are left is reported in :attr:`point`. This counts FLOPs and does not run faster;
+    :class:`exprune.fast.faster` does.
 
     Args:
         model: the one that was calibrated.
@@ -83,7 +83,8 @@ class prune:
 
             self.price = _found(at, target, float(value), default_prices(calibration, sites, 2))
             self.point = at(self.price, tried_on)
-        self._run, self._model, self._hook = ExPrune(sites, heuristic_at(calibration, self.price)), model, None
+        self._run, self._model = ExPrune(sites, heuristic_at(calibration, self.price)), model
+        self._hook: Any = None
 
     @property
     def flops(self) -> Flops:
@@ -108,8 +109,9 @@ class prune:
         """Tell the run which tokens are padding; with a cache a call has the last ones alone."""
         mask = kwargs.get("attention_mask")
         ids = kwargs.get("input_ids", args[0] if args else None)
-        known = isinstance(mask, Tensor) and isinstance(ids, Tensor) and mask.dim() == ids.dim() == 2
-        self._run.rows = mask[:, -ids.shape[1] :].bool() if known else None
+        self._run.rows = None
+        if isinstance(mask, Tensor) and isinstance(ids, Tensor) and mask.dim() == ids.dim() == 2:
+            self._run.rows = mask[:, -ids.shape[1] :].bool()
 
 
 def _found(at: Callable[[float], Point], target: str, value: float, ends: Sequence[float]) -> float:
@@ -132,7 +134,7 @@ def _found(at: Callable[[float], Point], target: str, value: float, ends: Sequen
         change = of_low.metric if target == "drop" else of_low.change
         assert change is not None
         raise SettingError(
-            f"{target}={value:g}: no price keeps it; the lowest tried changes the outputs by {change.mean:.3g} and saves "
+            f"{target}={value:g}: no price keeps it; the lowest that was tried gives {change.mean:.3g} and saves "
             f"{of_low.flops.saved:.1%}"
         )
     if kept(of_high):

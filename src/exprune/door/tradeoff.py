@@ -34,6 +34,10 @@ class Point:
     change: Change
     metric: Change | None = None
 
+    def __str__(self) -> str:
+        metric = "" if self.metric is None else f"; {self.metric}"
+        return f"{self.price:9.2e} {self.flops.saved:7.1%}  {self.change}{metric}"
+
 
 @dataclass(frozen=True)
 class Tradeoff:
@@ -43,10 +47,7 @@ class Tradeoff:
 
     def __str__(self) -> str:
         lines = [f"{'price':>9} {'saved':>7}  change of the outputs"]
-        for point in self.points:
-            metric = "" if point.metric is None else f"; {point.metric}"
-            lines.append(f"{point.price:9.2e} {point.flops.saved:7.1%}  {point.change}{metric}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *map(str, self.points)])
 
     def to_pandas(self) -> Any:
         """A table, one row a price."""

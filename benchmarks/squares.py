@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exprune.core.discovery.chain import LinearCall
+from exprune.core.calls.layers import LinearCall
 from exprune.core.sums.terms import Terms
 
 # Input channels, output channels, output height, stride.

@@ -10,10 +10,10 @@ from torch import Tensor
 from exprune.core.accounting.flops import SiteFlops
 from exprune.core.calls.activations import Activation
 from exprune.core.calls.layers import per_channel
-from exprune.core.discovery.chain import Chain
 from exprune.core.heuristics.heuristic import Heuristic, Prefix
 from exprune.core.sums.elementwise import Masks, write_zeros
 from exprune.core.sums.input_order import Ranked
+from exprune.core.tracing.chain import Chain
 
 
 class Stops:

@@ -1,7 +1,7 @@
 """Layers that are evaluated in parts: their outputs are made of the sums that the tests look at."""
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,8 +9,6 @@ from torch import Tensor
 
 from exprune.core.accounting.plan import Plan
 from exprune.core.calls.layers import LinearCall, per_channel
-from exprune.core.discovery.site_follower import SiteFollower
-from exprune.core.discovery.sites import Site
 from exprune.core.sums.buffers import Buffers
 from exprune.core.sums.terms import Terms
 
@@ -20,27 +18,23 @@ _BLOCK = 2**19
 _ELSEWHERE = 2**26
 
 
-class StagedFollower(SiteFollower):
-    """Follows layers, some of which are evaluated in parts: an output made of its partial sums costs less than both.
+class Parts:
+    """Computes layers, some of them in parts: an output made of its partial sums costs less than both.
 
     Args:
-        sites, followed: as of :class:`SiteFollower`.
-        in_parts: the stages of those in parts, by name.
+        plans: the stages of those in parts, by name.
     """
 
-    def __init__(
-        self, sites: Sequence[Site], in_parts: Mapping[str, Plan], followed: Collection[str] | None = None
-    ) -> None:
-        super().__init__(sites, followed)
-        self._in_parts = in_parts
+    def __init__(self, plans: Mapping[str, Plan]) -> None:
+        self._plans = plans
         self._buffers = Buffers()
 
     def compute(
         self, name: str, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]
     ) -> tuple[Tensor, LinearCall]:
-        plan = self._in_parts.get(name)
-        # What a context around this one counts is the model's own call.
-        if plan is None or plan.rest is None or self.inside_another:
+        """The output of a layer's call, which ``run`` computes, and the call, with its sums where it is in parts."""
+        plan = self._plans.get(name)
+        if plan is None or plan.rest is None:
             return run(), call
         precise = call.input.dtype == call.weight.dtype and call.weight.dtype in (torch.float32, torch.float64)
         precise = precise and not torch.is_autocast_enabled(call.input.device.type)

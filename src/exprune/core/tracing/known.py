@@ -1,8 +1,8 @@
-"""Following the layers that can be pruned, in a run of the model that they were found in."""
+"""The guide of a run: the sites of a model that they were found in before."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Collection, MutableMapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,32 +12,41 @@ from exprune.core.calls.effects import call_name, draws
 from exprune.core.calls.kinds import packed, transformed, without_values
 from exprune.core.calls.layers import LinearCall
 from exprune.core.calls.weights import MadeOfParameters, can_run, memory_of, stored_now, uses
-from exprune.core.discovery.chain import Chain
-from exprune.core.discovery.following import ChainFollower, looked_on_by_others
-from exprune.core.discovery.padding import hooks_on
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
 from exprune.core.sums.trial import unlike_its_terms
+from exprune.core.tracing.chain import Chain
+from exprune.core.tracing.observer import Guide
+from exprune.core.tracing.padding import hooks_on
 
 
-class SiteFollower(ChainFollower):
-    """The context that follows the chains of sites.
+class KnownSites(Guide):
+    """Leads a tracer along the chains of sites.
 
     Args:
         sites: the layers whose calls are seen.
         followed: the names of those whose chains are followed; None: of those that are eligible.
+        fault: is told of a followed layer whose calls cannot all be seen, and why.
 
     Raises:
-        SettingError: inside of it the model is in training mode, where that makes a difference (a BatchNorm, dropout);
-            or a layer that is followed has a weight of another shape than it was found with, or is given what has no
-            values or no rows of its own (meta, fake, nested or sparse tensors, those of torch.vmap).
+        SettingError: in the traced pass the model is in training mode, where that makes a difference (a BatchNorm,
+            dropout); or a layer that is followed has a weight of another shape than it was found with, or is given what
+            has no values or no rows of its own (meta, fake, nested or sparse tensors, those of torch.vmap).
     """
 
-    def __init__(self, sites: Sequence[Site], followed: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        followed: Collection[str] | None = None,
+        fault: Callable[[str, str], None] = lambda name, why: None,
+    ) -> None:
         self._activations = {module: activation for site in sites for module, activation in site.ends}
-        super().__init__(dict.fromkeys((*(site.module for site in sites), *self._activations)))
+        self.modules = list(dict.fromkeys((*(site.module for site in sites), *self._activations)))
         self._followed = {site.name for site in sites if site.eligible} if followed is None else set(followed)
+        self._split = {site.whole for site in sites if site.name in self._followed} - {None}
         self._at_output = {site.name for site in sites if site.outcomes and not site.before_activation}
+        self._fault = fault
+        self._running: Sequence[nn.Module] = ()
         self._in_training: str | bool = False  # the first layer that is
         self._random: str | bool = False  # the first call that draws random numbers
         self._of_module: dict[nn.Module, list[Site]] = defaultdict(list)
@@ -52,8 +61,8 @@ class SiteFollower(ChainFollower):
         self._computed: MadeOfParameters | None = None
         self._in_memory: dict[int | None, list[Site]] = defaultdict(list)  # of those that are followed
 
-    def __enter__(self) -> Self:
-        super().__enter__()
+    def enter(self, chains: MutableMapping[Tensor, Chain], running: Sequence[nn.Module]) -> list[Any]:
+        self._running = running
         self._in_memory.clear()
         for sites in self._of_module.values():
             for site in sites:
@@ -63,26 +72,25 @@ class SiteFollower(ChainFollower):
             made = (site.made for site in self._made.values())
             roots = {name: (module, own) for of in made if of is not None for name, module, own in of.roots}
             self._computed = MadeOfParameters(roots)
-        for module in reversed(self._fused):  # what a layer returns before what its encoder makes of it
-            self._hooks += hooks_on(module, looked_on_by_others)
-        return self
+        # What a layer returns before what its encoder makes of it.
+        return [hook for module in reversed(self._fused) for hook in hooks_on(module)]
 
-    def enters(self, module: nn.Module) -> None:
+    def begins(self, module: nn.Module) -> None:
         if sites := self._of_module.get(module):
             self._in_training = self._in_training or (module.training and sites[0].name)
         self._check_training()
 
-    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if not self._random and draws(func, args, kwargs or {}):
+    def around(self, func: Callable, args: tuple, kwargs: dict, run: Callable[[Callable, tuple, dict], Any]) -> Any:
+        if not self._random and draws(func, args, kwargs):
             self._random = call_name(func)
             self._check_training()
         if self._computed is None:
-            return super().__torch_function__(func, types, args, kwargs)
+            return run(func, args, kwargs)
         with torch._C.DisableTorchFunction():
-            known = self._computed.known(args, kwargs or {})
-        out = super().__torch_function__(func, types, args, kwargs)
+            known = self._computed.known(args, kwargs)
+        out = run(func, args, kwargs)
         with torch._C.DisableTorchFunction():
-            self._computed.note(func, args, kwargs or {}, out, known)
+            self._computed.note(func, args, kwargs, out, known)
         return out
 
     def _check_training(self) -> None:
@@ -100,13 +108,16 @@ class SiteFollower(ChainFollower):
     def layer(self, func: Callable, call: LinearCall) -> str | None:
         site = self._site_of(call)
         if site is None:
-            self._look_elsewhere(call)
+            for used in self._in_memory.get(memory_of(call.given), ()):
+                if used.kind == call.kind and uses(used.stored, call):
+                    self._fault(used.name, "its weight was used while its module did not run")
             return None
+        followed = site.name in self._followed
         if why := packed(call):
-            if site.name in self._followed or call.input.is_nested:
+            if followed or call.input.is_nested:
                 raise SettingError(f"{site.name}: {why}")
             return None
-        if site.name in self._followed:
+        if followed:
             if (*call.weight.shape[:2], call.weight.shape[2:].numel()) != _found(site):
                 shape = " x ".join(map(str, call.weight.shape))
                 raise SettingError(f"{site.name}: its weight is {shape}, another than when it was found; find it anew")
@@ -114,20 +125,27 @@ class SiteFollower(ChainFollower):
                 raise SettingError(f"{site.name}: {why}")
         return site.name
 
-    def tag(self, name: str, out: Tensor, call: LinearCall, bias: Tensor | None) -> None:
+    def _site_of(self, call: LinearCall) -> Site | None:
+        """The site whose weight a call uses."""
+        of_running = self._of_module.get(self._running[-1], []) if self._running else []
+        for site in (*of_running, *self._kept_elsewhere):
+            if site.kind == call.kind and site.rows is None and uses(site.stored, call):
+                return site
+        how = None if self._computed is None else self._computed.how(call)
+        return None if how is None else self._made.get((how, call.kind))
+
+    def computed(self, name: str, call: LinearCall, bias: Tensor | None, out: Tensor) -> None:
         kinds = name, type(call.input), type(call.given)
         if name in self._followed and kinds not in self._tried:
             self._tried.add(kinds)
             if why := unlike_its_terms(call, bias, out):
                 raise SettingError(f"{name}: {why}")
-        super().tag(name, out, call, bias)
 
-    def begin(self, chain: Chain, out: Tensor) -> None:
-        super().begin(chain, out)
-        if chain.name in self._at_output and chain.name in self._followed:
-            chain = self.chains.pop(out)
-            self.before_activation(chain, out)
-            self.at_activation(chain, out)
+    def follows(self, name: str) -> bool:
+        return name in self._followed or name in self._split
+
+    def ends_at_output(self, name: str) -> bool:
+        return name in self._at_output and name in self._followed
 
     def part(self, chain: Chain, start: int, end: int) -> Chain | None:
         name = self._names_of_parts.get((chain.name, (start, end)))
@@ -135,23 +153,6 @@ class SiteFollower(ChainFollower):
 
     def activation(self, module: nn.Module) -> Activation | None:
         return self._activations.get(module)
-
-    def elsewhere(self, name: str) -> None:
-        """A followed layer's weight is used in a call that is not its module's."""
-
-    def _site_of(self, call: LinearCall) -> Site | None:
-        """The site whose weight a call uses."""
-        of_running = self._of_module.get(self.running[-1], []) if self.running else []
-        for site in (*of_running, *self._kept_elsewhere):
-            if site.kind == call.kind and site.rows is None and uses(site.stored, call):
-                return site
-        how = None if self._computed is None else self._computed.how(call)
-        return None if how is None else self._made.get((how, call.kind))
-
-    def _look_elsewhere(self, call: LinearCall) -> None:
-        for site in self._in_memory.get(memory_of(call.given), ()):
-            if site.kind == call.kind and uses(site.stored, call):
-                self.elsewhere(site.name)
 
 
 def _found(site: Site) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """What a tracer tells of the passes it sees, and what it asks."""
 
 from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -42,6 +42,29 @@ class Observer:
 
     def at_activation(self, chain: Chain, out: Tensor) -> None:
         """A chain has reached its activation, whose output is ``out``; of a layer without one, the layer."""
+
+
+class _All:
+    """Tells several observers, one after the other; of each event those alone that heed it."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def __getattr__(self, event: str) -> Callable[..., None]:
+        unheeded = getattr(Observer, event)
+        told = [getattr(observer, event) for observer in self._observers if getattr(type(observer), event) != unheeded]
+
+        def tell(*what: Any) -> None:
+            for observer in told:
+                observer(*what)
+
+        setattr(self, event, tell)
+        return tell
+
+
+def all_of(observers: Sequence[Observer]) -> Observer:
+    """Several observers, as one."""
+    return cast(Observer, _All(observers))
 
 
 class Guide(Observer):

@@ -39,7 +39,7 @@ def other(tracer: "Tracer", func: Callable, args: tuple, kwargs: dict) -> Any:
             tracer.chains.pop(x, None)
         same = any(x is result for result in effects.tensors(out))  # the same object: contiguous, dropout, ...
         if changed or not same:
-            tracer.escapes(chain, effects.call_name(func))
+            tracer.tell.escapes(chain, effects.call_name(func))
     return out
 
 
@@ -54,8 +54,10 @@ def _layer(tracer: "Tracer", func: Callable, args: tuple, kwargs: dict) -> Any:
     read = [chain for x in effects.tensors((args, kwargs)) if (chain := tracer.chains.get(x)) is not None]
     out, call = tracer.compute(name, call, bias, lambda: tracer.run(func, args, kwargs))
     for chain in read:
-        tracer.escapes(chain, effects.call_name(func))
-    tracer.computed(name, call, bias, out)
+        tracer.tell.escapes(chain, effects.call_name(func))
+    tracer.tell.computed(name, call, bias, out)
+    if tracer.guide.follows(name):
+        tracer.starts(Chain(name, call, shift=None if bias is None else per_channel(bias, call.spatial_dims)), out)
     return out
 
 
@@ -142,7 +144,7 @@ def _view(tracer: "Tracer", func: Callable, args: tuple, kwargs: dict) -> Any:
     if out.dim() and out.dtype == z.dtype and out.shape[-1] == z.shape[-1]:
         tracer.goes_on(chain, out, chain.viewed(z.shape, out.shape))
     else:
-        tracer.escapes(chain, effects.call_name(func))
+        tracer.tell.escapes(chain, effects.call_name(func))
     return out
 
 
@@ -155,7 +157,7 @@ def _parts(tracer: "Tracer", func: Callable, args: tuple, kwargs: dict) -> Any:
     if given.get("dim", 0) not in (-1, z.dim() - 1):
         return None
     out = tracer.run(func, args, kwargs)
-    tracer.escapes(chain, effects.call_name(func))
+    tracer.tell.escapes(chain, effects.call_name(func))
     start = 0
     for part in out:
         end = start + part.shape[-1]
@@ -173,7 +175,7 @@ def _activation(tracer: "Tracer", func: Callable, args: tuple, kwargs: dict) -> 
     if activation is None:
         return None
     chain = replace(chain, activation=activation)
-    tracer.nears_activation(chain, z)
+    tracer.tell.before_activation(chain, z)
     out = tracer.run(func, args, kwargs)
     tracer.closes(chain, out)
     return out

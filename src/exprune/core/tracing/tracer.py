@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from exprune.core.calls.effects import tensors
-from exprune.core.calls.layers import LinearCall, per_channel
+from exprune.core.calls.layers import LinearCall
 from exprune.core.tracing.chain import Chain
-from exprune.core.tracing.observer import Guide, Observer
+from exprune.core.tracing.observer import Guide, Observer, all_of
 from exprune.core.tracing.steps import other, step_of
 
 Compute = Callable[[str, LinearCall, Tensor | None, Callable[[], Tensor]], tuple[Tensor, LinearCall]]
@@ -44,6 +44,8 @@ class Tracer(TorchFunctionMode):
         compute: gives the output of a layer's call, which its last argument computes, and what is to be known of it.
 
     Attributes:
+        guide: see above.
+        tell: as one observer, all of them.
         chains: of the tensors that are pre-activations now.
         running: the modules that run now, the innermost last.
     """
@@ -56,7 +58,7 @@ class Tracer(TorchFunctionMode):
         compute: Compute | None = None,
     ) -> None:
         super().__init__()
-        self.guide, self.observers = guide, (guide, *observers)
+        self.guide, self.tell = guide, all_of((guide, *observers))
         self.chains = WeakTensorKeyDictionary()
         self.running: list[nn.Module] = []
         self._execute, self._compute = execute, compute
@@ -93,18 +95,16 @@ class Tracer(TorchFunctionMode):
     def _begins(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if threading.get_ident() != self._thread:
             if not _traced_here():  # it may have a context of its own
-                for observer in self.observers:
-                    observer.in_another_thread(module)
+                self.tell.in_another_thread(module)
             return
         self.running.append(module)
-        for observer in self.observers:
-            observer.begins(module)
+        self.tell.begins(module)
         z = next(tensors((args, kwargs)), None) if len(args) + len(kwargs) == 1 else None
         if z is None or (chain := self.chains.get(z)) is None or (does := self.guide.activation(module)) is None:
             return
         chain = replace(chain, activation=does)
         with torch._C.DisableTorchFunction():
-            self.nears_activation(chain, z)
+            self.tell.before_activation(chain, z)
         self._closing = module, chain
 
     def _ends(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
@@ -116,8 +116,7 @@ class Tracer(TorchFunctionMode):
                 with torch._C.DisableTorchFunction():
                     self.closes(chain, output)
         module = self.running.pop()
-        for observer in self.observers:
-            observer.ends(module, (args, kwargs), failed=output is None)
+        self.tell.ends(module, (args, kwargs), output is None)
 
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
         return self.guide.around(func, args, kwargs or {}, self._call)
@@ -139,8 +138,7 @@ class Tracer(TorchFunctionMode):
         try:
             return self._execute(func, args, kwargs)
         except Exception:
-            for observer in self.observers:
-                observer.fails()
+            self.tell.fails()
             raise
 
     # What steps are made of.
@@ -169,44 +167,24 @@ class Tracer(TorchFunctionMode):
             return run(), call
         return self._compute(name, call, bias, run)
 
-    def computed(self, name: str, call: LinearCall, bias: Tensor | None, out: Tensor) -> None:
-        """A layer was computed: its chain begins."""
-        for observer in self.observers:
-            observer.computed(name, call, bias, out)
-        if self.guide.follows(name):
-            self.starts(Chain(name, call, shift=None if bias is None else per_channel(bias, call.spatial_dims)), out)
-
     def starts(self, chain: Chain, out: Tensor) -> None:
         """A chain begins with the pre-activation ``out``."""
-        for observer in self.observers:
-            observer.starts(chain, out)
+        self.tell.starts(chain, out)
         if self.guide.ends_at_output(chain.name):
-            self.nears_activation(chain, out)
-            self.closes(chain, out)
+            self.tell.before_activation(chain, out)
+            self.tell.at_activation(chain, out)
         else:
             self.chains[out] = chain
 
     def goes_on(self, chain: Chain, out: Tensor, further: Chain) -> None:
         """A chain goes through a call that gives ``out``."""
-        for observer in self.observers:
-            observer.goes_on(chain, further)
+        self.tell.goes_on(chain, further)
         self.chains[out] = further
-
-    def escapes(self, chain: Chain, reader: str) -> None:
-        """A pre-activation is read or changed by what its chain does not go through."""
-        for observer in self.observers:
-            observer.escapes(chain, reader)
-
-    def nears_activation(self, chain: Chain, z: Tensor) -> None:
-        """A chain is about to go through its activation."""
-        for observer in self.observers:
-            observer.before_activation(chain, z)
 
     def closes(self, chain: Chain, out: Tensor) -> None:
         """A chain ends in its activation, whose output is ``out``."""
         self.chains.pop(out, None)  # an in-place activation returns the pre-activation's own object
-        for observer in self.observers:
-            observer.at_activation(chain, out)
+        self.tell.at_activation(chain, out)
 
 
 @contextmanager

@@ -53,7 +53,7 @@ class Account(Observer):
         if failed:
             self.fails()
             return
-        followed = [site.name for site in self._sites[module] if site.followed]
+        followed = [site.name for site in self._sites[module] if site.layer.followed]
         if not seen and followed and any(x.numel() for x in tensors(given)):
             self.fault(followed[0], "its module ran, and no torch call with its weight was seen in it")
 

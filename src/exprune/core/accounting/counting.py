@@ -33,9 +33,9 @@ class Counting(Observer):
         self.unseen_masks = set(self._zeros) | {
             site.name
             for site in sites
-            if not site.followed and any(not mask.all() for mask in masks_of(site.module).values())
+            if not site.layer.followed and any(not mask.all() for mask in masks_of(site.module).values())
         }
-        self._hidden = {site.module for site in sites if site.hidden}
+        self._hidden = {site.module for site in sites if site.layer.hidden}
 
     def begins(self, module: nn.Module) -> None:
         if module in self._hidden:

@@ -39,7 +39,8 @@ def find_sites(model: nn.Module, *example: Any, **named_example: Any) -> list[Si
             watcher.use(out, "the model's output")
             watcher.use_what_is_kept()
             fused = fused_around(model)
-            return [replace(site, fused=fused.get(site.module, ())) for site in watcher.sites()]
+            sites = watcher.sites()
+            return [replace(site, layer=replace(site.layer, fused=fused.get(site.module, ()))) for site in sites]
     finally:
         for module, mode in training.items():
             module.training = mode

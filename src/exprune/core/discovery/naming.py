@@ -16,7 +16,7 @@ from exprune.core.calls.weights import (
     stored_in,
     stored_now,
 )
-from exprune.core.discovery.records import Layer
+from exprune.core.discovery.records import Seen
 
 COMPUTED = "computed weight"  # of a call whose weight is no layer's own
 
@@ -81,7 +81,7 @@ class Naming:
         )
         return Weight(running, COMPUTED), f"its weight {why}"
 
-    def name(self, weight: Weight, kind: str, layers: Mapping[str, Layer]) -> str:
+    def name(self, weight: Weight, kind: str, layers: Mapping[str, Seen]) -> str:
         """What a layer is called: as its parameter is, or as the module whose ``weight`` that is.
 
         Args:
@@ -101,7 +101,7 @@ class Naming:
             own = module if parameter == "weight" else f"{module}.{parameter}" if module else parameter
             name = own or parameter
         both_ways = weight.made is None and weight.part is None
-        if name in layers and both_ways and layers[name].transposed != weight.transposed:
+        if name in layers and both_ways and layers[name].layer.stored.transposed != weight.transposed:
             name += ".T"
         first, more = name, 1
         while name in layers:

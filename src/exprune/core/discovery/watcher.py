@@ -14,15 +14,17 @@ from exprune.core.calls.effects import SCALES, call_name, changes, describes, ke
 from exprune.core.calls.formulas import multiplies
 from exprune.core.calls.kinds import packed
 from exprune.core.calls.layers import LinearCall
+from exprune.core.calls.weights import Weight
+from exprune.core.discovery.layer import Layer
 from exprune.core.discovery.naming import COMPUTED, Naming
 from exprune.core.discovery.origins import CONSTANT, UNKNOWN, origin_of
 from exprune.core.discovery.records import (
     Call,
-    Layer,
+    Seen,
     add,
-    kind_and_terms,
     read_beside_its_parts,
     site_of,
+    unseen,
     weights_among,
 )
 from exprune.core.discovery.sites import Site
@@ -52,7 +54,7 @@ class Watcher(Guide):
         self.modules = list(model.modules())
         self._version = version
         self._naming = Naming(model, version)
-        self._layers: dict[str, Layer] = {}
+        self._layers: dict[str, Seen] = {}
         self._origins = WeakTensorKeyDictionary()
         for tensor in (*model.parameters(), *model.buffers()):
             self._origins[tensor] = CONSTANT
@@ -77,28 +79,26 @@ class Watcher(Guide):
                 if roots <= made_of:
                     record.elsewhere = "what it computes is a weight"
         name = self._naming.name(weight, call.kind, self._layers)
-        why, layer = packed(call), self._layers.get(name)
-        if layer is None:
-            kernel = call.weight.shape[2:].numel()
-            kept = weight.parameter, weight.transposed, weight.part, weight.made
+        why, origin = packed(call), self._origins.get(call.input, UNKNOWN)
+        if (seen := self._layers.get(name)) is None:
             kind = call.kind
             if why or weight.parameter == COMPUTED:  # a kind that is not followed
                 kind += " of packed tensors" if why else f" of a {COMPUTED}"
-            layer = Layer(weight.module, kind, call.terms, kernel, call.weight.shape[0], *kept)
-            self._layers[name] = layer
+            sizes = call.terms, call.weight.shape[2:].numel()
+            seen = Seen(Layer(name, kind, *sizes, weight, call.weight.shape[0], origin.spatial))
+            self._layers[name] = seen
         if why:
             if call.input.is_nested or call.given.is_nested:  # rows of many lengths
                 raise SettingError(f"{name}: {why}")
-            layer.why = why
+            seen.why = why
             return None
-        origin = self._origins.get(call.input, UNKNOWN)
-        record = Call(call, not origin.learned, origin.spatial, elsewhere=elsewhere)
+        record = Call(call, not origin.learned, elsewhere=elsewhere)
         if (before := self._chains.get(call.input)) is not None:
             record.behind = self._record(before)
         self._last = call
         if (whose := self._activated.get(call.input)) is not None:
             whose.readers.append(None if call.transposed_conv else (name, call.column_flops))
-        self._see(layer, record)
+        self._see(seen, record)
         return name
 
     @property
@@ -108,20 +108,21 @@ class Watcher(Guide):
     def _of_data(self, tensor: Tensor) -> bool:
         return tensor in self._origins and bool(self._origins[tensor].data)
 
-    def _see(self, layer: Layer, record: Call) -> None:
+    def _see(self, seen: Seen, record: Call) -> None:
         record.read.append((record.call.input, self._version(record.call.input)))
-        layer.calls.append(record)
+        seen.calls.append(record)
         self._calls[id(record.call)] = (record.call, record)
 
     def part(self, chain: Chain, start: int, end: int) -> Chain | None:
         of = self._layers[chain.name]
-        if of.rows is not None:
+        if of.layer.rows is not None:
             return None
         name = f"{chain.name}[{start}:{end}]"
         if name not in self._layers:
-            self._layers[name] = replace(of, outputs=end - start, calls=[], rows=(start, end), whole=chain.name)
+            layer = replace(of.layer, name=name, outputs=end - start, rows=(start, end), whole=chain.name)
+            self._layers[name] = Seen(layer, why=of.why)
         own, record = chain.part(name, start, end), self._record(chain)
-        self._see(self._layers[name], Call(own.call, record.raw, record.spatial, elsewhere=record.elsewhere))
+        self._see(self._layers[name], Call(own.call, record.raw, elsewhere=record.elsewhere))
         return own
 
     def activation(self, module: nn.Module) -> Activation | None:
@@ -192,8 +193,9 @@ class Watcher(Guide):
         if name not in self._layers:
             weights = weights_among(module, inputs)
             terms = weights[0].shape[1] if weights else inputs[0].shape[-1] if inputs and inputs[0].dim() else 1
-            self._layers[name] = Layer(module, kind, terms, 1, why=why)
-        self._layers[name].hidden |= hidden
+            self._layers[name] = Seen(Layer(name, kind, terms, 1, Weight(module, "weight")), why=why)
+        seen = self._layers[name]
+        seen.layer = replace(seen.layer, hidden=seen.layer.hidden or hidden)
 
     def version(self, tensor: Tensor) -> int:
         return self._version(tensor)
@@ -248,7 +250,7 @@ class Watcher(Guide):
         name = self._naming.of_module(module)
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and name not in self._layers:
             why = "runs in another thread, where its calls cannot be seen"
-            self._layers[name] = Layer(module, *kind_and_terms(module), why=why)
+            self._layers[name] = unseen(name, module, why)
 
     def _record(self, chain: Chain) -> Call:
         return self._calls[id(chain.call)][1]
@@ -257,19 +259,19 @@ class Watcher(Guide):
 
     def sites(self) -> list[Site]:
         """Every layer that was seen, in the order of their first calls; then those that were not."""
-        listed = {layer.module for layer in self._layers.values()}
-        whole = {(root, own): name for name, of in self._layers.items() if of.made for _, root, own in of.made.roots}
+        layers = [seen.layer for seen in self._layers.values()]
+        listed = {layer.stored.module for layer in layers}
+        whole = {(root, own): of.name for of in layers if (made := of.stored.made) for _, root, own in made.roots}
         for module, name in self._naming.modules.items():
             if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module not in listed:
                 why = "not seen as a torch call: unused in this pass, fused or scripted"
                 if (of := whole.get((module, "weight"))) is not None:
                     why = f"its weight is used to compute that of {of}"
-                self._layers[name] = Layer(module, *kind_and_terms(module), why=why)
+                self._layers[name] = unseen(name, module, why)
         # What is split is told apart where a part of it is before an activation, as a gate is.
-        split = {layer.whole for layer in self._layers.values() if any(call.closed for call in layer.calls)} - {None}
-        for layer in self._layers.values():
-            if layer.whole is not None and layer.why is None:
-                layer.why = read_beside_its_parts(self._layers[layer.whole])
-        return [
-            site_of(name, layer) for name, layer in self._layers.items() if layer.whole is None or layer.whole in split
-        ]
+        layers_seen = self._layers.values()
+        split = {seen.layer.whole for seen in layers_seen if any(call.closed for call in seen.calls)} - {None}
+        for seen in layers_seen:
+            if seen.layer.whole is not None and seen.why is None:
+                seen.why = read_beside_its_parts(self._layers[seen.layer.whole])
+        return [site_of(seen) for seen in layers_seen if seen.layer.whole is None or seen.layer.whole in split]

@@ -40,7 +40,7 @@ class KnownSites(Guide):
         followed: Collection[str] | None = None,
         fault: Callable[[str, str], None] = lambda name, why: None,
     ) -> None:
-        self._activations = {module: activation for site in sites for module, activation in site.ends}
+        self._activations = {module: activation for site in sites for module, activation in site.feeds.ends}
         self.modules = list(dict.fromkeys((*(site.module for site in sites), *self._activations)))
         self._followed = {site.name for site in sites if site.eligible} if followed is None else set(followed)
         self._split = {site.whole for site in sites if site.name in self._followed} - {None}
@@ -54,10 +54,10 @@ class KnownSites(Guide):
             self._of_module[site.module].append(site)
         self._names_of_parts = {(site.whole, site.rows): site.name for site in sites if site.rows is not None}
         self._tried: set[tuple[str, type, type]] = set()
-        self._fused = dict.fromkeys(module for site in sites for module in site.fused)
+        self._fused = dict.fromkeys(module for site in sites for module in site.layer.fused)
         whole = [site for site in sites if site.rows is None]
         self._kept_elsewhere = [site for site in whole if not can_run(site.module)]
-        self._made = {(site.made.how, site.kind): site for site in whole if site.made is not None}
+        self._made = {(made.how, site.kind): site for site in whole if (made := site.stored.made) is not None}
         self._computed: MadeOfParameters | None = None
         self._in_memory: dict[int | None, list[Site]] = defaultdict(list)  # of those that are followed
 
@@ -66,10 +66,13 @@ class KnownSites(Guide):
         self._in_memory.clear()
         for sites in self._of_module.values():
             for site in sites:
-                if site.name in self._followed and (weight := stored_now(site.module, site.parameter)) is not None:
+                if (
+                    site.name in self._followed
+                    and (weight := stored_now(site.module, site.stored.parameter)) is not None
+                ):
                     self._in_memory[memory_of(weight)].append(site)
         if self._made:  # to know of every call what it makes of parameters takes time
-            made = (site.made for site in self._made.values())
+            made = (site.stored.made for site in self._made.values())
             roots = {name: (module, own) for of in made if of is not None for name, module, own in of.roots}
             self._computed = MadeOfParameters(roots)
         # What a layer returns before what its encoder makes of it.

@@ -64,7 +64,7 @@ class Account(Observer):
         for site in self._sites[module][:1]:  # none of an activation's
             self.fault(site.name, "its module ran in another thread than the one that entered the context")
 
-    def computed(self, name: str, call: LinearCall, bias: Tensor | None, out: Tensor) -> None:
+    def computed(self, name: str, call: LinearCall, out: Tensor) -> None:
         self._seen[-1:] = [True] if self._seen else []
 
     def starts(self, chain: Chain, out: Tensor) -> None:

@@ -45,7 +45,7 @@ class Counting(Observer):
         if module in self._hidden:
             self._ledger.tally.end()
 
-    def computed(self, name: str, call: LinearCall, bias: Tensor | None, out: Tensor) -> None:
+    def computed(self, name: str, call: LinearCall, out: Tensor) -> None:
         self.unseen_masks.discard(name)
         if zeros := self._zeros.get(name):
             self._ledger.zeros += 2 * multiply_adds(call.weight.dtype) * zeros * self._uses(call, out)

@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from exprune.core.calls.activations import Activation
 from exprune.core.calls.kinds import transformed
 from exprune.core.calls.layers import LinearCall
-from exprune.core.calls.weights import Weight, memory_of
+from exprune.core.calls.weights import Weight
 from exprune.core.discovery.layer import Layer
 from exprune.core.discovery.sites import PREDICTION, ZERO, Feeds, Site, Worth
 
@@ -72,13 +72,6 @@ def add(shortcut: Call, name: str, goes_on: Call, name_of_that: str) -> None:
         merge = "merge it (merge_and_unload() of PEFT) and find the sites anew"
         shortcut.adapter = f"{name_of_that} is a low-rank adapter beside it; {merge}"
         goes_on.adapter = f"a low-rank adapter of {name}; {merge}"
-
-
-def weights_among(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
-    """The weights among the inputs of a call, or parts of them; what torch.nn.utils.prune makes is no parameter."""
-    masked = [value for value in module.__dict__.values() if isinstance(value, Tensor)]
-    own = {memory_of(p) for p in (*module._parameters.values(), *masked) if p is not None} - {None}
-    return [t for t in inputs if t.dim() > 1 and (isinstance(t, nn.Parameter) or memory_of(t) in own)]
 
 
 def site_of(seen: Seen) -> Site:

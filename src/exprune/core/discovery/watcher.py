@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from exprune.core.calls.activations import Activation, activation_module
-from exprune.core.calls.effects import SCALES, call_name, changes, describes, keeps_zeros, tensors
-from exprune.core.calls.formulas import multiplies
+from exprune.core.calls.effects import SCALES, changes, describes, keeps_zeros, tensors
 from exprune.core.calls.kinds import packed
 from exprune.core.calls.layers import LinearCall
-from exprune.core.calls.weights import Weight
 from exprune.core.discovery.layer import Layer
 from exprune.core.discovery.naming import COMPUTED, Naming
 from exprune.core.discovery.origins import CONSTANT, UNKNOWN, origin_of
+from exprune.core.discovery.products import product_with_weights
 from exprune.core.discovery.records import (
     Call,
     Seen,
@@ -25,22 +24,12 @@ from exprune.core.discovery.records import (
     read_beside_its_parts,
     site_of,
     unseen,
-    weights_among,
 )
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
 from exprune.core.sums.trial import unlike_its_terms
 from exprune.core.tracing.chain import Chain
 from exprune.core.tracing.observer import Guide
-
-# Calls other than those of layers that multiply by weights.
-_OTHER_PRODUCTS = set(
-    """
-    bilinear einsum tensordot inner mv addmv bmm baddbmm addbmm multi_dot chain_matmul multi_head_attention_forward
-    lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell conv_tbc matmul mm addmm
-    grouped_mm scaled_mm scaled_grouped_mm
-    """.split()
-)
 
 
 class Watcher(Guide):
@@ -128,9 +117,9 @@ class Watcher(Guide):
     def activation(self, module: nn.Module) -> Activation | None:
         return activation_module(module)
 
-    def computed(self, name: str, call: LinearCall, bias: Tensor | None, out: Tensor) -> None:
+    def computed(self, name: str, call: LinearCall, out: Tensor) -> None:
         record = self._calls[id(call)][1]
-        record.elsewhere = record.elsewhere or unlike_its_terms(call, bias, out)
+        record.elsewhere = record.elsewhere or unlike_its_terms(call, out)
 
     # What happens to its pre-activation.
 
@@ -161,16 +150,10 @@ class Watcher(Guide):
         """List the running module where it multiplies by weights in a call that is not followed."""
         if (running := self._innermost) is None:
             return
-        name = call_name(func)
-        if isinstance(func, torch._ops.OpOverload) and multiplies(func):
-            why = f"computes {name} in scripted or C++ code, whose calls cannot be seen when it is pruned"
-            self._unfollowed(running, name, why, inputs, hidden=True)
-        elif (
-            name in _OTHER_PRODUCTS
-            and weights_among(running, inputs)
-            and not all(map(self._naming.computed.constant, inputs))
-        ):
-            self._unfollowed(running, name, f"computes {name}, which is not followed to an activation", inputs)
+        name, varies = self._naming.of_module(running), not all(map(self._naming.computed.constant, inputs))
+        if (product := product_with_weights(func, inputs, name, running, varies)) is not None:
+            seen = self._layers.setdefault(name, product)
+            seen.layer = replace(seen.layer, hidden=seen.layer.hidden or product.layer.hidden)
 
     def _note_reader(self, tensor: Tensor, record: Call, func: Callable, args: tuple, kwargs: dict, out: Any) -> None:
         """Who reads what comes of an activation, as far as an exact 0 in it stays one."""
@@ -187,15 +170,6 @@ class Watcher(Guide):
         if func in SCALES and other is not None and other.shape == tensor.shape and other in self._chains:
             chain = self._chains[other]
             record.factor = chain.name, self._record(chain)
-
-    def _unfollowed(self, module: nn.Module, kind: str, why: str, inputs: list[Tensor], hidden: bool = False) -> None:
-        name = self._naming.of_module(module)
-        if name not in self._layers:
-            weights = weights_among(module, inputs)
-            terms = weights[0].shape[1] if weights else inputs[0].shape[-1] if inputs and inputs[0].dim() else 1
-            self._layers[name] = Seen(Layer(name, kind, terms, 1, Weight(module, "weight")), why=why)
-        seen = self._layers[name]
-        seen.layer = replace(seen.layer, hidden=seen.layer.hidden or hidden)
 
     def version(self, tensor: Tensor) -> int:
         return self._version(tensor)

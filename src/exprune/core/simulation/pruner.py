@@ -46,13 +46,11 @@ class Pruner(Observer):
         self._full: Tensor | None = None  # the pre-activation, where the heuristic needs it
         self._gates = Gates(ledger.sites)
 
-    def compute(
-        self, name: str, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]
-    ) -> tuple[Tensor, LinearCall]:
+    def compute(self, name: str, call: LinearCall, run: Callable[[], Tensor]) -> tuple[Tensor, LinearCall]:
         """The output of a layer's call, and what is to be known of it; a tracer's."""
         if self._ledger.tally.counts_all:
             return run(), call
-        out, call = self._parts.compute(name, call, bias, run)
+        out, call = self._parts.compute(name, call, run)
         if call.sums:  # the tally has seen none of it
             self._ledger.tally.flops += out.numel() * self._ledger.sites[name].site.dense_flops
         return out, call

@@ -29,9 +29,7 @@ class Parts:
         self._plans = plans
         self._buffers = Buffers()
 
-    def compute(
-        self, name: str, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]
-    ) -> tuple[Tensor, LinearCall]:
+    def compute(self, name: str, call: LinearCall, run: Callable[[], Tensor]) -> tuple[Tensor, LinearCall]:
         """The output of a layer's call, which ``run`` computes, and the call, with its sums where it is in parts."""
         plan = self._plans.get(name)
         if plan is None or plan.rest is None:
@@ -41,7 +39,7 @@ class Parts:
         if not precise:
             return run(), call
         groups = [Terms.of(call, channels) for channels in (*(stage.channels for stage in plan.stages), plan.rest)]
-        return _in_parts(call, bias, groups, self._buffers)
+        return _in_parts(call, groups, self._buffers)
 
 
 def some_rows(out: Tensor, each_core: int, most: int | None = None) -> Iterator[slice]:
@@ -56,13 +54,9 @@ def some_rows(out: Tensor, each_core: int, most: int | None = None) -> Iterator[
         yield slice(start, start + step)
 
 
-def _in_parts(
-    call: LinearCall, bias: Tensor | None, groups: Sequence[Terms], buffers: Buffers
-) -> tuple[Tensor, LinearCall]:
+def _in_parts(call: LinearCall, groups: Sequence[Terms], buffers: Buffers) -> tuple[Tensor, LinearCall]:
     """A layer's output, summed over groups of terms that are all together, and the call with its sums."""
-    x = call.input
-    if bias is not None:
-        bias = per_channel(bias, call.spatial_dims)
+    x, bias = call.input, None if call.bias is None else per_channel(call.bias, call.spatial_dims)
     if torch.is_grad_enabled() or x.dim() == -call.channel_dim:  # no batch
         *sums, out = itertools.accumulate((group.sum(group.inputs(x)) for group in groups), torch.add)
         return out if bias is None else out + bias, replace(call, sums=tuple(sums))

@@ -137,11 +137,11 @@ class KnownSites(Guide):
         how = None if self._computed is None else self._computed.how(call)
         return None if how is None else self._made.get((how, call.kind))
 
-    def computed(self, name: str, call: LinearCall, bias: Tensor | None, out: Tensor) -> None:
+    def computed(self, name: str, call: LinearCall, out: Tensor) -> None:
         kinds = name, type(call.input), type(call.given)
         if name in self._followed and kinds not in self._tried:
             self._tried.add(kinds)
-            if why := unlike_its_terms(call, bias, out):
+            if why := unlike_its_terms(call, out):
                 raise SettingError(f"{name}: {why}")
 
     def follows(self, name: str) -> bool:

@@ -25,7 +25,7 @@ class Observer:
     def in_another_thread(self, module: nn.Module) -> None:
         """A module runs in another thread than the one that entered the context: its calls are not seen."""
 
-    def computed(self, name: str, call: LinearCall, bias: Tensor | None, out: Tensor) -> None:
+    def computed(self, name: str, call: LinearCall, out: Tensor) -> None:
         """A layer was computed."""
 
     def starts(self, chain: Chain, out: Tensor) -> None:

@@ -44,20 +44,17 @@ def other(tracer: "Tracer", func: Callable, args: tuple, kwargs: dict) -> Any:
 
 
 def _layer(tracer: "Tracer", func: Callable, args: tuple, kwargs: dict) -> Any:
-    parsed = layer_call(func, args, kwargs)
-    if parsed is None:
-        return None
-    call, bias = parsed
-    name = tracer.guide.layer(func, call)
-    if name is None:
+    call = layer_call(func, args, kwargs)
+    if call is None or (name := tracer.guide.layer(func, call)) is None:
         return None
     read = [chain for x in effects.tensors((args, kwargs)) if (chain := tracer.chains.get(x)) is not None]
-    out, call = tracer.compute(name, call, bias, lambda: tracer.run(func, args, kwargs))
+    out, call = tracer.compute(name, call, lambda: tracer.run(func, args, kwargs))
     for chain in read:
         tracer.tell.escapes(chain, effects.call_name(func))
-    tracer.tell.computed(name, call, bias, out)
+    tracer.tell.computed(name, call, out)
     if tracer.guide.follows(name):
-        tracer.starts(Chain(name, call, shift=None if bias is None else per_channel(bias, call.spatial_dims)), out)
+        shift = None if call.bias is None else per_channel(call.bias, call.spatial_dims)
+        tracer.starts(Chain(name, call, shift=shift), out)
     return out
 
 

@@ -25,7 +25,7 @@ from exprune.core.tracing.chain import Chain
 from exprune.core.tracing.observer import Guide, Observer, all_of
 from exprune.core.tracing.steps import other, step_of
 
-Compute = Callable[[str, LinearCall, Tensor | None, Callable[[], Tensor]], tuple[Tensor, LinearCall]]
+Compute = Callable[[str, LinearCall, Callable[[], Tensor]], tuple[Tensor, LinearCall]]
 
 
 def _as_called(func: Callable, args: tuple, kwargs: dict) -> Any:
@@ -159,13 +159,11 @@ class Tracer(TorchFunctionMode):
 
         return traced
 
-    def compute(
-        self, name: str, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]
-    ) -> tuple[Tensor, LinearCall]:
+    def compute(self, name: str, call: LinearCall, run: Callable[[], Tensor]) -> tuple[Tensor, LinearCall]:
         """The output of a layer's call, and what is to be known of it."""
         if self._compute is None or self._inside_another:  # what a context around this one counts is the model's own
             return run(), call
-        return self._compute(name, call, bias, run)
+        return self._compute(name, call, run)
 
     def starts(self, chain: Chain, out: Tensor) -> None:
         """A chain begins with the pre-activation ``out``."""

@@ -17,14 +17,7 @@ from exprune.core.discovery.layer import Layer
 from exprune.core.discovery.naming import COMPUTED, Naming
 from exprune.core.discovery.origins import CONSTANT, UNKNOWN, origin_of
 from exprune.core.discovery.products import product_with_weights
-from exprune.core.discovery.records import (
-    Call,
-    Seen,
-    add,
-    read_beside_its_parts,
-    site_of,
-    unseen,
-)
+from exprune.core.discovery.records import Call, Seen, add, read_beside_its_parts, site_of, unseen
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
 from exprune.core.sums.trial import unlike_its_terms

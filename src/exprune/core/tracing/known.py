@@ -121,7 +121,8 @@ class KnownSites(Guide):
                 raise SettingError(f"{site.name}: {why}")
             return None
         if followed:
-            if (*call.weight.shape[:2], call.weight.shape[2:].numel()) != _found(site):
+            found = site.outputs, site.terms, site.weights_per_term
+            if (*call.weight.shape[:2], call.weight.shape[2:].numel()) != found:
                 shape = " x ".join(map(str, call.weight.shape))
                 raise SettingError(f"{site.name}: its weight is {shape}, another than when it was found; find it anew")
             if why := transformed(call.input) or without_values(call.input):
@@ -156,7 +157,3 @@ class KnownSites(Guide):
 
     def activation(self, module: nn.Module) -> Activation | None:
         return self._activations.get(module)
-
-
-def _found(site: Site) -> tuple[int, int, int]:
-    return site.outputs, site.terms, site.weights_per_term

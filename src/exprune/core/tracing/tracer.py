@@ -123,7 +123,7 @@ class Tracer(TorchFunctionMode):
 
     def _call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         if self._closing is not None:  # how an activation comes about is its own affair
-            return self._run(func, args, kwargs)
+            return self.run(func, args, kwargs)
         if self._not_yet_eager and "torch._dynamo" in sys.modules:  # something is about to be compiled
             self._not_yet_eager = False
             self._eager.enter_context(eagerly())
@@ -134,21 +134,18 @@ class Tracer(TorchFunctionMode):
                 return done
             return other(self, func, args, kwargs)
 
-    def _run(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        try:
-            return self._execute(func, args, kwargs)
-        except Exception:
-            self.tell.fails()
-            raise
-
     # What steps are made of.
 
     def run(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """Run a torch call of the model."""
         if isinstance(func, torch._ops.HigherOrderOperator):  # torch.cond, ...: it runs functions that it is given
             args, kwargs = tree_map_only(FunctionType | MethodType, self._seen_inside, (args, kwargs))
-        with torch._C._EnableTorchFunction():
-            return self._run(func, args, kwargs)
+        try:
+            with torch._C._EnableTorchFunction():
+                return self._execute(func, args, kwargs)
+        except Exception:
+            self.tell.fails()
+            raise
 
     def _seen_inside(self, function: Callable) -> Callable:
         """A function whose calls are traced, also where an operator runs it."""

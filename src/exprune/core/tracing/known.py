@@ -11,7 +11,7 @@ from exprune.core.calls.activations import Activation
 from exprune.core.calls.effects import call_name, draws
 from exprune.core.calls.kinds import packed, transformed, without_values
 from exprune.core.calls.layers import LinearCall
-from exprune.core.calls.weights import MadeOfParameters, can_run, memory_of, stored_now, uses
+from exprune.core.calls.weights import MadeOfParameters, can_run, memory_of, stored_in, stored_now
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
 from exprune.core.sums.trial import unlike_its_terms
@@ -43,20 +43,20 @@ class KnownSites(Guide):
         self._activations = {module: activation for site in sites for module, activation in site.feeds.ends}
         self.modules = list(dict.fromkeys((*(site.module for site in sites), *self._activations)))
         self._followed = {site.name for site in sites if site.eligible} if followed is None else set(followed)
-        self._split = {site.whole for site in sites if site.name in self._followed} - {None}
+        self._sites_followed = [site for site in sites if site.name in self._followed]
+        self._split = {site.whole for site in self._sites_followed} - {None}
         self._at_output = {site.name for site in sites if site.outcomes and not site.before_activation}
         self._fault = fault
         self._running: Sequence[nn.Module] = ()
         self._in_training: str | bool = False  # the first layer that is
         self._random: str | bool = False  # the first call that draws random numbers
-        self._of_module: dict[nn.Module, list[Site]] = defaultdict(list)
-        for site in sites:
-            self._of_module[site.module].append(site)
+        self._name_of = {site.module: site.name for site in reversed(sites)}  # of a module the first of its layers
         self._names_of_parts = {(site.whole, site.rows): site.name for site in sites if site.rows is not None}
         self._tried: set[tuple[str, type, type]] = set()
         self._fused = dict.fromkeys(module for site in sites for module in site.layer.fused)
         whole = [site for site in sites if site.rows is None]
-        self._kept_elsewhere = [site for site in whole if not can_run(site.module)]
+        self._stored = {(site.stored, site.kind): site for site in whole}
+        self._without_forward = list(dict.fromkeys(site.module for site in whole if not can_run(site.module)))
         self._made = {(made.how, site.kind): site for site in whole if (made := site.stored.made) is not None}
         self._computed: MadeOfParameters | None = None
         self._in_memory: dict[int | None, list[Site]] = defaultdict(list)  # of those that are followed
@@ -64,13 +64,9 @@ class KnownSites(Guide):
     def enter(self, chains: MutableMapping[Tensor, Chain], running: Sequence[nn.Module]) -> list[Any]:
         self._running = running
         self._in_memory.clear()
-        for sites in self._of_module.values():
-            for site in sites:
-                if (
-                    site.name in self._followed
-                    and (weight := stored_now(site.module, site.stored.parameter)) is not None
-                ):
-                    self._in_memory[memory_of(weight)].append(site)
+        for site in self._sites_followed:
+            if (weight := stored_now(site.module, site.stored.parameter)) is not None:
+                self._in_memory[memory_of(weight)].append(site)
         if self._made:  # to know of every call what it makes of parameters takes time
             made = (site.stored.made for site in self._made.values())
             roots = {name: (module, own) for of in made if of is not None for name, module, own in of.roots}
@@ -79,8 +75,8 @@ class KnownSites(Guide):
         return [hook for module in reversed(self._fused) for hook in hooks_on(module)]
 
     def begins(self, module: nn.Module) -> None:
-        if sites := self._of_module.get(module):
-            self._in_training = self._in_training or (module.training and sites[0].name)
+        if (name := self._name_of.get(module)) is not None:
+            self._in_training = self._in_training or (module.training and name)
         self._check_training()
 
     def around(self, func: Callable, args: tuple, kwargs: dict, run: Callable[[Callable, tuple, dict], Any]) -> Any:
@@ -112,7 +108,7 @@ class KnownSites(Guide):
         site = self._site_of(call)
         if site is None:
             for used in self._in_memory.get(memory_of(call.given), ()):
-                if used.kind == call.kind and uses(used.stored, call):
+                if used.kind == call.kind and stored_in(used.module, call) == used.stored:
                     self._fault(used.name, "its weight was used while its module did not run")
             return None
         followed = site.name in self._followed
@@ -131,9 +127,9 @@ class KnownSites(Guide):
 
     def _site_of(self, call: LinearCall) -> Site | None:
         """The site whose weight a call uses."""
-        of_running = self._of_module.get(self._running[-1], []) if self._running else []
-        for site in (*of_running, *self._kept_elsewhere):
-            if site.kind == call.kind and site.rows is None and uses(site.stored, call):
+        for module in (*self._running[-1:], *self._without_forward):
+            weight = stored_in(module, call)
+            if weight is not None and (site := self._stored.get((weight, call.kind))) is not None:
                 return site
         how = None if self._computed is None else self._computed.how(call)
         return None if how is None else self._made.get((how, call.kind))

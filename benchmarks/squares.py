@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exprune.core.discovery.chain import LinearCall
+from exprune.core.calls.layers import LinearCall
 from exprune.core.sums.terms import Terms
 
 # Input channels, output channels, output height, stride.
@@ -84,7 +84,7 @@ def main() -> None:
         x = torch.randn(2**18 // (out * height**2), channels, height * stride, height * stride)
         x = x.contiguous(memory_format=torch.channels_last)
         weight = torch.randn(out, channels, 3, 3).contiguous(memory_format=torch.channels_last) / 10
-        terms = Terms.of(LinearCall("conv2d", x, weight, weight, (stride, stride), (1, 1), (1, 1)), slice(0, N))
+        terms = Terms.of(LinearCall("conv2d", x, weight, weight, None, (stride, stride), (1, 1), (1, 1)), slice(0, N))
         ways = {"channels": lambda terms=terms, x=x: terms.squares(terms.inputs(x))}
         for way in (offsets, pairs, grouped):
             ways[way.__name__] = lambda way=way, x=x[:, :N], w=weight[:, :N], s=stride: way(x, w, s)

@@ -181,7 +181,7 @@ def relu_site(model: Net) -> Site:
     """As if it were followed by a ReLU alone: the squared one is no outcome of find_sites yet."""
     plain = Net().eval()
     (site,) = select_sites([s for s in find_sites(plain, torch.randn(4, 12)) if s.name == "mlp.0"], "mlp.0")
-    return replace(site, module=model.mlp[0])
+    return replace(site, layer=replace(site.layer, stored=replace(site.stored, module=model.mlp[0])))
 
 
 def test_all_is_as_it_was() -> None:

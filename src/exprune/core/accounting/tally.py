@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._ops import OperatorBase, OpOverload
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from exprune.core.calls.effects import tensors
+from exprune.core.calls.effects import functions, tensors
 from exprune.core.calls.formulas import flops_of, formula_of
 from exprune.core.calls.operators import CONTROL_FLOW, HIDING, costs_nothing, made_of_others
 
@@ -34,13 +32,7 @@ _FREE_NAMES = """
     __truediv__
 """.split()
 
-_FREE = {
-    function
-    for owner in (torch, Tensor, F)
-    for name in _FREE_NAMES
-    for function in (getattr(owner, name, None), getattr(owner, f"{name}_", None))
-    if function is not None
-}
+_FREE = functions(*_FREE_NAMES, *(f"{name}_" for name in _FREE_NAMES))
 
 
 class FlopTally:

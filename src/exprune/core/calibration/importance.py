@@ -10,32 +10,27 @@ import torch
 from torch import Tensor
 
 from exprune.core.accounting.plan import BY_INPUT
+from exprune.core.calibration.context import Calibration
 from exprune.core.calibration.lines import undefined
 from exprune.core.calibration.recorder import blocks
-from exprune.core.discovery.chain import Chain
-from exprune.core.discovery.site_follower import SiteFollower
 from exprune.core.discovery.sites import Site, with_wholes
 from exprune.core.errors import SettingError
 from exprune.core.sums.rows import data_rows
+from exprune.core.tracing.chain import Chain
+from exprune.core.tracing.known import KnownSites
 
 
-class _PerChannel(SiteFollower):
-    """Means over all rows of numbers per channel; one per site that is reached.
+class _Means:
+    """Means over all rows of numbers per channel, and of their squares; of each site that is reached."""
 
-    Attributes:
-        rows: as of :class:`~exprune.core.ExPrune`: rows that are no data are not counted.
-    """
-
-    def __init__(self, sites: Sequence[Site]) -> None:
-        super().__init__(with_wholes(sites))
-        self.rows: Tensor | None = None
+    def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._undefined: Counter[str] = Counter()  # rows with NaN or inf
 
-    def _note(self, name: str, values: Tensor, dim: int) -> None:
-        """Add values (..., channels at ``dim``, ...) of the data's rows."""
-        values = data_rows(values, dim, self.rows)
+    def add(self, name: str, values: Tensor, dim: int, rows: Tensor | None) -> None:
+        """Add values (..., channels at ``dim``, ...) of the rows that are data."""
+        values = data_rows(values, dim, rows)
         for some in blocks(values):
             some = some.to(torch.promote_types(some.dtype, torch.float32))
             both = torch.stack([some.sum(0), (some * some).sum(0)]).double()
@@ -44,8 +39,8 @@ class _PerChannel(SiteFollower):
             self._sums[name] = self._sums.get(name, 0) + both
         self._counts[name] = self._counts.get(name, 0) + len(values)
 
-    def _means(self) -> dict[str, Tensor]:
-        """(2, channels) float64 by site: of the values and of their squares.
+    def by_site(self) -> dict[str, Tensor]:
+        """(2, channels) float64: of the values and of their squares.
 
         Raises:
             SettingError: some were NaN, infinite or too large to be squared.
@@ -55,8 +50,12 @@ class _PerChannel(SiteFollower):
         return {name: sums / self._counts[name] for name, sums in self._sums.items()}
 
 
-class InputVariances(_PerChannel):
+class InputVariances(Calibration):
     """The variance of every input channel of the sites, over all that passes through inside the context."""
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        super().__init__(KnownSites(with_wholes(sites)))
+        self._means = _Means()
 
     def variances(self) -> dict[str, Tensor]:
         """(terms,) float64 by site.
@@ -64,13 +63,13 @@ class InputVariances(_PerChannel):
         Raises:
             SettingError: inputs of a site were NaN, infinite or too large to be squared.
         """
-        return {name: (squares - mean**2).clamp(min=0) for name, (mean, squares) in self._means().items()}
+        return {name: (squares - mean**2).clamp(min=0) for name, (mean, squares) in self._means.by_site().items()}
 
     def at_activation(self, chain: Chain, out: Tensor) -> None:
-        self._note(chain.name, chain.call.input.detach(), chain.call.channel_dim)
+        self._means.add(chain.name, chain.call.input.detach(), chain.call.channel_dim, self.rows)
 
 
-class SquaredGradients(_PerChannel):
+class SquaredGradients(Calibration):
     """Mean squared gradients at the outputs of the sites' activations, of what is back-propagated inside the context.
 
     Sum losses over the inputs, do not average them: then every gradient is that of its own input's loss. Freeze the
@@ -78,7 +77,8 @@ class SquaredGradients(_PerChannel):
     """
 
     def __init__(self, sites: Sequence[Site]) -> None:
-        super().__init__(sites)
+        super().__init__(KnownSites(with_wholes(sites)))
+        self._means = _Means()
         self._outputs: dict[str, int] = {}  # of the sites that were called
         self._with_gradients: set[str] = set()
 
@@ -97,7 +97,7 @@ class SquaredGradients(_PerChannel):
                 f"gradients: {', '.join(without[:3])}{', ...' if without[3:] else ''} called with gradients disabled "
                 "alone; call the model under torch.enable_grad(), or leave out what it calls under torch.no_grad()"
             )
-        means = self._means()
+        means = self._means.by_site()
         unheeded = {name: torch.zeros(size, dtype=torch.float64) for name, size in self._outputs.items()}
         return unheeded | {name: squares for name, (_, squares) in means.items()}
 
@@ -109,7 +109,7 @@ class SquaredGradients(_PerChannel):
         self._with_gradients.add(name)
         if not out.requires_grad:
             out.requires_grad_()
-        out.register_hook(lambda gradient: self._note(name, gradient, dim))
+        out.register_hook(lambda gradient: self._means.add(name, gradient, dim, self.rows))
 
 
 ORDERS = ("model", "layer", "neuron", BY_INPUT)

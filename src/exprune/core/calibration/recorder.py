@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from exprune.core.accounting.plan import checked, make_plan
+from exprune.core.calibration.context import Calibration
 from exprune.core.calibration.histogram import Histogram
 from exprune.core.calibration.lines import Moments, SiteStatistics, floored, undefined
-from exprune.core.discovery.chain import Chain
 from exprune.core.discovery.sites import Site, with_wholes
 from exprune.core.errors import SettingError
 from exprune.core.sums.input_order import Columns, Ranked, energies, rows_of
-from exprune.core.sums.parts import StagedFollower
+from exprune.core.sums.parts import Parts
 from exprune.core.sums.rows import check_rows, data_rows
 from exprune.core.sums.terms import Terms
+from exprune.core.tracing.chain import Chain
+from exprune.core.tracing.known import KnownSites
 
 _POSITIONS = 64  # of an input that are enough
 _BLOCK = 2**17  # numbers
@@ -24,7 +26,7 @@ QUANTILES = 1024  # steps
 _NEGLIGIBLE = 1e-5  # of a row's norm: what is left is not measured where it is rounding
 
 
-class Recorder(StagedFollower):
+class Recorder(Calibration):
     """Takes the moments of partial and full sums inside the context, keeping no activations.
 
     Of inputs with many positions (pixels, tokens) it looks at 64 or a few more, evenly spread.
@@ -52,8 +54,7 @@ class Recorder(StagedFollower):
         sites = [site for site in sites if site.name in self.plans or not site.eligible]
         # A Linear layer's sums are of the few rows that are looked at alone.
         in_parts = {site.name: self.plans[site.name] for site in known if site.name in self.plans and site.spatial_dims}
-        super().__init__(sites, in_parts, self.plans.keys())
-        self.rows: Tensor | None = None
+        super().__init__(KnownSites(sites, self.plans.keys()), Parts(in_parts).compute)
         self._moments: dict[str, Moments] = {}
         self._rest: dict[str, Tensor] = {}  # of sites in the order of each input, after each stage, sums of squares
         self._magnitudes: dict[str, Histogram] = {}

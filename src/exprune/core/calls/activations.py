@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from exprune.core.calls.effects import functions
 from exprune.core.calls.layers import named
 from exprune.core.errors import SettingError
 
@@ -236,18 +237,14 @@ def _ceiling(value: Any) -> float | None:
     return float(value) if isinstance(value, Real) and 0 < float(value) <= math.inf else None
 
 
-def _all(*names: str) -> set[Callable]:
-    return {f for owner in (torch, Tensor, F) for name in names if (f := getattr(owner, name, None)) is not None}
-
-
 _NAMES = {"self": "input", "min_val": "min", "max_val": "max"}
-_PLAIN = _all("relu", "relu_", "relu6")
-_MAXIMUMS = _all("maximum", "max")
-_THRESHOLDS = _all("threshold", "threshold_")
-_LEAKY = _all("leaky_relu", "leaky_relu_")
-_HARDTANHS = _all("hardtanh", "hardtanh_")
-_CLAMPS = _all("clamp", "clamp_", "clip", "clip_")
-_CLAMP_MINS = _all("clamp_min", "clamp_min_")
+_PLAIN = functions("relu", "relu_", "relu6")
+_MAXIMUMS = functions("maximum", "max")
+_THRESHOLDS = functions("threshold", "threshold_")
+_LEAKY = functions("leaky_relu", "leaky_relu_")
+_HARDTANHS = functions("hardtanh", "hardtanh_")
+_CLAMPS = functions("clamp", "clamp_", "clip", "clip_")
+_CLAMP_MINS = functions("clamp_min", "clamp_min_")
 _SETTINGS: dict[Callable, tuple[str, ...]] = {
     **dict.fromkeys(_MAXIMUMS, ("input", "other")),
     **dict.fromkeys(_THRESHOLDS, ("input", "threshold", "value")),
@@ -257,6 +254,6 @@ _SETTINGS: dict[Callable, tuple[str, ...]] = {
     **dict.fromkeys(_CLAMP_MINS, ("input", "min")),
 }
 _RELUS = frozenset(_PLAIN | _SETTINGS.keys())
-ACTIVATION_CALLS = set(_RELUS) | _all(
+ACTIVATION_CALLS = set(_RELUS) | functions(
     *"gelu silu silu_ mish mish_ hardswish hardswish_ elu elu_ celu celu_ selu selu_ softplus".split()
 )

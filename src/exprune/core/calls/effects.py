@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from exprune.core.calls.layers import named
 
@@ -80,7 +81,7 @@ def operands(args: tuple, kwargs: dict) -> tuple[Any, Any]:
 
 def functions(*names: str) -> set[Callable]:
     """The functions of torch and the methods of tensors that have these names."""
-    return {f for owner in (torch, Tensor) for name in names if (f := getattr(owner, name, None)) is not None}
+    return {f for owner in (torch, Tensor, F) for name in names if (f := getattr(owner, name, None)) is not None}
 
 
 _DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}

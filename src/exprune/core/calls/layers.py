@@ -22,6 +22,7 @@ class LinearCall:
         kind: ``linear``, ``conv1d``, ``conv2d``, ``conv3d``, or ``conv_transpose1d``, ``2d``, ``3d``.
         weight: (outputs, terms, *kernel); of a transposed convolution (terms, outputs, *kernel).
         given: the weight as the call was given it, of which ``weight`` may be the transposed view.
+        bias: one number per output, or one for all; None: none.
         sums: after each stage, where the call was computed by way of them.
         unsupported: why such a call cannot be pruned; None where it can.
     """
@@ -30,6 +31,7 @@ class LinearCall:
     input: Tensor
     weight: Tensor
     given: Tensor
+    bias: Tensor | None = None
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] | str = ()
     dilation: tuple[int, ...] = ()
@@ -74,8 +76,8 @@ class LinearCall:
         return each * outputs // max(space.numel(), 1)
 
 
-def layer_call(func: Callable, args: tuple, kwargs: dict) -> tuple[LinearCall, Tensor | None] | None:
-    """What a torch call computes if it is that of a linear layer, and its bias; None where it is none."""
+def layer_call(func: Callable, args: tuple, kwargs: dict) -> LinearCall | None:
+    """What a torch call computes if it is that of a linear layer; None where it is none."""
     parse = _PARSERS.get(func)
     return None if parse is None else parse(func, args, kwargs)
 
@@ -95,35 +97,35 @@ def per_channel(values: Tensor, spatial_dims: int) -> Tensor:
     return values.reshape(-1, *(1,) * spatial_dims)
 
 
-def _linear(func: Callable, args: tuple, kwargs: dict) -> tuple[LinearCall, Tensor | None]:
+def _linear(func: Callable, args: tuple, kwargs: dict) -> LinearCall:
     given = named(("input", "weight", "bias"), args, kwargs)
     weight = given["weight"]
     unsupported = None if weight.dim() == 2 else "its weight is no matrix"
-    return LinearCall("linear", given["input"], _matrix(weight), weight, unsupported=unsupported), given.get("bias")
+    return LinearCall("linear", given["input"], _matrix(weight), weight, given.get("bias"), unsupported=unsupported)
 
 
-def _addmm(func: Callable, args: tuple, kwargs: dict) -> tuple[LinearCall, Tensor | None]:
+def _addmm(func: Callable, args: tuple, kwargs: dict) -> LinearCall:
     given = named(("input", "mat1", "mat2"), args, {"input" if k == "self" else k: v for k, v in kwargs.items()})
     bias, weight = given["input"], given["mat2"]
     plain = given.get("beta", 1) == 1 and given.get("alpha", 1) == 1 and bias.numel() in (1, weight.shape[-1])
     unsupported = None if plain else "its addmm scales, or adds a matrix"
-    return LinearCall("linear", given["mat1"], weight.t(), weight, unsupported=unsupported), bias if plain else None
+    return LinearCall("linear", given["mat1"], weight.t(), weight, bias if plain else None, unsupported=unsupported)
 
 
-def _product(func: Callable, args: tuple, kwargs: dict) -> tuple[LinearCall, None] | None:
+def _product(func: Callable, args: tuple, kwargs: dict) -> LinearCall | None:
     names = ("input", "weight")
     given = named(names, args, {{"self": "input"}.get(k, "weight"): v for k, v in kwargs.items() if k != "out"})
     x, weight = given.get("input"), given.get("weight")
     if not isinstance(x, Tensor) or not isinstance(weight, Tensor) or weight.dim() != 2 or "out" in kwargs:
         return None
-    return LinearCall("linear", x, weight.t(), weight), None
+    return LinearCall("linear", x, weight.t(), weight)
 
 
 def _matrix(weight: Tensor) -> Tensor:
     return weight if weight.dim() >= 2 else weight[None]
 
 
-def _convolution(func: Callable, args: tuple, kwargs: dict) -> tuple[LinearCall, Tensor | None]:
+def _convolution(func: Callable, args: tuple, kwargs: dict) -> LinearCall:
     transposed = func in _TRANSPOSED
     names: tuple[str, ...] = ("input", "weight", "bias", "stride", "padding")
     names += ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
@@ -133,18 +135,18 @@ def _convolution(func: Callable, args: tuple, kwargs: dict) -> tuple[LinearCall,
     unsupported = "transposed convolution" if transposed else None
     if groups != 1:
         unsupported = f"grouped convolution ({groups} groups)"
-    call = LinearCall(
+    return LinearCall(
         func.__name__,
         given["input"],
         weight,
         weight,
+        given.get("bias"),
         _each(given.get("stride", 1), dims),
         padding if isinstance(padding, str) else _each(padding, dims),
         _each(given.get("dilation", 1), dims),
         groups,
         unsupported=unsupported,
     )
-    return call, given.get("bias")
 
 
 def _each(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:

@@ -211,14 +211,6 @@ def name_of_made(made: Made, names: Mapping[nn.Module, str], module: nn.Module) 
     return own + "+".join(shown), "+".join(shown)
 
 
-def uses(weight: Weight, call: LinearCall) -> bool:
-    """Whether a call uses a stored weight, as it is kept now."""
-    stored = stored_now(weight.module, weight.parameter)
-    if stored is None or weight.made is not None:
-        return False
-    return _relation(stored, call) == (weight.transposed, weight.part)
-
-
 def can_run(module: nn.Module) -> bool:
     """Whether a module has a forward; lists of parameters have none, and whose part they are uses what they keep."""
     return type(module).forward is not nn.Module.forward

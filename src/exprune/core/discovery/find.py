@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from exprune.core.discovery.padding import fused_around
 from exprune.core.discovery.sites import Site
 from exprune.core.discovery.watcher import Watcher
 from exprune.core.discovery.writes import Writes
 from exprune.core.errors import SettingError
+from exprune.core.tracing.padding import fused_around
+from exprune.core.tracing.tracer import Tracer
 
 
 def find_sites(model: nn.Module, *example: Any, **named_example: Any) -> list[Site]:
@@ -35,16 +36,17 @@ def sites_in(model: nn.Module, call: Callable[[], Any]) -> list[Site]:
         if why := _opaque(module):
             raise SettingError(f"{name or type(module).__name__}: {why}")
     training = {module: module.training for module in model.modules()}
-    watcher, writes = Watcher(model), Writes()
-    watcher.writes = writes
+    writes = Writes()
+    watcher = Watcher(model, writes.of)
     model.eval()
     try:
-        with torch.no_grad(), writes, watcher:
+        with torch.no_grad(), writes, Tracer(watcher):
             out = call()
             watcher.use(out, "the model's output")
             watcher.use_what_is_kept()
             fused = fused_around(model)
-            return [replace(site, fused=fused.get(site.module, ())) for site in watcher.sites()]
+            sites = watcher.sites()
+            return [replace(site, layer=replace(site.layer, fused=fused.get(site.module, ()))) for site in sites]
     finally:
         for module, mode in training.items():
             module.training = mode

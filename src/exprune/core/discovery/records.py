@@ -10,8 +10,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from exprune.core.calls.activations import Activation
 from exprune.core.calls.kinds import transformed
 from exprune.core.calls.layers import LinearCall
-from exprune.core.calls.weights import Made, Part, memory_of
-from exprune.core.discovery.sites import PREDICTION, ZERO, Site
+from exprune.core.calls.weights import Weight
+from exprune.core.discovery.layer import Layer
+from exprune.core.discovery.sites import PREDICTION, ZERO, Feeds, Site, Worth
 
 
 @dataclass
@@ -20,7 +21,6 @@ class Call:
 
     call: LinearCall
     raw: bool = False
-    spatial: int = 1
     uses: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
     read: list[tuple[Tensor, int]] = field(default_factory=list)  # what the test reads, and in which version
     closed: bool = False
@@ -41,33 +41,22 @@ class Call:
 
 
 @dataclass
-class Layer:
+class Seen:
     """A layer, and all calls of it that were seen."""
 
-    module: nn.Module
-    kind: str
-    terms: int
-    weights_per_term: int
-    outputs: int = 0
-    parameter: str = "weight"
-    transposed: bool = False
-    part: Part | None = None
-    made: Made | None = None
+    layer: Layer
     calls: list[Call] = field(default_factory=list)
     why: str | None = None  # why none of its calls can be followed
-    hidden: bool = False
-    rows: tuple[int, int] | None = None
-    whole: str | None = None
 
 
-def kind_and_terms(module: nn.Linear | _ConvNd) -> tuple[str, int, int]:
-    """Of one of torch's own layers: its kind, terms and weights per term."""
-    weight = module.weight
+def unseen(name: str, module: nn.Linear | _ConvNd, why: str) -> Seen:
+    """One of torch's own layers, of which no call was seen."""
+    weight, stored = module.weight, Weight(module, "weight")
     if isinstance(module, nn.Linear):
-        return "linear", weight.shape[1], 1
+        return Seen(Layer(name, "linear", weight.shape[1], 1, stored), why=why)
     transposed = isinstance(module, _ConvTransposeNd)
     kind = f"conv{'_transpose' if transposed else ''}{weight.dim() - 2}d"
-    return kind, weight.shape[0 if transposed else 1], weight.shape[2:].numel()
+    return Seen(Layer(name, kind, weight.shape[0 if transposed else 1], weight.shape[2:].numel(), stored), why=why)
 
 
 def add(shortcut: Call, name: str, goes_on: Call, name_of_that: str) -> None:
@@ -85,21 +74,14 @@ def add(shortcut: Call, name: str, goes_on: Call, name_of_that: str) -> None:
         goes_on.adapter = f"a low-rank adapter of {name}; {merge}"
 
 
-def weights_among(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
-    """The weights among the inputs of a call, or parts of them; what torch.nn.utils.prune makes is no parameter."""
-    masked = [value for value in module.__dict__.values() if isinstance(value, Tensor)]
-    own = {memory_of(p) for p in (*module._parameters.values(), *masked) if p is not None} - {None}
-    return [t for t in inputs if t.dim() > 1 and (isinstance(t, nn.Parameter) or memory_of(t) in own)]
-
-
-def site_of(name: str, layer: Layer) -> Site:
-    calls = layer.calls
+def site_of(seen: Seen) -> Site:
+    calls = seen.calls
     reasons = [_reason(call) for call in calls]
     failed = [reason for reason in reasons if reason is not None]
-    reason = layer.why or (failed[0] if failed else None)
+    reason = seen.why or (failed[0] if failed else None)
     if reason is None and not all(_same_end(call, calls[0]) for call in calls):
         reason = "its calls feed different activations"
-    if layer.why is None and failed and len(failed) < len(reasons):
+    if seen.why is None and failed and len(failed) < len(reasons):
         reason = f"only some of its {len(reasons)} calls can be pruned: {reason}"
     first = calls[0] if calls else None
     activation = first.activation if first is not None and all(_same_end(call, first) for call in calls) else None
@@ -108,37 +90,16 @@ def site_of(name: str, layer: Layer) -> Site:
     if gated is not None:
         spared[gated[0]] = 2 * gated[1].call.weight[0].numel()
     outcomes: tuple[str, ...] = ()
-    if layer.why is None and calls and not any(call.unfit for call in calls):
+    if seen.why is None and calls and not any(call.unfit for call in calls):
         tested = all(_reason(replace(call, raw=False)) is None for call in calls) and activation is not None
         outcomes = (ZERO, PREDICTION) if tested else (PREDICTION,)
-    return Site(
-        name=name,
-        kind=layer.kind,
-        terms=layer.terms,
-        weights_per_term=layer.weights_per_term,
-        relu=activation is not None and activation.relu,
-        activation=activation,
-        residual=any(call.residual for call in calls),
-        spatial=calls[0].spatial if calls else 1,
-        reason=reason,
-        module=layer.module,
-        parameter=layer.parameter,
-        transposed=layer.transposed,
-        part=layer.part,
-        made=layer.made,
-        outputs=layer.outputs,
-        hidden=layer.hidden,
-        outcomes=outcomes,
-        gated=gated[0] if gated else None,
-        reader=reader[0] if reader else None,
-        spared=spared,
-        rows=layer.rows,
-        whole=layer.whole,
-        ends=tuple({end.module: end for call in calls if (end := call.activation) and end.module is not None}.items()),
-    )
+    ends = {end.module: end for call in calls if (end := call.activation) and end.module is not None}
+    feeds = Feeds(activation, any(call.residual for call in calls), tuple(ends.items()))
+    worth = Worth(gated[0] if gated else None, reader[0] if reader else None, spared)
+    return Site(seen.layer, feeds, worth, reason, outcomes)
 
 
-def read_beside_its_parts(whole: Layer) -> str | None:
+def read_beside_its_parts(whole: Seen) -> str | None:
     """Why the parts of a layer cannot be pruned: somebody reads all of its outputs; None where nobody does."""
     for call in whole.calls:
         named = {use for uses in call.uses.values() for use in uses} - {"", "chunk", "split", "tensor_split"}

@@ -1,8 +1,7 @@
 """Watching one forward pass of a model: every layer's calls, what their outputs go through, and who reads them."""
 
 import gc
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,227 +10,143 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from exprune.core.calls.activations import Activation, activation_module
-from exprune.core.calls.effects import SCALES, call_name, changes, describes, keeps_zeros, tensors
-from exprune.core.calls.formulas import multiplies
+from exprune.core.calls.effects import SCALES, changes, describes, keeps_zeros, tensors
 from exprune.core.calls.kinds import packed
-from exprune.core.calls.layers import LinearCall, called_with_any_weight
-from exprune.core.calls.weights import (
-    MadeOfParameters,
-    Weight,
-    can_run,
-    memory_of,
-    name_of_made,
-    part_name,
-    stored_in,
-    stored_now,
-)
-from exprune.core.discovery.chain import Chain
-from exprune.core.discovery.following import ChainFollower
+from exprune.core.calls.layers import LinearCall
+from exprune.core.discovery.layer import Layer
+from exprune.core.discovery.naming import COMPUTED, Naming
 from exprune.core.discovery.origins import CONSTANT, UNKNOWN, origin_of
-from exprune.core.discovery.records import (
-    Call,
-    Layer,
-    add,
-    kind_and_terms,
-    read_beside_its_parts,
-    site_of,
-    weights_among,
-)
+from exprune.core.discovery.products import product_with_weights
+from exprune.core.discovery.records import Call, Seen, add, read_beside_its_parts, site_of, unseen
 from exprune.core.discovery.sites import Site
-from exprune.core.discovery.writes import Writes
 from exprune.core.errors import SettingError
 from exprune.core.sums.trial import unlike_its_terms
+from exprune.core.tracing.chain import Chain
+from exprune.core.tracing.observer import Guide
 
-# Calls other than those of layers that multiply by weights.
-_OTHER_PRODUCTS = set(
+
+class Watcher(Guide):
+    """Records, for every layer call, what its pre-activation goes through and who else reads it.
+
+    Args:
+        version: a number that is another one once a tensor's memory was written to.
     """
-    bilinear einsum tensordot inner mv addmv bmm baddbmm addbmm multi_dot chain_matmul multi_head_attention_forward
-    lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell conv_tbc matmul mm addmm
-    grouped_mm scaled_mm scaled_grouped_mm
-    """.split()
-)
 
-_COMPUTED = "computed weight"  # of a call whose weight is no layer's own
-
-
-class Watcher(ChainFollower):
-    """Records, for every layer call, what its pre-activation goes through and who else reads it."""
-
-    writes: Writes
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model.modules())
-        # torch.compile puts a module of its own around the one that it compiles.
-        self.names = {
-            module: ".".join(part for part in name.split(".") if part != "_orig_mod")
-            for name, module in model.named_modules()
-        }
-        self.layers: dict[str, Layer] = {}
-        self.origins = WeakTensorKeyDictionary()
+    def __init__(self, model: nn.Module, version: Callable[[Tensor], int]) -> None:
+        self.modules = list(model.modules())
+        self._version = version
+        self._naming = Naming(model, version)
+        self._layers: dict[str, Seen] = {}
+        self._origins = WeakTensorKeyDictionary()
         for tensor in (*model.parameters(), *model.buffers()):
-            self.origins[tensor] = CONSTANT
-        self._homes: dict[int, list[nn.Module]] = defaultdict(list)  # by memory, who keeps parameters there
-        roots: dict[str, tuple[nn.Module, str]] = {}
-        for name, module in model.named_modules():
-            for own, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None:
-                    roots[f"{name}.{own}" if name else own] = module, own
-                    if (memory := memory_of(tensor)) is not None:
-                        self._homes[memory].append(module)
-        self._computed = MadeOfParameters(roots, self.version)
+            self._origins[tensor] = CONSTANT
         self._of_parameters: list[tuple[Call, frozenset[str]]] = []  # layers' calls that no input enters, and of what
-        self._name_of: dict[tuple[Weight, str], str] = {}
-        self.activated = WeakTensorKeyDictionary()  # what comes of activations: the records of their calls
+        self._activated = WeakTensorKeyDictionary()  # what comes of activations: the records of their calls
         self._last: LinearCall | None = None  # that the torch call at hand is
         self._calls: dict[int, tuple[LinearCall, Call]] = {}  # by id; the call is kept, so that its id stays its own
+
+    def enter(self, chains: MutableMapping[Tensor, Chain], running: Sequence[nn.Module]) -> list[Any]:
+        self._chains, self._running = chains, running
+        return []
 
     # Which layer a call belongs to.
 
     def layer(self, func: Callable, call: LinearCall) -> str | None:
-        running = self.running[-1] if self.running else None
-        weight, elsewhere = self._weight_of(func, call, running)
+        weight, elsewhere = self._naming.weight_of(func, call, self._innermost, self._of_data)
         if weight is None:
             return None
-        name = self._name_of.get((weight, call.kind)) or self._name(weight, call)
-        why, layer = packed(call), self.layers.get(name)
-        if layer is None:
-            kernel = call.weight.shape[2:].numel()
-            kept = weight.parameter, weight.transposed, weight.part, weight.made
+        if weight.made is not None:
+            made_of = {name for name, _, _ in weight.made.roots}
+            for record, roots in self._of_parameters:
+                if roots <= made_of:
+                    record.elsewhere = "what it computes is a weight"
+        name = self._naming.name(weight, call.kind, self._layers)
+        why, origin = packed(call), self._origins.get(call.input, UNKNOWN)
+        if (seen := self._layers.get(name)) is None:
             kind = call.kind
-            if why or weight.parameter == _COMPUTED:  # a kind that is not followed
-                kind += " of packed tensors" if why else f" of a {_COMPUTED}"
-            layer = Layer(weight.module, kind, call.terms, kernel, call.weight.shape[0], *kept)
-            self.layers[name] = layer
+            if why or weight.parameter == COMPUTED:  # a kind that is not followed
+                kind += " of packed tensors" if why else f" of a {COMPUTED}"
+            sizes = call.terms, call.weight.shape[2:].numel()
+            seen = Seen(Layer(name, kind, *sizes, weight, call.weight.shape[0], origin.spatial))
+            self._layers[name] = seen
         if why:
             if call.input.is_nested or call.given.is_nested:  # rows of many lengths
                 raise SettingError(f"{name}: {why}")
-            layer.why = why
+            seen.why = why
             return None
-        origin = self.origins.get(call.input, UNKNOWN)
-        record = Call(call, not origin.learned, origin.spatial, elsewhere=elsewhere)
-        if (before := self.chains.get(call.input)) is not None:
+        record = Call(call, not origin.learned, elsewhere=elsewhere)
+        if (before := self._chains.get(call.input)) is not None:
             record.behind = self._record(before)
         self._last = call
-        if (whose := self.activated.get(call.input)) is not None:
+        if (whose := self._activated.get(call.input)) is not None:
             whose.readers.append(None if call.transposed_conv else (name, call.column_flops))
-        self._see(layer, record)
+        self._see(seen, record)
         return name
 
-    def _see(self, layer: Layer, record: Call) -> None:
-        record.read.append((record.call.input, self.version(record.call.input)))
-        layer.calls.append(record)
+    @property
+    def _innermost(self) -> nn.Module | None:
+        return self._running[-1] if self._running else None
+
+    def _of_data(self, tensor: Tensor) -> bool:
+        return tensor in self._origins and bool(self._origins[tensor].data)
+
+    def _see(self, seen: Seen, record: Call) -> None:
+        record.read.append((record.call.input, self._version(record.call.input)))
+        seen.calls.append(record)
         self._calls[id(record.call)] = (record.call, record)
 
     def part(self, chain: Chain, start: int, end: int) -> Chain | None:
-        of = self.layers[chain.name]
-        if of.rows is not None:
+        of = self._layers[chain.name]
+        if of.layer.rows is not None:
             return None
         name = f"{chain.name}[{start}:{end}]"
-        if name not in self.layers:
-            self.layers[name] = replace(of, outputs=end - start, calls=[], rows=(start, end), whole=chain.name)
+        if name not in self._layers:
+            layer = replace(of.layer, name=name, outputs=end - start, rows=(start, end), whole=chain.name)
+            self._layers[name] = Seen(layer, why=of.why)
         own, record = chain.part(name, start, end), self._record(chain)
-        self._see(self.layers[name], Call(own.call, record.raw, record.spatial, elsewhere=record.elsewhere))
+        self._see(self._layers[name], Call(own.call, record.raw, elsewhere=record.elsewhere))
         return own
 
     def activation(self, module: nn.Module) -> Activation | None:
         return activation_module(module)
 
-    def compute(
-        self, name: str, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]
-    ) -> tuple[Tensor, LinearCall]:
-        out, record = run(), self._calls[id(call)][1]
-        record.elsewhere = record.elsewhere or unlike_its_terms(call, bias, out)
-        return out, call
-
-    def _weight_of(
-        self, func: Callable, call: LinearCall, running: nn.Module | None
-    ) -> tuple[Weight | None, str | None]:
-        """Whose weight a call uses, and why that is of no use; None of a call that is no layer's."""
-        if running is not None and (own := stored_in(running, call)) is not None:
-            return own, None
-        for home in self._homes.get(memory_of(call.given) or 0, ()):
-            if (kept := stored_in(home, call)) is not None:
-                outside = f"its weight is used by {self._called(running)}, outside of its own forward"
-                return kept, outside if can_run(home) else None
-        if running is None:
-            return None, None
-        if (made := self._computed.made(call)) is not None:
-            if self._computed.constant(call.input):  # what computes a weight is no layer
-                return None, None
-            for record, roots in self._of_parameters:
-                if roots <= {name for name, _, _ in made.roots}:
-                    record.elsewhere = "what it computes is a weight"
-            return Weight(running, name_of_made(made, self.names, running)[1], made=made), None
-        if not called_with_any_weight(func):
-            return None, None
-        known = call.given in self.origins and self.origins[call.given].data
-        why = "depends on the input" if known else "is no parameter, and not seen to be computed from parameters alone"
-        return Weight(running, _COMPUTED), f"its weight {why}"
-
-    def _name(self, weight: Weight, call: LinearCall) -> str:
-        """What a layer is called: as its parameter is, or as the module whose ``weight`` that is."""
-        module, parameter = self.names.get(weight.module, ""), weight.parameter
-        if weight.made is not None:
-            name = name_of_made(weight.made, self.names, weight.module)[0]
-        elif parameter == _COMPUTED:
-            name = module or parameter
-        else:
-            stored = stored_now(weight.module, parameter)
-            if weight.part is not None and stored is not None:
-                parameter = part_name(parameter, stored, weight.part)
-            own = module if parameter == "weight" else f"{module}.{parameter}" if module else parameter
-            name = own or parameter
-        both_ways = weight.made is None and weight.part is None
-        if name in self.layers and both_ways and self.layers[name].transposed != weight.transposed:
-            name += ".T"
-        known, more = name, 1
-        while name in self.layers:
-            more += 1
-            name = f"{known} ({more})"
-        self._name_of[weight, call.kind] = name
-        return name
-
-    def _called(self, module: nn.Module | None) -> str:
-        return (self.names.get(module) or type(module).__name__) if module is not None else "the model"
+    def computed(self, name: str, call: LinearCall, out: Tensor) -> None:
+        record = self._calls[id(call)][1]
+        record.elsewhere = record.elsewhere or unlike_its_terms(call, out)
 
     # What happens to its pre-activation.
 
-    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
+    def around(self, func: Callable, args: tuple, kwargs: dict, run: Callable[[Callable, tuple, dict], Any]) -> Any:
+        computed = self._naming.computed
         with torch._C.DisableTorchFunction():
             inputs = list(tensors((args, kwargs)))
             before = [(tensor, self.version(tensor)) for tensor in inputs]
-            origins = [self.origins.get(tensor, UNKNOWN) for tensor in inputs]
-            read = [(tensor, record) for tensor in inputs if (record := self.activated.get(tensor)) is not None]
-            known = self._computed.known(args, kwargs)
+            origins = [self._origins.get(tensor, UNKNOWN) for tensor in inputs]
+            read = [(tensor, record) for tensor in inputs if (record := self._activated.get(tensor)) is not None]
+            known = computed.known(args, kwargs)
         seen, self._last = len(self._calls), None
-        out = super().__torch_function__(func, types, args, kwargs)
+        out = run(func, args, kwargs)
         with torch._C.DisableTorchFunction():
             if len(self._calls) == seen:
                 self._note_product(func, inputs)
-            self._computed.note(func, args, kwargs, out, known)
-            if self._last is not None and isinstance(out, Tensor) and (roots := self._computed.roots(out)):
+            computed.note(func, args, kwargs, out, known)
+            if self._last is not None and isinstance(out, Tensor) and (roots := computed.roots(out)):
                 self._of_parameters.append((self._calls[id(self._last)][1], roots))
             for tensor, record in read:
                 self._note_reader(tensor, record, func, args, kwargs, out)
             for tensor in tensors(out):
                 if not any(tensor is t and self.version(t) == version for t, version in before):
-                    self.origins[tensor] = origin_of(func, inputs, origins, tensor, len(self._calls) > seen)
+                    self._origins[tensor] = origin_of(func, inputs, origins, tensor, len(self._calls) > seen)
         return out
 
     def _note_product(self, func: Callable, inputs: list[Tensor]) -> None:
         """List the running module where it multiplies by weights in a call that is not followed."""
-        running = self.running[-1] if self.running else None
-        if running is None:
+        if (running := self._innermost) is None:
             return
-        name = call_name(func)
-        if isinstance(func, torch._ops.OpOverload) and multiplies(func):
-            why = f"computes {name} in scripted or C++ code, whose calls cannot be seen when it is pruned"
-            self._unfollowed(running, name, why, inputs, hidden=True)
-        elif (
-            name in _OTHER_PRODUCTS and weights_among(running, inputs) and not all(map(self._computed.constant, inputs))
-        ):
-            self._unfollowed(running, name, f"computes {name}, which is not followed to an activation", inputs)
+        name, varies = self._naming.of_module(running), not all(map(self._naming.computed.constant, inputs))
+        if (product := product_with_weights(func, inputs, name, running, varies)) is not None:
+            seen = self._layers.setdefault(name, product)
+            seen.layer = replace(seen.layer, hidden=seen.layer.hidden or product.layer.hidden)
 
     def _note_reader(self, tensor: Tensor, record: Call, func: Callable, args: tuple, kwargs: dict, out: Any) -> None:
         """Who reads what comes of an activation, as far as an exact 0 in it stays one."""
@@ -243,75 +158,66 @@ class Watcher(ChainFollower):
         if not same_width or not keeps_zeros(func, args, kwargs, tensor):
             record.readers.append(None)
             return
-        self.activated[out] = record
+        self._activated[out] = record
         other = next((x for x in tensors((args, kwargs)) if x is not tensor), None)
-        if func in SCALES and other is not None and other.shape == tensor.shape and other in self.chains:
-            chain = self.chains[other]
+        if func in SCALES and other is not None and other.shape == tensor.shape and other in self._chains:
+            chain = self._chains[other]
             record.factor = chain.name, self._record(chain)
 
-    def _unfollowed(self, module: nn.Module, kind: str, why: str, inputs: list[Tensor], hidden: bool = False) -> None:
-        name = self._called(module)
-        if name not in self.layers:
-            weights = weights_among(module, inputs)
-            terms = weights[0].shape[1] if weights else inputs[0].shape[-1] if inputs and inputs[0].dim() else 1
-            self.layers[name] = Layer(module, kind, terms, 1, why=why)
-        self.layers[name].hidden |= hidden
-
     def version(self, tensor: Tensor) -> int:
-        return self.writes.of(tensor)
+        return self._version(tensor)
 
-    def passes(self, chain: Chain) -> None:
-        self._record(chain).uses[chain.stage].append("")
+    def goes_on(self, chain: Chain, further: Chain) -> None:
+        record = self._record(chain)
+        record.uses[chain.stage].append("")
+        if further.residual is not None and further.residual is not chain.residual:
+            record.read.append((further.residual, self.version(further.residual)))
 
-    def reads(self, chain: Chain, func: Callable) -> None:
-        self._record(chain).uses[chain.stage].append(call_name(func))
+    def escapes(self, chain: Chain, reader: str) -> None:
+        self._record(chain).uses[chain.stage].append(reader)
 
     def use(self, structure: Any, what: str) -> None:
         """Count every pre-activation in ``structure`` as read by ``what``."""
         for tensor in tensors(structure):
-            if (chain := self.chains.get(tensor)) is not None:
+            if (chain := self._chains.get(tensor)) is not None:
                 self._record(chain).uses[chain.stage].append(what)
 
     def use_what_is_kept(self) -> None:
         """Count every pre-activation that is still there as read: whoever keeps it may use it."""
-        for layer in self.layers.values():
+        for layer in self._layers.values():
             for record in layer.calls:
                 record.read.clear()  # of ours
-        if any(self._record(chain).closed for chain in list(self.chains.values())):
+        if any(self._record(chain).closed for chain in list(self._chains.values())):
             gc.collect()  # what lies in a cycle is not kept
-        for tensor in list(self.chains.keys()):
+        for tensor in list(self._chains.keys()):
             self.use(tensor, "whatever keeps it after the forward pass")
 
     def at_activation(self, chain: Chain, out: Tensor) -> None:
         record = self._record(chain)
+        record.uses[chain.stage].append("")
         if any(self.version(tensor) != version for tensor, version in record.read):
             record.why = record.why or "its input or residual is changed in place before the activation"
         record.closed, record.activation = True, chain.activation
-        self.activated[out] = record
+        self._activated[out] = record
         record.residual = chain.residual is not None
         record.read.clear()
 
     def deeper(self, left: Tensor, right: Tensor) -> Tensor:
-        depths = [self.origins.get(x, UNKNOWN).depth for x in (left, right)]
+        depths = [self._origins.get(x, UNKNOWN).depth for x in (left, right)]
         own, other = (right, left) if depths[1] > depths[0] else (left, right)
-        goes_on = self.chains[own]
-        shortcut = self.chains[other]
+        goes_on = self._chains[own]
+        shortcut = self._chains[other]
         add(self._record(shortcut), shortcut.name, self._record(goes_on), goes_on.name)
         return own
 
     def constant(self, tensor: Tensor) -> bool:
-        return not self.origins.get(tensor, UNKNOWN).data
-
-    def carry(self, chain: Chain, out: Tensor, further: Chain) -> None:
-        super().carry(chain, out, further)
-        if further.residual is not None and further.residual is not chain.residual:
-            self._record(chain).read.append((further.residual, self.version(further.residual)))
+        return not self._origins.get(tensor, UNKNOWN).data
 
     def in_another_thread(self, module: nn.Module) -> None:
-        name = self._called(module)
-        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and name not in self.layers:
+        name = self._naming.of_module(module)
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and name not in self._layers:
             why = "runs in another thread, where its calls cannot be seen"
-            self.layers[name] = Layer(module, *kind_and_terms(module), why=why)
+            self._layers[name] = unseen(name, module, why)
 
     def _record(self, chain: Chain) -> Call:
         return self._calls[id(chain.call)][1]
@@ -320,19 +226,19 @@ class Watcher(ChainFollower):
 
     def sites(self) -> list[Site]:
         """Every layer that was seen, in the order of their first calls; then those that were not."""
-        listed = {layer.module for layer in self.layers.values()}
-        whole = {(root, own): name for name, of in self.layers.items() if of.made for _, root, own in of.made.roots}
-        for module, name in self.names.items():
+        layers = [seen.layer for seen in self._layers.values()]
+        listed = {layer.stored.module for layer in layers}
+        whole = {(root, own): of.name for of in layers if (made := of.stored.made) for _, root, own in made.roots}
+        for module, name in self._naming.modules.items():
             if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module not in listed:
                 why = "not seen as a torch call: unused in this pass, fused or scripted"
                 if (of := whole.get((module, "weight"))) is not None:
                     why = f"its weight is used to compute that of {of}"
-                self.layers[name] = Layer(module, *kind_and_terms(module), why=why)
+                self._layers[name] = unseen(name, module, why)
         # What is split is told apart where a part of it is before an activation, as a gate is.
-        split = {layer.whole for layer in self.layers.values() if any(call.closed for call in layer.calls)} - {None}
-        for layer in self.layers.values():
-            if layer.whole is not None and layer.why is None:
-                layer.why = read_beside_its_parts(self.layers[layer.whole])
-        return [
-            site_of(name, layer) for name, layer in self.layers.items() if layer.whole is None or layer.whole in split
-        ]
+        layers_seen = self._layers.values()
+        split = {seen.layer.whole for seen in layers_seen if any(call.closed for call in seen.calls)} - {None}
+        for seen in layers_seen:
+            if seen.layer.whole is not None and seen.why is None:
+                seen.why = read_beside_its_parts(self._layers[seen.layer.whole])
+        return [site_of(seen) for seen in layers_seen if seen.layer.whole is None or seen.layer.whole in split]

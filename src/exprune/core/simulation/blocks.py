@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from exprune.core.discovery.chain import Chain
 from exprune.core.sums.parts import some_rows
+from exprune.core.tracing.chain import Chain
 
 # Outputs tested at a time: on a CPU, by each core, few enough that the passes over them stay in its caches.
 _CHUNK = 2**19

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exprune.core.accounting.account import Account
+from exprune.core.accounting.counting import Counting
 from exprune.core.accounting.flops import Flops, SiteFlops
 from exprune.core.accounting.ledger import Ledger
 from exprune.core.accounting.plan import checked, make_plan
@@ -17,6 +19,8 @@ from exprune.core.errors import SettingError
 from exprune.core.heuristics.heuristic import Heuristic, Tau, per_site
 from exprune.core.settings import plain_knob, real
 from exprune.core.simulation.pruner import Pruner
+from exprune.core.tracing.known import KnownSites
+from exprune.core.tracing.tracer import Tracer
 
 
 class ExPrune:
@@ -62,7 +66,7 @@ class ExPrune:
         self.rows = rows
         self.taus: dict[str, float | None] = {}
         self._ledger = Ledger()
-        self._pruner: Pruner | None = None
+        self._entered: tuple[Tracer, Account, Counting] | None = None
         self._masks = self._masks_now()
         if heuristic is not None and not isinstance(heuristic, Heuristic):
             raise SettingError(f"heuristic={heuristic!r}: a Heuristic, such as StatsTest(0.1), or None")
@@ -116,26 +120,30 @@ class ExPrune:
                 raise SettingError(f"{name}: its mask is another than when this ExPrune was made; make a new one")
 
     def __enter__(self) -> "ExPrune":
-        if self._pruner is not None:
+        if self._entered is not None:
             raise RuntimeError("this ExPrune context is already entered")
         self._check_masks()
-        self._pruner = Pruner(
-            self.sites, self.heuristic, self.taus, self._masks, self._ledger, lambda: self.rows, self.tables
-        )
-        self._pruner.__enter__()
+        ledger = self._ledger
+        account = Account(self.sites, ledger.sites.keys())
+        counting = Counting(self.sites, self._masks, ledger, lambda: self.rows)
+        pruner = Pruner(self.heuristic, self.taus, ledger, lambda: self.rows, self.tables)
+        known = KnownSites(self.sites, ledger.sites.keys(), account.fault)
+        tracer = Tracer(known, (counting, account, pruner), ledger.tally.call, pruner.compute)
+        self._entered = tracer, account, counting
+        tracer.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        pruner, self._pruner = self._pruner, None
-        assert pruner is not None
-        pruner.__exit__(*exception)
+        assert self._entered is not None
+        (tracer, account, counting), self._entered = self._entered, None
+        tracer.__exit__(*exception)
         if exception[0] is not None:
             return
         self._check_masks()
         tally, counts = self._ledger.tally, self._ledger.sites.values()
-        for name in pruner.unseen_masks if tally.flops else ():
+        for name in counting.unseen_masks if tally.flops else ():
             tally.uncounted[f"masked weights of {name}"] += 1
-        if line := pruner.account.line():
+        if line := account.line():
             raise SettingError(line)
         if tally.flops and counts and not any(count.outputs for count in counts):
             raise SettingError(

@@ -12,10 +12,10 @@ from exprune.core.calls.activations import Activation
 from exprune.core.calls.layers import per_channel
 from exprune.core.decisions.prefix import Prefix
 from exprune.core.decisions.table import DecisionTable
-from exprune.core.discovery.chain import Chain
 from exprune.core.heuristics.heuristic import Heuristic
 from exprune.core.sums.elementwise import Masks, write_zeros
 from exprune.core.sums.input_order import Ranked
+from exprune.core.tracing.chain import Chain
 
 
 class Stops:

@@ -1,7 +1,7 @@
 """Layers that are evaluated in parts: their outputs are made of the sums that the tests look at."""
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,8 +9,6 @@ from torch import Tensor
 
 from exprune.core.accounting.plan import Plan
 from exprune.core.calls.layers import LinearCall, per_channel
-from exprune.core.discovery.site_follower import SiteFollower
-from exprune.core.discovery.sites import Site
 from exprune.core.sums.buffers import Buffers
 from exprune.core.sums.terms import Terms
 
@@ -20,34 +18,28 @@ _BLOCK = 2**19
 _ELSEWHERE = 2**26
 
 
-class StagedFollower(SiteFollower):
-    """Follows layers, some of which are evaluated in parts: an output made of its partial sums costs less than both.
+class Parts:
+    """Computes layers, some of them in parts: an output made of its partial sums costs less than both.
 
     Args:
-        sites, followed: as of :class:`SiteFollower`.
-        in_parts: the stages of those in parts, by name.
+        plans: the stages of those in parts, by name.
     """
 
-    def __init__(
-        self, sites: Sequence[Site], in_parts: Mapping[str, Plan], followed: Collection[str] | None = None
-    ) -> None:
-        super().__init__(sites, followed)
-        self._in_parts = in_parts
+    def __init__(self, plans: Mapping[str, Plan]) -> None:
+        self._plans = plans
         self._buffers = Buffers()
 
-    def compute(
-        self, name: str, call: LinearCall, bias: Tensor | None, run: Callable[[], Tensor]
-    ) -> tuple[Tensor, LinearCall]:
-        plan = self._in_parts.get(name)
-        # What a context around this one counts is the model's own call.
-        if plan is None or plan.rest is None or self.inside_another:
+    def compute(self, name: str, call: LinearCall, run: Callable[[], Tensor]) -> tuple[Tensor, LinearCall]:
+        """The output of a layer's call, which ``run`` computes, and the call, with its sums where it is in parts."""
+        plan = self._plans.get(name)
+        if plan is None or plan.rest is None:
             return run(), call
         precise = call.input.dtype == call.weight.dtype and call.weight.dtype in (torch.float32, torch.float64)
         precise = precise and not torch.is_autocast_enabled(call.input.device.type)
         if not precise:
             return run(), call
         groups = [Terms.of(call, channels) for channels in (*(stage.channels for stage in plan.stages), plan.rest)]
-        return _in_parts(call, bias, groups, self._buffers)
+        return _in_parts(call, groups, self._buffers)
 
 
 def some_rows(out: Tensor, each_core: int, most: int | None = None) -> Iterator[slice]:
@@ -62,13 +54,9 @@ def some_rows(out: Tensor, each_core: int, most: int | None = None) -> Iterator[
         yield slice(start, start + step)
 
 
-def _in_parts(
-    call: LinearCall, bias: Tensor | None, groups: Sequence[Terms], buffers: Buffers
-) -> tuple[Tensor, LinearCall]:
+def _in_parts(call: LinearCall, groups: Sequence[Terms], buffers: Buffers) -> tuple[Tensor, LinearCall]:
     """A layer's output, summed over groups of terms that are all together, and the call with its sums."""
-    x = call.input
-    if bias is not None:
-        bias = per_channel(bias, call.spatial_dims)
+    x, bias = call.input, None if call.bias is None else per_channel(call.bias, call.spatial_dims)
     if torch.is_grad_enabled() or x.dim() == -call.channel_dim:  # no batch
         *sums, out = itertools.accumulate((group.sum(group.inputs(x)) for group in groups), torch.add)
         return out if bias is None else out + bias, replace(call, sums=tuple(sums))

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from exprune.core.discovery.chain import Chain
 from exprune.core.errors import SettingError
+from exprune.core.tracing.chain import Chain
 
 
 def check_rows(rows: Tensor, chain: Chain, out: Tensor) -> None:

@@ -12,32 +12,32 @@ from exprune.core.sums.terms import Terms
 _PLAIN = {Tensor, nn.Parameter, nn.Buffer}
 
 
-def unlike_its_terms(call: LinearCall, bias: Tensor | None, out: Tensor) -> str | None:
+def unlike_its_terms(call: LinearCall, out: Tensor) -> str | None:
     """Why partial sums say nothing of a call's output, though a Tensor's would; None where they do.
 
     Subclasses of Tensor (quantised, distributed, with units, ...) may compute as they like: it is tried what a run
     would do with them, and compared. What is a Tensor itself, and nothing more, is not looked at.
     """
-    kinds = {"weight": call.given, "input": call.input, "bias": bias, "output": out}
+    kinds = {"weight": call.given, "input": call.input, "bias": call.bias, "output": out}
     own = {what: type(x).__name__ for what, x in kinds.items() if x is not None and type(x) not in _PLAIN}
     if not own or call.unsupported is not None or not out.numel() or without_values(call.input):
         return None
     what, name = next(iter(own.items()))
     try:
         with torch.no_grad():
-            alike = _alike(call, bias, out)
+            alike = _alike(call, out)
     except Exception as error:  # of somebody's class
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         return f"its {what} is of class {name}, which cannot be taken apart into terms ({why})"
     return None if alike else f"its {what} is of class {name}, whose products are not those of its numbers"
 
 
-def _alike(call: LinearCall, bias: Tensor | None, out: Tensor) -> bool:
+def _alike(call: LinearCall, out: Tensor) -> bool:
     places = torch.arange(call.terms, device=out.device)
     groups = [Terms.of(call, places[::2]), Terms.of(call, places[1::2])]
     total = sum((group.sum(group.inputs(call.input)) for group in groups), torch.zeros((), device=out.device))
-    if bias is not None:
-        total = total + per_channel(bias, call.spatial_dims)
+    if call.bias is not None:
+        total = total + per_channel(call.bias, call.spatial_dims)
     Columns.of(call, None)
     zeros = out.clone()
     write_zeros(zeros, torch.ones_like(zeros, dtype=torch.bool))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from exprune.core.calls.layers import named
+from exprune.core.tracing.tracer import looked_on_by_others
 
 _FUSED = nn.TransformerEncoder | nn.TransformerEncoderLayer | nn.MultiheadAttention
 _ENCODER_ARGUMENTS = ("src", "mask", "src_key_padding_mask", "is_causal")
@@ -30,21 +31,17 @@ def fused_around(model: nn.Module) -> dict[nn.Module, tuple[nn.Module, ...]]:
     return around
 
 
-def hooks_on(module: nn.Module, looked_on: Callable[[], bool]) -> list[Any]:
-    """Hooks, to be removed, by which a module that torch may run fused returns what it then does.
-
-    Args:
-        looked_on: whether somebody else keeps torch from its fused kernels.
-    """
+def hooks_on(module: nn.Module) -> list[Any]:
+    """Hooks, to be removed, by which a module that torch may run fused returns what it then does."""
     if isinstance(module, nn.TransformerEncoder):
-        return _of_encoder(module, looked_on)
+        return _of_encoder(module)
     of_layer = isinstance(module, nn.TransformerEncoderLayer)
     names = _LAYER_ARGUMENTS if of_layer else _ATTENTION_ARGUMENTS
     batch_first = getattr(getattr(module, "self_attn", module), "batch_first", False)
 
     def attended(_: nn.Module, args: tuple, kwargs: dict, out: Any) -> Any:
         padding = named(names, args, kwargs).get(names[-1])
-        if padding is None or looked_on():
+        if padding is None or looked_on_by_others():
             return None
         with torch._C.DisableTorchFunction():
             alone = (padding if padding.dtype == torch.bool else padding == -torch.inf).all(-1)
@@ -59,14 +56,14 @@ def hooks_on(module: nn.Module, looked_on: Callable[[], bool]) -> list[Any]:
     return [module.register_forward_hook(attended, with_kwargs=True)]
 
 
-def _of_encoder(encoder: nn.TransformerEncoder, looked_on: Callable[[], bool]) -> list[Any]:
+def _of_encoder(encoder: nn.TransformerEncoder) -> list[Any]:
     if type(encoder).forward is not nn.TransformerEncoder.forward or not len(encoder.layers):
         return []
     left: list[Tensor] = []  # of the call that runs: 0 where it is filled up
 
     def before(_: nn.Module, args: tuple, kwargs: dict) -> None:
         given = named(_ENCODER_ARGUMENTS, args, kwargs)
-        if given.get("src_key_padding_mask") is not None and type(given["src"]) is Tensor and not looked_on():
+        if given.get("src_key_padding_mask") is not None and type(given["src"]) is Tensor and not looked_on_by_others():
             left.append(_left_of_ones(encoder, **given))
 
     def behind_last(_: nn.Module, __: tuple, out: Tensor) -> Tensor | None:

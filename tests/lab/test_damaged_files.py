@@ -106,7 +106,7 @@ def test_passes(tmp_path: Path, caplog: Log) -> None:
         net(x)
     counts = run.state_dict()
     state = {"programs": programs(), "batches": [{"prediction": torch.zeros(6, 2), "flops": 3}]}
-    state |= {"seconds": 1.0, "ended": True, "run": counts}
+    state |= {"seconds": 1.0, "ended": True, "run": counts, "head": {}}
     file.write_bytes(saved(state))
     whole = _Progress(fresh(), file, None, None)
     assert len(whole.batches) == 1 and whole.run is not None and whole.run.flops == run.flops

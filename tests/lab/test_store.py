@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exprune.core import Threshold, find_sites
+from exprune.core import Dominance, ExPrune, HeadRecorder, Threshold, find_sites
 from exprune.lab.evaluation.curve import Curve, Point
+from exprune.lab.evaluation.head import head_row
+from exprune.lab.evaluation.store import measured
 from exprune.lab.evaluation.subject import Inputs
 from exprune.lab.tasks.task import AccuracyTask
 
@@ -86,6 +88,23 @@ def test_a_pass_that_was_ended_early_goes_on(subject: Any, inputs: Inputs) -> No
     assert same(whole, Curve(subject, inputs).at(BOLD))
     assert math.isinf(early.at(BOLD).drop) and math.isinf(late.at(BOLD).drop)
     assert same(whole, Curve(fresh, inputs, limit=drop + 1).at(BOLD)) and subject.task.seen - before == COUNT
+
+
+def test_what_a_head_counts_is_kept(subject: Any, inputs: Inputs) -> None:
+    layer = subject.task.network[-1]
+    with torch.no_grad(), HeadRecorder(layer, [2, 4]) as recorder:
+        subject.task.network(torch.randn(500, 40, generator=torch.Generator().manual_seed(2)))
+
+    def counted(tau: float) -> dict[str, Any]:
+        head = Dominance(layer, recorder.statistics(), tau)
+        run = ExPrune(subject.sites, None)
+        found = measured(subject, inputs, run, head=head)
+        return head_row(head, SIZE * COUNT) | {"predictions": found.predictions.tolist(), "dense": run.flops.dense}
+
+    first = counted(0.3)
+    assert subject.task.seen == COUNT and first["flops"]["saved"] != 0 and first["rows"] == SIZE * COUNT
+    assert counted(0.3) == first and subject.task.seen == COUNT
+    assert counted(0.2) != first and subject.task.seen == 2 * COUNT
 
 
 def test_where_nothing_can_be_kept_it_is_measured_with_a_line(

@@ -29,6 +29,8 @@ SAVE_EVERY = 60.0  # seconds
 
 Batches = list[dict[str, Any]]  # what ``predict_step`` gave for each
 
+_OF_HEAD = ("decided", "changed", "dropped", "dense_flops", "pruned_flops")  # what Dominance counts
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -64,8 +66,8 @@ def run_pass(
     """Predict every input of ``loader``, under ``run`` and with what ``head`` does to the last layer, where given.
 
     What a pass gave is kept in ``file``: at its end, every minute until then, and where ``watch`` ends it. One that is
-    there is read, with the counts of ``run``, and goes on where it ended. ``watch`` sees after each batch, also of one
-    that is read, what all of them gave so far; it may raise to end the pass.
+    there is read, with the counts of ``run`` and ``head``, and goes on where it ended. ``watch`` sees after each batch,
+    also of one that is read, what all of them gave so far; it may raise to end the pass.
 
     Raises:
         SettingError: the network's output for some input is NaN or infinite.
@@ -120,6 +122,7 @@ class _Progress(Callback):
         self.run, self.file, self.watch, self.head = run, file, watch, head
         self.batches: Batches = []
         self.before, self.ended = 0.0, False
+        self._counted = _OF_HEAD if isinstance(head, Dominance) else ()
         if file is not None:
             kept(file, self._go_on, "this pass begins anew")
         self.start = time.perf_counter()
@@ -136,8 +139,11 @@ class _Progress(Callback):
             raise ValueError("its batches differ in what they hold")
         if not all(isinstance(value, Tensor | int | float) for batch in batches for value in batch.values()):
             raise ValueError("its batches hold anything else than tensors and numbers")
+        of_head = {name: state["head"][name] for name in self._counted}
         if self.run is not None:
             self.run.load_state_dict(state["run"])
+        for name, count in of_head.items():
+            setattr(self.head, name, count)
         self.batches, self.before, self.ended = batches, before, ended
 
     def on_predict_batch_start(
@@ -181,7 +187,8 @@ class _Progress(Callback):
             return
         state: dict[str, Any] = {"programs": programs(), "batches": self.batches}
         state |= {"seconds": self.before, "ended": self.ended}
-        state |= {} if self.run is None else {"run": self.run.state_dict()}
+        state |= {"run": None if self.run is None else self.run.state_dict()}
+        state |= {"head": {name: getattr(self.head, name) for name in self._counted}}
         try:
             write_whole(self.file, lambda partial: torch.save(state, partial))
         except CannotWriteError as error:

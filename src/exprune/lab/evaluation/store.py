@@ -19,10 +19,9 @@ def measured(
     watch: Callable[[Batches], None] | None = None,
     head: Dominance | None = None,
 ) -> Pass:
-    """The pass of the subject's network over the inputs, under ``run``, which then has its counts.
+    """The pass of the subject's network over the inputs, under ``run`` and ``head``, which then have its counts.
 
-    It is read where it lies in the cache; else it is run, or goes on where it was interrupted, and is kept there. What
-    a ``head`` counts is in no file: such a pass is run.
+    It is read where it lies in the cache; else it is run, or goes on where it was interrupted, and is kept there.
 
     Args:
         run: None: the dense pass. ``gain_ratio`` is what it was made with.
@@ -31,8 +30,9 @@ def measured(
     Raises:
         SettingError: the network's output for some input is NaN or infinite.
     """
-    decides = subject.identity, inputs.digest, None if run is None else about(run, gain_ratio)
-    file = None if head is not None else subject.cached(f"{FOLDER}/{fingerprint(*decides)[:16]}.pt")
+    of_head = None if head is None else [head.tau, head.stages, head.order, head.lines()]
+    of_run = None if run is None else about(run, gain_ratio)
+    file = subject.cached(f"{FOLDER}/{fingerprint(subject.identity, inputs.digest, of_run, of_head)[:16]}.pt")
     return run_pass(subject.trainer, subject.task, inputs.batches, run, file, watch, head)
 
 

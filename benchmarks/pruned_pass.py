@@ -27,8 +27,8 @@ import exprune.lab  # noqa: F401  repairs torchvision before lightning is import
 import torch  # isort: skip
 
 from exprune.core import Calibrated, ExPrune, Heuristic, StatsTest, Threshold, find_sites
+from exprune.lab.evaluation.calibration import calibrate
 from exprune.lab.evaluation.subject import Subject, load_data
-from exprune.lab.selection.calibration import calibrate
 from exprune.lab.training.fit import make_trainer
 
 

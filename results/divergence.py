@@ -16,8 +16,10 @@ from composed import at_levels, divergence, first_batches, log_probabilities, su
 from networks import FEED_FORWARD, STAGES, WITHOUT_RELU
 from tqdm import tqdm
 
+from exprune.core import ExPrune
+from exprune.lab.evaluation.subject import plain
 from exprune.lab.files import write_whole
-from exprune.lab.selection.knobs import maker, run_at
+from exprune.lab.selection.knobs import maker
 
 HERE = Path(__file__).parent
 INPUTS = 2000
@@ -48,7 +50,8 @@ def main() -> None:
                 batches, dense = first_batches(subject.loader("valid"), subject, INPUTS)
             points, changed = [], []
             for knob in tqdm(knobs, desc=f"{test}, {layers}", disable=None):
-                with run_at(subject, make, knob) as run:
+                of = subject.cfg.exprune
+                with ExPrune(subject.sites, make(**{of.knob: knob}), gain_ratio=plain(of.gain_ratio)) as run:
                     pruned = log_probabilities(subject, batches, run)
                 points.append((100 * run.flops.saved, divergence(dense, pruned)))
                 changed.append(round(100 * float((dense.argmax(1) != pruned.argmax(1)).double().mean()), 2))

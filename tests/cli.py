@@ -1,6 +1,7 @@
 """Running the entry points as a user does, in this process."""
 
 import runpy
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +35,21 @@ class Outcome:
 
 
 class CommandLine:
-    """Runs ``python SCRIPT.py ARGUMENT...`` in a folder of its own."""
+    """Runs ``python SCRIPT.py ARGUMENT...`` in a folder of its own.
+
+    Attributes:
+        passes: where what is measured is kept. A command finds there what those before it in the test have measured
+            only where ``keeps_passes``; else each measures for itself.
+    """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
         self.folder, self.monkeypatch, self.capfd = folder, monkeypatch, capfd
+        self.passes, self.keeps_passes = folder.with_name("passes"), False
+        monkeypatch.setattr("exprune.lab.evaluation.store.FOLDER", str(self.passes))
 
     def __call__(self, script: str, *arguments: str) -> Outcome:
+        if not self.keeps_passes:
+            shutil.rmtree(self.passes, ignore_errors=True)
         self.monkeypatch.chdir(self.folder)
         self.monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments])
         self.monkeypatch.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])

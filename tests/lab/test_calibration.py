@@ -19,11 +19,11 @@ from exprune.core import ExPrune, Oracle, find_sites
 from exprune.core.errors import SettingError
 from exprune.lab.data.choices import ChoiceData
 from exprune.lab.data.text import TextData
-from exprune.lab.evaluation.measure import about
+from exprune.lab.evaluation.calibration import calibrate
+from exprune.lab.evaluation.store import about
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.files import load_tensors, save_tensors
 from exprune.lab.selection import targets
-from exprune.lab.selection.calibration import calibrate
 from exprune.lab.tasks.sampling import draw, signed
 from tests.cli import TINY, CommandLine, Outcome
 
@@ -154,32 +154,30 @@ def test_a_target_finds_the_knob_on_validation(command: CommandLine, exprune: st
 
 def test_an_interrupted_search_for_a_knob_goes_on(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = (*SMALL, "exprune=calibrated", "exprune.order=layer", "exprune.target_saved=0.3", "hydra.run.dir=search")
-    measured, asked, last = targets.drop_and_saved, [], [3]
+    predict, asked, last = lightning.Trainer.predict, [], [4]
 
-    def counted(*arguments: Any) -> tuple[float, float]:
+    def counted(*arguments: Any, **more: Any) -> Any:
         if len(asked) == last[0]:
             raise KeyboardInterrupt
         asked.append(1)
-        return measured(*arguments)
+        return predict(*arguments, **more)
 
-    monkeypatch.setattr(targets, "drop_and_saved", counted)
+    monkeypatch.setattr(lightning.Trainer, "predict", counted)
 
     def run() -> Outcome:
-        monkeypatch.setattr(targets, "_known", {})  # as in a process of its own
         asked.clear()
         return command("evaluate.py", *settings)
 
     assert run().code == 130
-    (kept,) = command.folder.glob("search/tried.json")
-    assert len(json.loads(kept.read_text())) == 3
-    last[0] = -1
+    assert len(list(command.passes.iterdir())) == 4  # the dense one and three settings
+    command.keeps_passes, last[0] = True, -1
     continued = run()
     assert continued.code == 0, continued.err
     rest, found = len(asked), result_of(continued)
-    assert not kept.exists()
+    command.keeps_passes = False
     again = run()
     assert again.code == 0 and result_of(again)["tau"] == found["tau"]
-    assert len(asked) == rest + 3 and result_of(again)["target"] == found["target"]
+    assert len(asked) == rest + 4 and result_of(again)["target"] == found["target"]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -257,7 +255,7 @@ def refused_in_a_line(command: CommandLine, arguments: Sequence[str], words: str
     run = command("evaluate.py", *TINY_GNN, *arguments)
     assert run.code == 1
     assert words in run.error_line()
-    assert not run.runs() and not list(run.folder.rglob("tried.json"))
+    assert not run.runs()
 
 
 def test_a_calibration_of_something_else_is_refused(command: CommandLine, session_cache: Path, tmp_path: Path) -> None:

@@ -18,16 +18,17 @@ from torch.utils.data import DataLoader
 
 from exprune.core import ExPrune, SiteStatistics, Threshold, find_sites
 from exprune.core.errors import SettingError
+from exprune.lab import studies
 from exprune.lab.data import cifar10, graphs
 from exprune.lab.data.own_tokens import smiles_tokens
 from exprune.lab.data.smiles import Molecules
 from exprune.lab.data.tokens import find_tokenizer
+from exprune.lab.evaluation import calibration
 from exprune.lab.evaluation.passes import _Progress
 from exprune.lab.failures import failed_jobs
 from exprune.lab.files import kept, load_tensors, named, save_tensors
-from exprune.lab.selection import calibration, study
-from exprune.lab.selection.study import finished, open_study
-from exprune.lab.selection.targets import _interrupted
+from exprune.lab.fingerprint import programs
+from exprune.lab.studies import finished, open_study
 from exprune.lab.training.checkpoints import load_weights
 from exprune.lab.training.fit import _resumable
 
@@ -104,10 +105,12 @@ def test_passes(tmp_path: Path, caplog: Log) -> None:
     with torch.no_grad(), fresh() as run:
         net(x)
     counts = run.state_dict()
-    state = {"batches": [{"prediction": torch.zeros(6, 2), "flops": 3}], "seconds": 1.0, "run": counts}
+    state = {"programs": programs(), "batches": [{"prediction": torch.zeros(6, 2), "flops": 3}]}
+    state |= {"seconds": 1.0, "ended": True, "run": counts, "head": {}}
     file.write_bytes(saved(state))
     whole = _Progress(fresh(), file, None, None)
     assert len(whole.batches) == 1 and whole.run is not None and whole.run.flops == run.flops
+    assert whole.ended and whole.before == 1
 
     (name, fields), *_ = counts["sites"].items()
     altered = {
@@ -116,7 +119,10 @@ def test_passes(tmp_path: Path, caplog: Log) -> None:
         "batches of another kind": state | {"batches": [1]},
         "batches that differ": state | {"batches": [{"prediction": torch.zeros(1)}, {"target": torch.zeros(1)}]},
         "text for a number": state | {"batches": [{"flops": "3"}]},
-        "another version": state | {"run": counts | {"version": 0}},
+        "not whether it ended": {key: value for key, value in state.items() if key != "ended"},
+        "another version": state | {"programs": "0123"},
+        "of an older version, without one": {key: value for key, value in state.items() if key != "programs"},
+        "counts of another version": state | {"run": counts | {"version": 0}},
         "no sites": state | {"run": counts | {"sites": {}}},
         "a site without counts": state | {"run": counts | {"sites": {name: {}}}},
         "other stages": state | {"run": counts | {"sites": {name: fields | {"pruned_at": [0] * 9}}}},
@@ -128,18 +134,10 @@ def test_passes(tmp_path: Path, caplog: Log) -> None:
     made_anew(
         file,
         lambda: _Progress(fresh(), file, None, None),
-        lambda progress: progress.batches == [] and progress.before == 0 and progress.run.flops == nothing,
+        lambda progress: progress.batches == [] and not progress.ended and progress.run.flops == nothing,
         damage,
         caplog,
     )
-
-
-def test_tried_settings(tmp_path: Path, caplog: Log) -> None:
-    file = tmp_path / "tried.json"
-    file.write_text(json.dumps({"a": (0.1, 0.2), "b": (float("inf"), float("nan"))}))
-    assert _interrupted(file)["a"] == (0.1, 0.2)
-    altered = [("other fields", b'{"a": {"drop": 1}}'), ("text", b'{"a": ["x", "y"]}'), ("one figure", b'{"a": [1]}')]
-    made_anew(file, lambda: _interrupted(file), lambda found: found == {}, [*cuts(file), *altered, *NO_JSON], caplog)
 
 
 def test_records_of_failed_jobs(tmp_path: Path) -> None:
@@ -367,7 +365,7 @@ def test_a_worker_that_dies_while_it_writes(tmp_path: Path, caplog: Log) -> None
 
 
 def test_journals_of_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(studies.time, "sleep", lambda seconds: None)
     file = tmp_path / "study.journal"
     trials(str(file), 1)
     whole = file.read_bytes()
@@ -384,7 +382,7 @@ def test_journals_of_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_databases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Log) -> None:
-    monkeypatch.setattr(study.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(studies.time, "sleep", lambda seconds: None)
     file = tmp_path / "study.db"
     storage = f"sqlite:///{file}"
     assert trials(storage, 2) == 2

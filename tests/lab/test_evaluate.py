@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import lightning
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +17,7 @@ from torchmetrics.functional.classification import binary_auroc
 from exprune.core import ExPrune
 from exprune.core.accounting import ledger
 from exprune.core.errors import SettingError
-from exprune.lab.evaluation import measure, passes, subject
+from exprune.lab.evaluation import measure, passes
 from exprune.lab.files import load_tensors
 from exprune.lab.tasks.graphs import GraphTask
 from tests.cli import TINY, CommandLine
@@ -196,33 +197,39 @@ def test_help_names_the_axes(command: CommandLine) -> None:
 
 
 def test_a_sweep_runs_dense_once(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The jobs of a sweep over tau share the dense pass; another network does not."""
-    counts, run_pass = [], passes.run_pass
+    """The jobs of a sweep over tau share the dense pass; another network does not. Started again, it repeats none."""
+    counts, predict, enter = [], lightning.Trainer.predict, ExPrune.__enter__
 
-    def counted(
-        trainer: object, task: object, loader: object, run: ExPrune | None, file: Path, **more: object
-    ) -> object:
-        counts.append("dense" if run is None else "pruned")
-        return run_pass(trainer, task, loader, run, file, **more)
+    def counted(*arguments: object, **more: object) -> object:
+        counts.append("pass")
+        return predict(*arguments, **more)
 
-    for module in (measure, subject):
-        monkeypatch.setattr(module, "run_pass", counted)
-    monkeypatch.setattr(subject, "_last_dense", {})
-    outcome = command("evaluate.py", "-m", "model=gnn", "seed=11,12", "exprune.tau=0.1,0.2", "logger=none", *TINY)
+    def entered(run: ExPrune) -> ExPrune:
+        counts.append("pruned")
+        return enter(run)
+
+    monkeypatch.setattr(lightning.Trainer, "predict", counted)
+    monkeypatch.setattr(ExPrune, "__enter__", entered)
+    sweep = ("evaluate.py", "-m", "model=gnn", "seed=11,12", "exprune.tau=0.1,0.2", "logger=none", *TINY)
+    outcome = command(*sweep, "hydra.sweep.dir=first")
     assert outcome.code == 0, outcome.err
-    assert counts.count("dense") == 2 and counts.count("pruned") == 4
+    assert counts.count("pass") == 2 + 4 and counts.count("pruned") == 4
+    counts.clear()
+    command.keeps_passes = True
+    again = command(*sweep, "hydra.sweep.dir=again")
+    assert again.code == 0 and not counts
+    first, second = ((command.folder / name / "pareto.csv").read_text() for name in ("first", "again"))
+    assert second == first.replace("sweep.dir=first", "sweep.dir=again")
 
 
-@pytest.mark.parametrize("dies_in", ["dense", "pruned", "pruned, by another version"])
+@pytest.mark.parametrize("dies_in", ["dense", "pruned", "pruned, by another version", "pruned, by other code"])
 def test_interrupted_evaluation_goes_on(
     command: CommandLine, monkeypatch: pytest.MonkeyPatch, own_cache: Path, dies_in: str
 ) -> None:
     """A long evaluation that dies repeats no batch that it kept, and ends with the same result."""
     settings = ("model=gnn", "seed=1101", "logger=none", *TINY, "data.eval_batch_size=8", "exprune.tau=0.15")
-    monkeypatch.setattr(subject, "_last_dense", {})
     whole = command("evaluate.py", *settings, "hydra.run.dir=whole")
     assert whole.code == 0, whole.err
-    monkeypatch.setattr(subject, "_last_dense", {})
     monkeypatch.setattr(passes, "SAVE_EVERY", 0.0)
     step, seen = GraphTask.predict_step, []
 
@@ -235,17 +242,18 @@ def test_interrupted_evaluation_goes_on(
     monkeypatch.setattr(GraphTask, "predict_step", die)
     with pytest.raises(RuntimeError, match="power cut"):
         command("evaluate.py", *settings, "hydra.run.dir=again")
-    monkeypatch.setattr(subject, "_last_dense", {})
-    if another := dies_in.endswith("another version"):
+    command.keeps_passes, another = True, {"dense": 0, "pruned": 0, "pruned, by another version": 3}.get(dies_in, 8 + 3)
+    if dies_in.endswith("version"):
         monkeypatch.setattr(ledger, "_VERSION", 0)
+    elif dies_in.endswith("code"):
+        monkeypatch.setattr(passes, "programs", lambda: "other")
     again = command("evaluate.py", *settings, "hydra.run.dir=again")
     assert again.code == 0, again.err
-    assert len(seen) == 2 * 8 + 1 + 3 * another  # the batch in which it died, twice; what it cannot know again
-    assert ("begins anew" in again.out) == another
+    assert len(seen) == 2 * 8 + 1 + another  # the batch in which it died, twice; what it cannot know again
+    assert ("begins anew" in again.out) == (another > 0)
     first, second = (json.loads((whole.folder / name / "result.json").read_text()) for name in ("whole", "again"))
     for key in ("metric", "flops", "sites"):
         assert first[key] == second[key]
-    assert not list((own_cache / "passes").iterdir())
 
 
 def test_a_limit_names_the_weights_without_it(command: CommandLine, session_cache: Path) -> None:

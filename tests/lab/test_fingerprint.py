@@ -1,8 +1,10 @@
 """What is remembered is known by all that decides it: another argument, another byte, another key."""
 
+import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,8 @@ from torch_geometric.data import Batch, Data
 
 import exprune.core
 from exprune.core import Calibrated, ExPrune, Heuristic, Optimal, Recorder, SiteStatistics, Threshold, find_sites
-from exprune.lab.evaluation.measure import about
-from exprune.lab.fingerprint import fingerprint, network_digest
+from exprune.lab.evaluation.store import about
+from exprune.lab.fingerprint import code_digest, fingerprint, network_digest
 
 STAGES = (2, 4)
 
@@ -150,6 +152,16 @@ def test_batches_of_graphs_and_networks() -> None:
     with torch.no_grad():
         other[0].weight[0, 0] += 1e-6
     assert network_digest(other) != network_digest(model())
+
+
+def test_the_code_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also that of a part of it, which a user changes between two runs."""
+    file, keys = tmp_path / "of_a_user.py", []
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for slope in (1, 1, 2):
+        file.write_text(f"from torch import nn\n\nclass Half(nn.Linear):\n    slope = {slope}\n")
+        keys.append(code_digest(nn.Sequential(importlib.import_module("of_a_user").Half(2, 2))))
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_heuristic_that_goes_on_to_another_run_forgets() -> None:

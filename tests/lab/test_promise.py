@@ -5,14 +5,16 @@ import json
 import math
 from typing import Any
 
+import lightning
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exprune.lab.evaluation.measure import pass_and_saved
-from exprune.lab.selection import grid, promise
-from exprune.lab.selection.grid import even_levels
+from exprune.lab.evaluation import curve
+from exprune.lab.evaluation.store import measured
+from exprune.lab.evaluation.subject import Inputs, Subject
+from exprune.lab.selection.promise import even_levels
 from exprune.lab.selection.sequence import bound, how_many_pass, inputs_needed, out_of_reach
 from exprune.lab.tasks.paired_tests import ExactAccuracy
 from tests.cli import TINY, CommandLine
@@ -109,22 +111,27 @@ def test_a_promise_on_the_command_line(command: CommandLine) -> None:
 
 
 def test_a_sweep_over_targets_measures_each_setting_once(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    passes = []
+    predict, asked, of_settings = lightning.Trainer.predict, [], []
 
-    def counted(*arguments: Any) -> Any:
-        passes.append(arguments)
-        return pass_and_saved(*arguments)
+    def counted(trainer: lightning.Trainer, task: Any, loader: Any, **more: Any) -> Any:
+        of_settings.append(loader.loader)
+        return predict(trainer, task, loader, **more)
 
-    for module in (grid, promise):
-        monkeypatch.setattr(module, "pass_and_saved", counted)
-        monkeypatch.setattr(module, "_known", {})
+    def every(subject: Subject, inputs: Inputs, run: Any = None, *more: Any, **named: Any) -> Any:
+        if run is not None and inputs is subject.inputs("valid"):
+            asked.append(inputs.batches)
+        return measured(subject, inputs, run, *more, **named)
+
+    monkeypatch.setattr(lightning.Trainer, "predict", counted)
+    monkeypatch.setattr(curve, "measured", every)
     settings = ("exprune.target_drop=30,40", "exprune.confidence=0.8,0.9", "exprune.grid=3")
     run = command("evaluate.py", "-m", *GNN, *settings)
     assert run.code == 0, run.err
     targets = [json.loads((folder / "result.json").read_text())["target"] for folder in run.runs()]
     assert len(targets) == 4 and all(one["tried"] <= 3 for one in targets)
-    of_grid = [arguments for arguments in passes if isinstance(arguments[2], list)]
-    assert len(passes) - len(of_grid) == max(one["tried"] for one in targets)
+    once = [loader for loader in of_settings if any(loader is batches for batches in asked)]
+    assert len(asked) == sum(one["tried"] for one in targets)
+    assert len(once) - 1 == max(one["tried"] for one in targets)  # beside the dense pass
 
 
 @pytest.mark.parametrize("exprune", ["threshold", "stats_test", "calibrated"])

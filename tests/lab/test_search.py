@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning
 import optuna
 import pandas as pd
 import pytest
@@ -15,8 +16,9 @@ from omegaconf import OmegaConf
 from optuna.trial import TrialState, create_trial
 
 from exprune.core.errors import SettingError
+from exprune.lab.selection.front import front, spread
 from exprune.lab.selection.search import _halves, _spread
-from exprune.lab.selection.study import finished, front, open_study, spread
+from exprune.lab.studies import finished, open_study
 from exprune.lab.tasks.graphs import GraphTask
 from tests.cli import TINY, CommandLine
 
@@ -146,20 +148,37 @@ def test_a_killed_search_goes_on(command: CommandLine, monkeypatch: pytest.Monke
     assert len(after) == 9 and [trial.values for trial in after][: len(before)] == before
 
 
-def test_what_an_interrupted_search_measured_is_not_measured_again(command: CommandLine) -> None:
+def test_what_an_interrupted_search_measured_is_not_measured_again(
+    command: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict, asked = lightning.Trainer.predict, []
+
+    def counted(*arguments: object, **more: object) -> object:
+        asked.append(1)
+        return predict(*arguments, **more)
+
+    monkeypatch.setattr(lightning.Trainer, "predict", counted)
+    command.keeps_passes = True
     storage, run = f"sqlite:///{command.folder / 'study.db'}", command.folder / "run"
     arguments = (*SEARCH, "search.trials=9", "search.front=2", f"search.storage={storage}", f"hydra.run.dir={run}")
     assert command(*arguments).code == 0
-    files = {path: path.stat().st_mtime_ns for path in run.rglob("result.json")}
-    lost, front, trials = min(files), run / "front.csv", run / "trials.csv"
-    before = front.read_text(), trials.read_text()
-    for path in (lost, front, trials):
+    files = {path: json.loads(path.read_text()) for path in [*run.rglob("result.json")]}
+    tables = {path: path.read_text() for path in (run / "front.csv", run / "trials.csv")}
+    tests = sum("test" in path.parts for path in files)
+    assert len(asked) == 9 + 1 + tests + 1  # trials and the dense passes: on validation the front was measured by them
+    for path in (*files, *tables):
         path.unlink()
-    assert command(*arguments).code == 0
-    assert {path for path in files if path.stat().st_mtime_ns != files[path]} == {lost}
-    assert (front.read_text(), trials.read_text()) == before
-    assert command(*arguments, "bootstrap=50").code == 0  # another command: its figures may be others
-    assert all(path.stat().st_mtime_ns != before for path, before in files.items())
+    asked.clear()
+    assert command(*arguments).code == 0 and not asked
+    assert {path: json.loads(path.read_text()) for path in files} == files
+    assert {path: path.read_text() for path in tables} == tables
+    lost = max(command.passes.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    lost.unlink()
+    assert command(*arguments).code == 0 and len(asked) == 1
+    assert command(*arguments, "bootstrap=60").code == 0 and len(asked) == 1  # another command, the same passes
+    for path, before in files.items():
+        after = json.loads(path.read_text())
+        assert after["command"] != before["command"] and after["flops"] == before["flops"]
 
 
 def test_two_workers_share_a_study(tmp_path: Path) -> None:

@@ -7,16 +7,21 @@ everything that decides it.
 import hashlib
 import inspect
 import itertools
+import platform
+import sys
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+import exprune
 from exprune.core import Heuristic
 
 
@@ -41,14 +46,24 @@ def network_digest(network: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def batches_digest(batches: Iterable) -> str:
-    """That of all batches of a loader."""
-    return fingerprint(*batches)
+def code_digest(module: nn.Module) -> str:
+    """That of the files that a module's classes, and those of its parts, are written in."""
+    kinds = {kind for part in module.modules() for kind in type(part).__mro__}
+    files = {str(getattr(sys.modules.get(kind.__module__), "__file__", None)) for kind in kinds}
+    return fingerprint(*(Path(file).read_bytes() for file in sorted(files) if file.endswith(".py")))
 
 
-def versions() -> list[str]:
-    """The programs that decide what a pass gives."""
-    return [version("exprune"), torch.__version__]
+def versions() -> dict[str, str]:
+    """The programs that decide what is measured."""
+    packages = ("exprune", "torch", "lightning", "torchmetrics", "transformers", "torch_geometric", "rdkit")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+@cache
+def programs() -> str:
+    """The fingerprint of their versions, and of our own code, which changes between two versions."""
+    folder = Path(exprune.__file__).parent
+    return fingerprint(versions(), [path.read_bytes() for path in sorted(folder.rglob("*.py"))])
 
 
 def _pieces(value: Any) -> Iterator[bytes]:

@@ -1,1 +1,1 @@
-"""One measurement: a trained network densely and pruned, with intervals, as a result that is printed and logged."""
+"""What is measured of a trained network, kept in one store; one measurement as a result that is printed and logged."""

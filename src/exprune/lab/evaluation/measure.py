@@ -1,22 +1,19 @@
 """One measurement: a network densely and under ExPrune on a split."""
 
-import math
-import platform
-from collections.abc import Iterable
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from exprune.core import Dominance, ExPrune, Heuristic, Magnitude
 from exprune.core.errors import SettingError
 from exprune.lab.evaluation.head import head_row
-from exprune.lab.evaluation.passes import Pass, run_pass
+from exprune.lab.evaluation.passes import Pass
 from exprune.lab.evaluation.result import Metric, Result, check_defined, flops_per_input, site_rows
+from exprune.lab.evaluation.store import measured
 from exprune.lab.evaluation.subject import Subject, plain
+from exprune.lab.fingerprint import versions
 from exprune.lab.models.masks import sparsity
 from exprune.lab.tasks.intervals import paired_bootstrap
 from exprune.lab.tasks.task import Task
@@ -40,9 +37,9 @@ def measure(
     """
     cfg, task = subject.cfg, subject.task
     run = ExPrune(subject.sites, heuristic, gain_ratio=gain_ratio)
-    dense = None if heuristic is None and head is None else subject.dense(split)
-    file = subject.pass_file(split, about(run, gain_ratio))
-    pruned = run_pass(subject.trainer, task, subject.loader(split), run, file, head=head)
+    inputs = subject.inputs(split)
+    dense = None if heuristic is None and head is None else measured(subject, inputs)
+    pruned = measured(subject, inputs, run, gain_ratio, head=head)
     dense = dense or pruned
     result = Result(
         model=cfg.model.name,
@@ -68,7 +65,7 @@ def measure(
         flops=flops_per_input(task.unit, run.flops, dense, pruned),
         sites=site_rows(run),
         seconds={"dense": dense.seconds, "pruned": None if dense is pruned else pruned.seconds},
-        versions=_versions(),
+        versions=versions(),
         command=command,
         head=None if head is None else head_row(head, len(dense.targets)),
         metrics={} if head is not None else _secondary(task, dense, pruned),  # they ask for all logits
@@ -77,8 +74,6 @@ def measure(
     examples = pd.DataFrame({"target": dense.targets, "dense": dense.predictions, "pruned": pruned.predictions})
     if "group" in dense.columns:
         examples["group"] = dense.columns["group"]
-    for kept in (file, subject.pass_file(split, None)):
-        kept.unlink(missing_ok=True)
     return result, examples
 
 
@@ -97,54 +92,13 @@ def check_same_inputs(dense: Pass, pruned: Pass) -> None:
     """Whether two passes were over the same inputs, in one order.
 
     Raises:
-        SettingError: they were not, as where one went on from what another version of the data has left.
+        SettingError: they were not, as where their files were mixed up.
     """
     if not np.array_equal(dense.targets, pruned.targets, equal_nan=dense.targets.dtype.kind == "f"):
         raise SettingError(
             f"the dense and the pruned pass are of different inputs ({len(dense.targets)} and {len(pruned.targets)}); "
-            "delete the folder passes in paths.cache_dir, which keeps what was interrupted"
+            "delete the folder passes in paths.cache_dir, which keeps what is measured"
         )
-
-
-class TooFar(Exception):
-    """A pass was ended early: its drop was bound to exceed the limit."""
-
-
-def drop_and_saved(
-    subject: Subject, run: ExPrune, batches: Iterable, dense: Pass, limit: float = math.inf
-) -> tuple[float, float]:
-    """What one setting does on some batches: drop in points, share of the FLOPs saved.
-
-    Raises:
-        TooFar: after a part of the inputs, which falls further short of ``dense`` than ``limit`` allows it to.
-    """
-    pruned, saved = pass_and_saved(subject, run, batches, dense, limit)
-    return drop_points(subject.task, dense, pruned.predictions), saved
-
-
-def pass_and_saved(
-    subject: Subject, run: ExPrune, batches: Iterable, dense: Pass, limit: float = math.inf
-) -> tuple[Pass, float]:
-    """Likewise, with all that the pass gave instead of its drop."""
-    inputs = len(dense.targets)
-
-    def watch(so_far: list[dict[str, Any]]) -> None:
-        # A part of the inputs may fall further short than all of them, but not by more than its share allows.
-        predictions = torch.cat([batch["prediction"] for batch in so_far]).numpy()
-        done = len(predictions)
-        if done < inputs and drop_points(subject.task, dense, predictions) > limit * inputs / done:
-            raise TooFar
-
-    pruned = run_pass(subject.trainer, subject.task, batches, run, watch=None if limit == math.inf else watch)
-    check_same_inputs(dense, pruned)
-    return pruned, flops_per_input(subject.task.unit, run.flops, dense, pruned).saved
-
-
-def about(run: ExPrune, gain_ratio: Any) -> list[Any]:
-    """All that tells this pruned pass from others of the network and the inputs, for its fingerprint."""
-    plans = {count.site.name: [count.stages, count.plan.by_input] for count in run.flops.sites}
-    sites = [[site.name, site.reason, site.outcomes, plans.get(site.name)] for site in run.sites]
-    return ["counted" if run.heuristic is None else "pruned", run.heuristic, run.taus, gain_ratio, sites]
 
 
 def compare(task: Task, dense: Pass, pruned: Pass, resamples: int, seed: int) -> Metric:
@@ -175,8 +129,3 @@ def _secondary(task: Task, dense: Pass, pruned: Pass) -> dict[str, dict[str, flo
         return {}
     of_dense, of_pruned = task.secondary(dense.columns), task.secondary(pruned.columns)
     return {name: {"dense": of_dense[name], "pruned": of_pruned[name]} for name in of_dense}
-
-
-def _versions() -> dict[str, str]:
-    packages = ("exprune", "torch", "lightning", "torchmetrics", "transformers", "torch_geometric", "rdkit")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

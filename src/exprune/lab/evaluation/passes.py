@@ -1,7 +1,8 @@
-"""One pass of a task over a split: what it gave per input, and what its batches cost."""
+"""One pass of a task over a split: what it gave per input, and what its batches cost; kept in a file."""
 
 import contextlib
 import itertools
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -17,11 +18,18 @@ from torch import Tensor
 
 from exprune.core import Dominance, ExPrune, HeadRecorder
 from exprune.core.errors import SettingError
-from exprune.lab.files import kept, write_whole
+from exprune.lab.files import CannotWriteError, kept, write_whole
+from exprune.lab.fingerprint import programs
 from exprune.lab.tasks.finite import not_finite_line
 from exprune.lab.tasks.task import Task
 
+log = logging.getLogger(__name__)
+
 SAVE_EVERY = 60.0  # seconds
+
+Batches = list[dict[str, Any]]  # what ``predict_step`` gave for each
+
+_OF_HEAD = ("decided", "changed", "dropped", "dense_flops", "pruned_flops")  # what Dominance counts
 
 
 @dataclass(frozen=True)
@@ -52,25 +60,28 @@ def run_pass(
     loader: Any,
     run: ExPrune | None,
     file: Path | None = None,
-    watch: Callable[[list[dict[str, Any]]], None] | None = None,
+    watch: Callable[[Batches], None] | None = None,
     head: HeadRecorder | Dominance | None = None,
 ) -> Pass:
     """Predict every input of ``loader``, under ``run`` and with what ``head`` does to the last layer, where given.
 
-    A pass of over a minute keeps what it has in ``file``, and goes on from there when it is started again; one with a
-    ``head`` does not. ``watch`` sees after each batch what all of them gave so far; it may raise to end the pass.
+    What a pass gave is kept in ``file``: at its end, every minute until then, and where ``watch`` ends it. One that is
+    there is read, with the counts of ``run`` and ``head``, and goes on where it ended. ``watch`` sees after each batch,
+    also of one that is read, what all of them gave so far; it may raise to end the pass.
 
     Raises:
         SettingError: the network's output for some input is NaN or infinite.
     """
-    progress = _Progress(run, None if head is not None else file, watch, head)
-    task.before_pass()
-    trainer.callbacks.append(progress)  # type: ignore[attr-defined]
-    try:
-        with run or contextlib.nullcontext(), head or contextlib.nullcontext():
-            trainer.predict(task, _Rest(loader, len(progress.batches)), return_predictions=False)
-    finally:
-        trainer.callbacks.remove(progress)  # type: ignore[attr-defined]
+    progress = _Progress(run, file, watch, head)
+    if not progress.ended:
+        task.before_pass()
+        trainer.callbacks.append(progress)  # type: ignore[attr-defined]
+        try:
+            with run or contextlib.nullcontext(), head or contextlib.nullcontext():
+                trainer.predict(task, _Rest(loader, len(progress.batches)), return_predictions=False)
+        finally:
+            trainer.callbacks.remove(progress)  # type: ignore[attr-defined]
+        progress.end()
     parts: dict[str, list[Tensor]] = defaultdict(list)
     totals: dict[str, int] = defaultdict(int)
     for batch in progress.batches:
@@ -86,7 +97,7 @@ def run_pass(
     if "index" in columns:  # the task's batches are not in the order of the split
         order = columns.pop("index").argsort()
         columns = {name: values[order] for name, values in columns.items()}
-    return Pass(columns, progress.seconds(), dict(totals))
+    return Pass(columns, progress.before, dict(totals))
 
 
 class _Rest:
@@ -103,31 +114,37 @@ class _Rest:
 
 
 class _Progress(Callback):
-    """Collects what the batches give, tells the run which rows are data, and keeps long passes on disk."""
+    """Collects what the batches give, tells the run which rows are data, and keeps both in the file."""
 
     def __init__(
         self, run: ExPrune | None, file: Path | None, watch: Callable | None, head: HeadRecorder | Dominance | None
     ) -> None:
         self.run, self.file, self.watch, self.head = run, file, watch, head
-        self.batches: list[dict[str, Any]] = []
-        self.before = 0.0
+        self.batches: Batches = []
+        self.before, self.ended = 0.0, False
+        self._counted = _OF_HEAD if isinstance(head, Dominance) else ()
         if file is not None:
             kept(file, self._go_on, "this pass begins anew")
-        self.start = self.saved = time.perf_counter()
+        self.start = time.perf_counter()
+        if watch is not None:
+            for count in range(len(self.batches)):
+                watch(self.batches[: count + 1])
 
     def _go_on(self, file: Path) -> None:
         state = torch.load(file, weights_only=True)
-        batches, before = list(state["batches"]), float(state["seconds"])
+        if state["programs"] != programs():
+            raise ValueError("measured by other versions of exprune or what it builds on")
+        batches, before, ended = list(state["batches"]), float(state["seconds"]), bool(state["ended"])
         if len({frozenset(batch) for batch in batches}) > 1:
             raise ValueError("its batches differ in what they hold")
         if not all(isinstance(value, Tensor | int | float) for batch in batches for value in batch.values()):
             raise ValueError("its batches hold anything else than tensors and numbers")
+        of_head = {name: state["head"][name] for name in self._counted}
         if self.run is not None:
             self.run.load_state_dict(state["run"])
-        self.batches, self.before = batches, before
-
-    def seconds(self) -> float:
-        return self.before + time.perf_counter() - self.start
+        for name, count in of_head.items():
+            setattr(self.head, name, count)
+        self.batches, self.before, self.ended = batches, before, ended
 
     def on_predict_batch_start(
         self, trainer: lightning.Trainer, task: Any, batch: Any, index: int, dataloader: int = 0
@@ -147,11 +164,33 @@ class _Progress(Callback):
         index: int,
         dataloader: int = 0,
     ) -> None:
-        self.batches.append({k: v.cpu() if isinstance(v, Tensor) else v for k, v in outputs.items()})
-        if self.watch is not None:
-            self.watch(self.batches)
-        if self.file is not None and time.perf_counter() - self.saved > SAVE_EVERY:
-            state = {"batches": self.batches, "seconds": self.seconds()}
-            state |= {} if self.run is None else {"run": self.run.state_dict()}
+        # Copies: of a slice of the data the file would hold all that it is a slice of.
+        self.batches.append({k: v.cpu().clone() if isinstance(v, Tensor) else v for k, v in outputs.items()})
+        try:
+            if self.watch is not None:
+                self.watch(self.batches)
+        except BaseException:
+            self.save()
+            raise
+        if time.perf_counter() - self.start > SAVE_EVERY:
+            self.save()
+
+    def end(self) -> None:
+        """All batches are there."""
+        self.ended = True
+        self.save()
+
+    def save(self) -> None:
+        now = time.perf_counter()
+        self.before, self.start = self.before + now - self.start, now
+        if self.file is None:
+            return
+        state: dict[str, Any] = {"programs": programs(), "batches": self.batches}
+        state |= {"seconds": self.before, "ended": self.ended}
+        state |= {"run": None if self.run is None else self.run.state_dict()}
+        state |= {"head": {name: getattr(self.head, name) for name in self._counted}}
+        try:
             write_whole(self.file, lambda partial: torch.save(state, partial))
-            self.saved = time.perf_counter()
+        except CannotWriteError as error:
+            log.warning("%s; this pass is not kept", error)
+            self.file = None

@@ -176,25 +176,12 @@ def site_rows(run: ExPrune) -> list[dict[str, Any]]:
     for site in run.sites:
         weights = None if site.weight is None else site.weight.numel()
         left = weights if (mask := site.mask) is None else int(mask.count_nonzero())
-        row = {
-            "name": site.name,
-            "kind": site.kind,
-            "relu": site.relu,
+        row: dict[str, Any] = {
+            **{what: getattr(site, what) for what in ("name", "kind", "relu")},
             "activation": None if site.activation is None else site.activation.name,
-            "gated": site.gated,
-            "residual": site.residual,
-            "eligible": site.eligible,
-            "reason": site.reason,
-            "terms": site.terms,
-            "weights": weights,
-            "weights_left": left,
-            "stages": [],
-            "tau": None,
-            "outputs": None,
-            "pruned": None,
-            "negative": None,
-            "wrong": None,
-            "flops": None,
+            **{what: getattr(site, what) for what in ("gated", "residual", "eligible", "reason", "terms")},
+            **{"weights": weights, "weights_left": left, "stages": []},
+            **dict.fromkeys(("tau", "outputs", "pruned", "negative", "wrong", "flops")),
         }
         if (count := counts.get(site.name)) is not None:
             row |= {

@@ -15,8 +15,7 @@ from exprune.core import ExPrune, Heuristic, Site, find_sites, select_sites
 from exprune.lab.data.splits import SplitData, batches_of, check_measurable
 from exprune.lab.decoding.check import check_engine
 from exprune.lab.evaluation.head import check_head, without_head
-from exprune.lab.evaluation.passes import Pass, run_pass
-from exprune.lab.fingerprint import batches_digest, fingerprint, network_digest, versions
+from exprune.lab.fingerprint import code_digest, fingerprint, network_digest
 from exprune.lab.models.masks import attach_masks
 from exprune.lab.tasks.task import Task
 from exprune.lab.tracking import check_logger
@@ -31,6 +30,17 @@ _DENSE = ("model", "data", "static", "trainer")  # what a dense pass depends on,
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """Batches to measure on, known by their bytes."""
+
+    batches: Any
+
+    @cached_property
+    def digest(self) -> str:
+        return fingerprint(*self.batches)
+
+
+@dataclass(frozen=True)
 class Subject:
     """A trained network with its data; ``weights`` is None where it came with its own."""
 
@@ -40,7 +50,7 @@ class Subject:
     data: SplitData
     sites: list[Site]
     weights: Path | None
-    _inputs: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _inputs: dict[str, Inputs] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def checkpoint(self) -> str:
@@ -51,38 +61,27 @@ class Subject:
         """The batches of ``test`` or ``valid``."""
         return batches_of(self.data, split)
 
-    def dense(self, split: str) -> Pass:
-        """The dense pass over a split. The jobs of a sweep over tau share it."""
-        file = self.pass_file(split, None)
-        if file not in _last_dense:
-            _last_dense.clear()
-            _last_dense[file] = run_pass(self.trainer, self.task, self.loader(split), None, file)
-        return _last_dense[file]
+    def inputs(self, split: str) -> Inputs:
+        """Those of ``test`` or ``valid``."""
+        if split not in self._inputs:
+            self._inputs[split] = Inputs(self.loader(split))
+        return self._inputs[split]
+
+    def cached(self, name: str) -> Path:
+        """A file of the cache."""
+        return Path(self.cfg.paths.cache_dir).expanduser() / name
 
     @cached_property
     def network_digest(self) -> str:
         """The fingerprint of the network's weights, whatever their file is called."""
         return network_digest(self.task.network)
 
-    def measured_on(self, split: str) -> str:
-        """The fingerprint of all that decides a dense pass over a split: weights, inputs, settings, programs."""
-        if split not in self._inputs:
-            self._inputs[split] = batches_digest(self.loader(split))
-        cfg: Any = OmegaConf.to_container(self.cfg, resolve=True)
+    @cached_property
+    def identity(self) -> str:
+        """The fingerprint of all that decides a dense pass beside the inputs: weights, code, settings, device."""
+        settings = [plain(self.cfg[axis]) for axis in _DENSE]
         device = self.trainer.strategy.root_device.type
-        settings = [cfg[axis] for axis in _DENSE]
-        return fingerprint(versions(), device, self.network_digest, split, self._inputs[split], settings)
-
-    def pass_file(self, split: str, about: Any) -> Path:
-        """Where an interrupted pass over a split is kept; ``about`` is all that decides it beside :meth:`measured_on`.
-
-        Its name is what the pass is known by wherever one is remembered.
-        """
-        digest = fingerprint(self.measured_on(split), about)[:16]
-        return Path(self.cfg.paths.cache_dir).expanduser() / "passes" / f"{digest}.pt"
-
-
-_last_dense: dict[Path, Pass] = {}
+        return fingerprint(device, self.network_digest, code_digest(self.task), settings)
 
 
 def prepare(cfg: DictConfig, heuristic: Heuristic | None, measured: Sequence[str] = ()) -> Subject:

@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from exprune.core.errors import SettingError
 from exprune.lab.evaluation.result import read_result
@@ -65,18 +66,24 @@ def _read_table(path: Path) -> pd.DataFrame:
 def tabulate(results: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """One row per result, sorted by panel, curve and FLOPs saved.
 
-    ``front`` is true of a row that no other of its curve beats: drops no more and saves no less, and not both equal.
+    ``front`` is true of a row that no other of its curve beats.
     """
     table = pd.DataFrame([row(result) for result in results])
     order = [*PANEL, *CURVE, "saved_percent"]
     table = table.sort_values(order).reset_index(drop=True)
     table["front"] = False
     for _, curve in table[table["heuristic"] != "none"].groupby([*PANEL, *CURVE], dropna=False):
-        drop, saved = (curve[column].to_numpy() for column in ("drop_points", "saved_percent"))
-        as_good = (drop <= drop[:, None]) & (saved >= saved[:, None])  # [k, j]: j as good as k in both
-        better = (drop < drop[:, None]) | (saved > saved[:, None])
-        table.loc[curve.index, "front"] = ~np.any(as_good & better, axis=1)
+        table.loc[curve.index, "front"] = undominated(
+            *(curve[of].to_numpy() for of in ("drop_points", "saved_percent"))
+        )
     return table
+
+
+def undominated(drop: NDArray, saved: NDArray) -> NDArray[np.bool_]:
+    """Which of some points no other beats: drops no more and saves no less, and not both equal."""
+    as_good = (drop <= drop[:, None]) & (saved >= saved[:, None])  # [k, j]: j as good as k in both
+    better = (drop < drop[:, None]) | (saved > saved[:, None])
+    return ~np.any(as_good & better, axis=1)
 
 
 def row(result: dict[str, Any]) -> dict[str, Any]:
@@ -84,12 +91,10 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
     metric, flops = result["metric"], result["flops"]
     counts = [site for site in result["sites"] if site["outputs"]]
     outputs = sum(site["outputs"] for site in counts) or 1
+    sides = {side: (metric[side], *metric[f"{side}_interval"]) for side in ("dense", "pruned")}
+    ends = ("", "_low", "_high")
     return {
-        "model": result["model"],
-        "data": result["data"],
-        "split": result["split"],
-        "inputs": result["inputs"],
-        "static": result["static"],
+        **{key: result[key] for key in ("model", "data", "split", "inputs", "static")},
         "sparsity": round(result.get("sparsity", 0.0), 5),
         "seed": result["seed"],
         "sites": len(counts),
@@ -105,26 +110,19 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
         "scope": result.get("scope") or "relu",
         "target": json.dumps(target) if (target := result.get("target")) else None,
         "metric": metric["name"],
-        "dense": round(metric["dense"], 5),
-        "dense_low": round(metric["dense_interval"][0], 5),
-        "dense_high": round(metric["dense_interval"][1], 5),
-        "pruned": round(metric["pruned"], 5),
-        "pruned_low": round(metric["pruned_interval"][0], 5),
-        "pruned_high": round(metric["pruned_interval"][1], 5),
+        **{side + end: round(x, 5) for side, of in sides.items() for end, x in zip(ends, of, strict=True)},
         "drop_points": round(metric["drop"], 3),
-        "drop_low": round(metric["interval"][0], 3),
-        "drop_high": round(metric["interval"][1], 3),
+        **{f"drop{end}": round(x, 3) for end, x in zip(ends[1:], metric["interval"], strict=True)},
         "dense_flops": round(flops["dense"], 3),
         "pruned_flops": round(flops["pruned"], 3),
         "saved_percent": round(100 * flops["saved"], 3),
         "scope_saved_percent": round(100 * flops["paper_scope"]["saved"], 3),
         "sites_saved_percent": _of_sites(counts),
-        "pruned_share": round(sum(site["pruned"] for site in counts) / outputs, 5),
-        "negative_share": round(sum(site["negative"] for site in counts) / outputs, 5),
-        "wrong_share": round(sum(site["wrong"] for site in counts) / outputs, 5),
-        "nonzero_dense_flops": round(flops["without_zero_terms"]["dense"], 3)
-        if flops.get("without_zero_terms")
-        else None,
+        **{
+            f"{what}_share": round(sum(site[what] for site in counts) / outputs, 5)
+            for what in ("pruned", "negative", "wrong")
+        },
+        "nonzero_dense_flops": round(nonzero["dense"], 3) if (nonzero := flops.get("without_zero_terms")) else None,
         **_skippable(flops),
         **_head(result.get("head")),
         "checkpoint": result["checkpoint"],

@@ -1,1 +1,1 @@
-"""Choosing: a heuristic calibrated, its knob found for a target, one tau a site by search."""
+"""Choosing: a heuristic's knob found for a target or a promise, one tau a site by search."""

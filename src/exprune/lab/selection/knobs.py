@@ -1,17 +1,16 @@
 """The heuristic of an experiment, calibrated where it needs it; its one knob by levels, from cautious to bold."""
 
 from collections.abc import Callable
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from exprune.core import ExPrune, Heuristic
-from exprune.lab.evaluation.measure import about
+from exprune.core import Heuristic
+from exprune.lab.evaluation.calibration import statistics_of
+from exprune.lab.evaluation.curve import Setting
 from exprune.lab.evaluation.subject import Subject, plain
-from exprune.lab.selection.calibration import statistics_of
 
 # Level 0 stops nothing or next to nothing, 1 as much as the knob allows.
 _LEVELS = {
@@ -29,7 +28,7 @@ def knob_to_find(cfg: DictConfig) -> str | None:
 
 
 def at_level(cfg: DictConfig, level: float) -> float:
-    """The setting of the knob at a level between 0 and 1."""
+    """The knob at a level between 0 and 1."""
     return _LEVELS[cfg.exprune.get("levels", cfg.exprune.knob)](level)
 
 
@@ -57,12 +56,6 @@ def maker(subject: Subject) -> Maker:
     return make
 
 
-def file_of(subject: Subject, run: ExPrune) -> Path:
-    """What a pass of ``run`` over the validation split is known by."""
-    return subject.pass_file("valid", about(run, plain(subject.cfg.exprune.gain_ratio)))
-
-
-def run_at(subject: Subject, make: Maker, setting: float) -> ExPrune:
-    """The network's sites under the heuristic with its knob at ``setting``."""
-    heuristic = make(**{subject.cfg.exprune.knob: setting})
-    return ExPrune(subject.sites, heuristic, gain_ratio=plain(subject.cfg.exprune.gain_ratio))
+def setting_at(cfg: DictConfig, make: Maker, knob: float) -> Setting:
+    """The setting with the heuristic's knob there."""
+    return make(**{cfg.exprune.knob: knob}), plain(cfg.exprune.gain_ratio)

@@ -1,50 +1,26 @@
 """A knob with a promise: how far the metric drops on inputs that nobody has seen (docs/method.md, section 11)."""
 
+import itertools
 import logging
-import math
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from omegaconf import DictConfig
+import numpy as np
+import torch
 from tqdm import tqdm
 
 from exprune.core import Heuristic
-from exprune.core.errors import SettingError
-from exprune.core.settings import real
-from exprune.lab.evaluation.measure import pass_and_saved
-from exprune.lab.evaluation.passes import Pass
+from exprune.lab.evaluation.curve import Curve, Point, Setting
 from exprune.lab.evaluation.report import promise_line
-from exprune.lab.evaluation.subject import Subject
-from exprune.lab.selection.grid import grid_of
-from exprune.lab.selection.knobs import file_of, maker, run_at
+from exprune.lab.evaluation.subject import Inputs, Subject, plain
+from exprune.lab.selection.knobs import Maker, at_level, maker, setting_at
 from exprune.lab.selection.sequence import bound, how_many_pass, out_of_reach
 from exprune.lab.tasks.paired_tests import PairedTest
-from exprune.lab.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
-_known: dict[Path, tuple[PairedTest, float]] = {}  # by setting: the jobs of a sweep over targets share them
-
-
-def check_promise(cfg: DictConfig) -> None:
-    """Whether the settings ask for a promise that can be: a probability, of a drop.
-
-    Raises:
-        SettingError: they do not.
-    """
-    settings, wanted = cfg.exprune, "a probability above 0 and below 1, such as 0.95; or null"
-    confidence = real(settings.confidence, "exprune.confidence", wanted, lambda p: 0 < p < 1)
-    if settings.target_drop is None or settings.get("target_saved") is not None:
-        raise SettingError(f"exprune.confidence={confidence}: is of a drop; target_drop=1 and target_saved=null")
-    if settings.refine:
-        raise SettingError(f"exprune.refine={settings.refine}: exprune.grid says what a promise tries; refine=0")
-    check_target(cfg, "target_drop")
-
-
-def check_target(cfg: DictConfig, target: str) -> None:
-    """Raises SettingError where ``exprune.target_drop`` or ``target_saved`` is no number, or below 0."""
-    real(cfg.exprune[target], f"exprune.{target}", "a number, at least 0", lambda x: 0 <= x < math.inf)
+_INPUTS = 64  # of the training split, enough to see what a setting saves
+_FINEST = 1 / 512  # of a knob's level
 
 
 def promised(subject: Subject, drop: float, confidence: float) -> tuple[Heuristic | None, dict[str, Any]]:
@@ -56,44 +32,82 @@ def promised(subject: Subject, drop: float, confidence: float) -> tuple[Heuristi
     Raises:
         SettingError: the validation inputs are too few for any setting, or the metric has no such test.
     """
-    knob, error, dense, make = subject.cfg.exprune.knob, 1 - confidence, subject.dense("valid"), maker(subject)
-    settings, reached = grid_of(subject, make), []
-
-    def evidence() -> Iterator[PairedTest]:
-        for setting in tqdm(settings, desc=f"target_drop={drop:g}", disable=None, leave=False):
-            run = run_at(subject, make, setting)
-            file = file_of(subject, run)
-            if file not in _known:
-                pruned, saved = pass_and_saved(subject, run, subject.loader("valid"), dense)
-                _known[file] = drop_test(subject.task, dense, pruned), saved
-            test, saved = _known[file]
-            reached.append({"valid_drop": 100 * test.drop, "valid_saved": saved})
-            yield test
-
-    passed, test = how_many_pass(evidence(), drop, error)
-    count, unit = len(dense.targets), subject.task.unit
-    if not passed:
-        raise out_of_reach(test, drop, error, count, unit, f"{knob}={settings[0]:.4g}")
-    setting = settings[passed - 1]
+    cfg, name, error, unit = subject.cfg, subject.cfg.exprune.knob, 1 - confidence, subject.task.unit
+    curve, make = Curve(subject, subject.inputs("valid")), maker(subject)
+    grid = grid_of(subject, make)
+    bar = tqdm(grid, desc=f"target_drop={drop:g}", disable=None, leave=False)
+    settings = (setting_at(cfg, make, knob) for knob in bar)
+    passed, test, points = how_many_promised(curve, settings, drop, error, f"{name}={grid[0]:.4g}")
+    knob = grid[passed - 1]
     promise = {
         "target_drop": drop,
         "confidence": confidence,
-        "inputs": count,
+        "inputs": len(curve.dense.targets),
         "bound": bound(test, error),
         "test": test.kind,
-        "tried": len(reached),
-        **reached[passed - 1],
+        "tried": len(points),
+        "valid_drop": 100 * test.drop,
+        "valid_saved": points[passed - 1].saved,
     }
-    log.info("%s=%.4g of %d settings tried: %s", knob, setting, len(reached), promise_line(promise, unit))
-    return make(**{knob: setting}), promise
+    log.info("%s=%.4g of %d settings tried: %s", name, knob, len(points), promise_line(promise, unit))
+    return setting_at(cfg, make, knob)[0], promise
 
 
-def drop_test(task: Task, dense: Pass, pruned: Pass) -> PairedTest:
-    """The test of a task's drop on a pass.
+def how_many_promised(
+    curve: Curve, settings: Iterable[Setting], drop: float, error: float, first: str
+) -> tuple[int, PairedTest, list[Point]]:
+    """How many of the settings, from cautious to bold, the curve's inputs let promise; the last one's test; all points.
 
     Raises:
-        SettingError: its metric has none.
+        SettingError: not even the first, which ``first`` names.
     """
-    if not hasattr(task, "drop_test"):
-        raise SettingError(f"exprune.confidence: {task.metric_name} has no paired test (Task.drop_test); null")
-    return task.drop_test(dense.predictions, pruned.predictions, dense.targets, dense.columns.get("group"))
+    points = []
+
+    def evidence() -> Iterator[PairedTest]:
+        for setting in settings:
+            points.append(curve.at(setting))
+            yield curve.test(points[-1])
+
+    passed, test = how_many_pass(evidence(), drop, error)
+    if not passed:
+        raise out_of_reach(test, drop, error, len(curve.dense.targets), curve.subject.task.unit, first)
+    return passed, test, points
+
+
+def grid_of(subject: Subject, make: Maker) -> list[float]:
+    """From cautious to bold: the settings as given, or so many between which what is saved rises evenly.
+
+    What they save is measured on a few inputs of the training split, so that the validation split has no say in it.
+    """
+    cfg = subject.cfg
+    grid = plain(cfg.exprune.grid)
+    if isinstance(grid, list):
+        return sorted(set(grid))
+    generator = torch.Generator().manual_seed(cfg.seed)
+    curve = Curve(subject, Inputs(list(subject.data.calibration_dataloader(_INPUTS, generator))))
+    with tqdm(desc="grid", unit=" passes", disable=None, leave=False) as bar:
+
+        def saved(level: float) -> float:
+            bar.update()
+            return curve.at(setting_at(cfg, make, at_level(cfg, level))).saved
+
+        return [at_level(cfg, level) for level in even_levels(saved, grid)]
+
+
+def even_levels(saved: Callable[[float], float], count: int) -> list[float]:
+    """At most ``count`` levels in (0, 1], increasing up to 1, between which ``saved`` rises by equal parts."""
+    known = {level: saved(level) for level in (0.0, 1.0)}
+    step = (known[1.0] - known[0.0]) / count
+    todo = [(0.0, 1.0)]
+    while todo:
+        low, high = todo.pop()
+        if abs(known[high] - known[low]) > step and high - low > _FINEST:
+            middle = (low + high) / 2
+            known[middle] = saved(middle)
+            todo += [(low, middle), (middle, high)]
+    levels = sorted(known)
+    rising = np.maximum.accumulate([known[level] for level in levels])
+    wanted = np.linspace(known[0.0], rising[-1], count + 1)[1:]
+    found = np.interp(wanted, rising, levels)
+    found[-1] = 1.0
+    return [high for low, high in itertools.pairwise([0.0, *map(float, found)]) if high > low]

@@ -12,25 +12,22 @@ import optuna
 import pandas as pd
 import torch
 from omegaconf import DictConfig
-from optuna.trial import TrialState
 from torch import Tensor
 from tqdm import tqdm
 
 from exprune.core import ExPrune, Heuristic, Prefix
 from exprune.core.errors import SettingError
 from exprune.lab.data.splits import check_measurable
-from exprune.lab.evaluation.measure import TooFar, drop_and_saved
+from exprune.lab.evaluation.curve import Curve
 from exprune.lab.evaluation.passes import run_pass
-from exprune.lab.evaluation.result import read_result
-from exprune.lab.evaluation.subject import Subject, plain, prepare
+from exprune.lab.evaluation.subject import Inputs, Subject, plain, prepare
 from exprune.lab.files import write_whole
-from exprune.lab.fingerprint import batches_digest, fingerprint
+from exprune.lab.fingerprint import fingerprint, programs
 from exprune.lab.fronts.chart import log_front
-from exprune.lab.fronts.pareto import tabulate
-from exprune.lab.selection.front import GAIN_RATIOS, chosen_trials, configured, measure_front, promised_trials
+from exprune.lab.selection.front import GAIN_RATIOS, chosen_trials, measure_front, promised_trials, setting_of
 from exprune.lab.selection.knobs import Maker, heuristic_of, maker
-from exprune.lab.selection.promise import check_promise
-from exprune.lab.selection.study import FINISHED, finished, open_study
+from exprune.lab.selection.tuning import check_promise
+from exprune.lab.studies import FINISHED, complete, finished, open_study
 from exprune.lab.tracking import tracked
 
 log = logging.getLogger(__name__)
@@ -41,20 +38,10 @@ _UNIFORM = (0.0, 0.02, 0.04, 0.1, 0.2, 0.3, 0.5, 0.75, 0.9, 1.0)  # shares of ev
 def search(cfg: DictConfig) -> pd.DataFrame:
     """Search one tau per site (and one gain_ratio per masked site), then measure the front; returns its table.
 
-    Trials run on the validation split. The front is measured anew on all of it, and what is still a front there once
-    on the test split.
+    Trials run on the validation split. The front is measured on all of it, and what is still a front there once on the
+    test split.
     """
-    heuristic = heuristic_of(cfg)
-    if heuristic is None:
-        raise SettingError(f"search={cfg.search.name}: nothing to search with exprune=none")
-    if heuristic.tau_range is None:
-        raise SettingError(
-            f"search={cfg.search.name}: {type(heuristic).__name__} has no tau for each site; "
-            "search exprune=threshold, stats_test or calibrated"
-        )
-    if cfg.head.tau is not None:
-        raise SettingError(f"search={cfg.search.name}: searches the sites alone; head=none")
-    _check(cfg)
+    heuristic = _checked(cfg)
     subject = prepare(cfg, heuristic, ["valid", "test"])
     run = ExPrune(subject.sites, heuristic, gain_ratio=GAIN_RATIOS[1])  # the sites that a search can use
     searched: list = list(subject.loader("valid"))
@@ -63,41 +50,48 @@ def search(cfg: DictConfig) -> pd.DataFrame:
         searched, unseen = _halves(searched)
         for half in (searched, unseen):
             check_measurable(subject.task, half, f"exprune.confidence={confidence}: half of split=valid")
-    batches = _spread(searched, cfg.search.limit)
-    check_measurable(subject.task, batches, f"search.limit={cfg.search.limit}")
-    ranges = _ranges(subject, run, batches)
+    inputs = Inputs(_spread(searched, cfg.search.limit))
+    check_measurable(subject.task, inputs.batches, f"search.limit={cfg.search.limit}")
+    ranges = _ranges(subject, run, inputs)
     make = maker(subject)
-    about = _about(subject, run, make, batches)
-    study = open_study(cfg, _name(subject, heuristic, about), about)
+    about = _about(subject, run, make, inputs)
+    study = open_study(cfg, _name(about), about)
     if not study.get_trials(deepcopy=False):
         for share in _UNIFORM:
             study.enqueue_trial({name: low + share * (high - low) for name, (low, high) in ranges.items()})
     folder = Path(cfg.paths.output_dir)
     with tracked(cfg, "search") as tracker:
-        _run_trials(study, subject, make, ranges, batches)
+        _run_trials(study, Curve(subject, inputs, cfg.search.max_drop), make, ranges)
         chosen = chosen_trials(study, cfg)
-        promised = promised_trials(chosen, subject, make, unseen) if unseen else None
-        table = measure_front(study, chosen, subject, make, promised)
+        promised = promised_trials(chosen, subject, make, Inputs(unseen)) if unseen else None
+        table, on_test = measure_front(study, chosen, subject, make, promised)
         trials = study.trials_dataframe()
         trials = trials[trials["state"].isin([state.name for state in FINISHED])]
         write_whole(folder / "trials.csv", lambda partial: trials.to_csv(partial, index=False))
         write_whole(folder / "front.csv", lambda partial: table.to_csv(partial, index=False))
-        files = [folder / "test" / f"{number:05d}" / "result.json" for number in table["trial"]]
-        on_test = tabulate(map(read_result, files)).assign(front=True)  # chosen on validation, whatever test says
-        log_front(tracker, on_test, {"trials": trials})
+        log_front(tracker, on_test.assign(front=True), {"trials": trials})  # chosen on validation, whatever test says
     log.info("front and trials: %s", folder)
     return table
 
 
-def _check(cfg: DictConfig) -> None:
-    search = cfg.search
-    for key, low in (("trials", 1), ("front", 1), ("limit", 1)):
-        if search[key] is not None and (not isinstance(search[key], int) or search[key] < low):
-            raise SettingError(f"search.{key}={search[key]}: a whole number, at least {low}")
+def _checked(cfg: DictConfig) -> Heuristic:
+    """The heuristic, where it and the settings can be searched."""
+    heuristic, name, search = heuristic_of(cfg), f"search={cfg.search.name}", cfg.search
+    if heuristic is None:
+        raise SettingError(f"{name}: nothing to search with exprune=none")
+    if heuristic.tau_range is None:
+        others = "search exprune=threshold, stats_test or calibrated"
+        raise SettingError(f"{name}: {type(heuristic).__name__} has no tau for each site; {others}")
+    if cfg.head.tau is not None:
+        raise SettingError(f"{name}: searches the sites alone; head=none")
+    for key in ("trials", "front", "limit"):
+        if search[key] is not None and (not isinstance(search[key], int) or search[key] < 1):
+            raise SettingError(f"search.{key}={search[key]}: a whole number, at least 1")
     if cfg.exprune.get("confidence") is not None:
         check_promise(cfg)
     if not isinstance(search.max_drop, int | float) or search.max_drop < 0:
         raise SettingError(f"search.max_drop={search.max_drop}: a number of points, at least 0")
+    return heuristic
 
 
 def _halves(batches: list) -> tuple[list, list]:
@@ -130,33 +124,31 @@ class _Scale(Heuristic):
         return torch.zeros_like(seen.s, dtype=torch.bool)
 
 
-def _ranges(subject: Subject, run: ExPrune, batches: list) -> dict[str, tuple[float, float]]:
+def _ranges(subject: Subject, run: ExPrune, inputs: Inputs) -> dict[str, tuple[float, float]]:
     """What each knob is searched in, from "never stops" to "stops most": by the name of its parameter.
 
     An unbounded tau (Threshold's) goes down to where 1 % of the site's mean terms lie.
     """
-    heuristic, names = run.heuristic, list(run.taus)
+    heuristic = run.heuristic
     assert heuristic is not None and heuristic.tau_range is not None  # searched are the taus of a test
     low, high = heuristic.tau_range
-    if np.isfinite([low, high]).all():
-        ranges = {f"tau/{name}": (low, high) for name in names}
-    else:
+    lowest = dict.fromkeys(run.taus, low)
+    if not np.isfinite([low, high]).all():
         probe = _Scale(heuristic.stages[0])
-        run_pass(subject.trainer, subject.task, batches[:1], ExPrune(run.sites, probe))
-        lowest = {name: min(0.0, float(torch.stack(seen).mean())) for name, seen in probe.lowest.items()}
-        ranges = {f"tau/{name}": (lowest[name], high) for name in names}
+        run_pass(subject.trainer, subject.task, inputs.batches[:1], ExPrune(run.sites, probe))
+        lowest = {name: min(0.0, float(torch.stack(probe.lowest[name]).mean())) for name in run.taus}
     masked = [site.name for site in run.sites if site.name in run.taus and site.mask is not None]
+    ranges = {f"tau/{name}": (of, high) for name, of in lowest.items()}
     return ranges | {f"gain_ratio/{name}": GAIN_RATIOS for name in masked}
 
 
-def _name(subject: Subject, heuristic: Heuristic, about: Mapping[str, Any]) -> str:
-    inputs = subject.cfg.search.limit or "all"
-    weights = Path(subject.checkpoint).name.removesuffix(".safetensors")
-    half = "" if subject.cfg.exprune.get("confidence") is None else "-half"
-    return f"{weights}-{type(heuristic).__name__}-n{heuristic.stages[0]}-{inputs}{half}-{about['fingerprint'][:8]}"
+def _name(about: Mapping[str, Any]) -> str:
+    weights, inputs = about["weights"].removesuffix(".safetensors"), about["limit"] or "all"
+    half = "-half" if "part" in about else ""
+    return f"{weights}-{about['heuristic']}-n{about['stages'][0]}-{inputs}{half}-{about['fingerprint'][:8]}"
 
 
-def _about(subject: Subject, run: ExPrune, make: Maker, batches: list) -> dict[str, Any]:
+def _about(subject: Subject, run: ExPrune, make: Maker, inputs: Inputs) -> dict[str, Any]:
     """What a study's trials are of, in words where there are some, and the fingerprint of all that decides them."""
     cfg, heuristic = subject.cfg, run.heuristic
     assert heuristic is not None
@@ -171,40 +163,32 @@ def _about(subject: Subject, run: ExPrune, make: Maker, batches: list) -> dict[s
         "limit": cfg.search.limit,
         **({} if cfg.exprune.get("confidence") is None else {"part": "half"}),
         "fingerprint": fingerprint(
-            *(subject.measured_on("valid"), batches_digest(batches), make(tau=0.0), list(run.taus)),
+            *(programs(), subject.identity, inputs.digest, make(tau=0.0), list(run.taus)),
             *(plain(cfg.exprune.gain_ratio), cfg.search.max_drop),
         ),
     }
 
 
-def _run_trials(study: optuna.Study, subject: Subject, make: Maker, ranges: Mapping[str, tuple], batches: list) -> None:
-    settings = subject.cfg.search
-    dense = run_pass(subject.trainer, subject.task, batches, None)
+def _run_trials(study: optuna.Study, curve: Curve, make: Maker, ranges: Mapping[str, tuple]) -> None:
+    subject, wanted = curve.subject, curve.subject.cfg.search.trials
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
-        knobs = {name: trial.suggest_float(name, *both) for name, both in ranges.items()}
-        heuristic, gain_ratio = configured(subject, make, knobs)
+        setting = setting_of(subject, make, {name: trial.suggest_float(name, *both) for name, both in ranges.items()})
         try:
-            run = ExPrune(subject.sites, heuristic, gain_ratio=gain_ratio)
+            ExPrune(subject.sites, setting[0], gain_ratio=setting[1])
         except SettingError as error:  # with these gain ratios no neuron is worth a test
             raise optuna.TrialPruned from error
-
-        try:
-            return drop_and_saved(subject, run, batches, dense, settings.max_drop)
-        except TooFar as error:
-            raise optuna.TrialPruned from error
+        point = curve.at(setting)
+        if point.pruned is None:
+            raise optuna.TrialPruned
+        return point.drop, point.saved
 
     done = len(finished(study))
-    with tqdm(total=settings.trials, initial=done, desc="trials", disable=None, leave=False) as bar:
-        while (done := len(finished(study))) < settings.trials:
+    with tqdm(total=wanted, initial=done, desc="trials", disable=None, leave=False) as bar:
+        while (done := len(finished(study))) < wanted:
             study.optimize(objective, n_trials=1)
             bar.update(len(finished(study)) - done)
-    trials = study.get_trials(states=(TrialState.COMPLETE,))
-    complete = [trial.duration.total_seconds() for trial in trials if trial.duration is not None]
-    log.info(
-        "study %s: %d trials; one that is not cut short takes %.2f times the dense pass of %.1f s (median)",
-        study.study_name,
-        len(finished(study)),
-        median(complete) / dense.seconds if complete else math.nan,
-        dense.seconds,
-    )
+    took = [trial.duration.total_seconds() for trial in complete(study) if trial.duration is not None]
+    dense = curve.dense.seconds
+    cost = f"takes {median(took) / dense if took else math.nan:.2f} times the dense pass of {dense:.1f} s (median)"
+    log.info("study %s: %d trials; one that is not cut short %s", study.study_name, len(finished(study)), cost)

@@ -1,20 +1,18 @@
 """The knob for a target: what the validation split says keeps a drop, or saves a share, and no promise beyond it."""
 
-import json
 import logging
 import math
 from collections.abc import Callable
-from pathlib import Path
+from functools import cache
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from exprune.core import Heuristic
 from exprune.core.errors import SettingError
-from exprune.lab.evaluation.measure import TooFar, drop_and_saved
+from exprune.lab.evaluation.curve import Curve
 from exprune.lab.evaluation.subject import Subject
-from exprune.lab.files import kept, write_whole
-from exprune.lab.selection.knobs import at_level, file_of, maker, run_at
+from exprune.lab.selection.knobs import at_level, maker, setting_at
 
 log = logging.getLogger(__name__)
 
@@ -22,73 +20,32 @@ _COARSE, _FINE = 1 / 128, 1 / 1024  # steps of a knob's level; of lam a fifth an
 
 _BEYOND = 1.0  # points that stand out of the noise of a drop
 
-_known: dict[str, tuple[float, float]] = {}  # drop and saving by setting: the jobs of a sweep over targets share them
-
 
 def found(subject: Subject, target: str, value: float) -> tuple[Heuristic | None, dict[str, Any]]:
     """The heuristic with the most that is within the drop, or the least that saves as much; and what it reached.
 
-    What has been measured stands in ``tried.json`` of the run's folder until then, so that an interrupted run goes on.
-
     Raises:
         SettingError: the target cannot be reached.
     """
-    knob = subject.cfg.exprune.knob
-    dense, make = subject.dense("valid"), maker(subject)
-    limit = value + _BEYOND if target == "target_drop" else math.inf
-    file = Path(subject.cfg.paths.output_dir) / "tried.json"
-    _known.update(_interrupted(file))
+    cfg = subject.cfg
+    curve = Curve(subject, subject.inputs("valid"), value + _BEYOND if target == "target_drop" else math.inf)
+    make = maker(subject)
     with tqdm(desc=f"{target}={value}", unit=" passes", disable=None, leave=False) as bar:
 
+        @cache
         def tried(level: float) -> _Tried:
-            run = run_at(subject, make, at_level(subject.cfg, level))
-            whole = file_of(subject, run).stem
-            names = (whole, f"{whole}, drop over {limit:g}")  # of a pass to the end, and of one that was not worth it
-            if (name := next((name for name in names if name in _known), None)) is None:
-                bar.update()
-                try:
-                    name, figures = whole, drop_and_saved(subject, run, subject.loader("valid"), dense, limit)
-                except TooFar:
-                    name, figures = names[1], (math.inf, math.nan)
-                _known[name] = figures
-                write_whole(file, lambda partial: partial.write_text(json.dumps(_known)))
-            return _Tried(level, *_known[name])
+            bar.update()
+            point = curve.at(setting_at(cfg, make, at_level(cfg, level)))
+            return _Tried(level, point.drop, point.saved)
 
-        try:
-            if target == "target_drop":
-                best = _most_within(tried, value, subject.cfg.exprune.refine)
-            else:
-                best = _least_that_saves(tried, value)
-        except SettingError:  # out of reach, whenever it goes on
-            file.unlink(missing_ok=True)
-            raise
-    file.unlink(missing_ok=True)
-    setting = at_level(subject.cfg, best.level)
-    log.info(
-        "%s=%s: %s=%.4g, on validation a drop of %.3f points, %.2f %% saved",
-        target,
-        value,
-        knob,
-        setting,
-        best.drop,
-        100 * best.saved,
-    )
-    return make(**{knob: setting}), {target: value, "valid_drop": best.drop, "valid_saved": best.saved}
-
-
-def _interrupted(file: Path) -> dict[str, tuple[float, float]]:
-    """What a run that was interrupted has measured, by setting."""
-    found = kept(file, _measured, "what it held is measured anew")
-    if found:
-        log.info("going on with %d settings that an interrupted run measured (%s)", len(found), file)
-    return found or {}
-
-
-def _measured(file: Path) -> dict[str, tuple[float, float]]:
-    found = {name: (drop, saved) for name, (drop, saved) in json.loads(file.read_text()).items()}
-    if not all(isinstance(figure, int | float) for figures in found.values() for figure in figures):
-        raise ValueError("a drop or a saving is no number")
-    return found
+        if target == "target_drop":
+            best = _most_within(tried, value, cfg.exprune.refine)
+        else:
+            best = _least_that_saves(tried, value)
+    knob = at_level(cfg, best.level)
+    found = f"on validation a drop of {best.drop:.3f} points, {100 * best.saved:.2f} % saved"
+    log.info("%s=%s: %s=%.4g, %s", target, value, cfg.exprune.knob, knob, found)
+    return setting_at(cfg, make, knob)[0], {target: value, "valid_drop": best.drop, "valid_saved": best.saved}
 
 
 class _Tried(NamedTuple):

@@ -1,16 +1,16 @@
 """How the heuristic of an experiment gets its knob: as given, for a target on validation, or with a promise."""
 
+import math
 from typing import Any
 
 from omegaconf import DictConfig
 
 from exprune.core import Heuristic
 from exprune.core.errors import SettingError
-from exprune.core.settings import whole
-from exprune.lab.evaluation.subject import Subject
-from exprune.lab.selection.grid import check_grid
-from exprune.lab.selection.knobs import knob_to_find, maker
-from exprune.lab.selection.promise import check_promise, check_target, promised
+from exprune.core.settings import real, whole
+from exprune.lab.evaluation.subject import Subject, plain
+from exprune.lab.selection.knobs import heuristic_of, knob_to_find, maker
+from exprune.lab.selection.promise import promised
 from exprune.lab.selection.targets import found
 
 
@@ -27,10 +27,43 @@ def check_tuning(cfg: DictConfig) -> None:
         if knob is None:
             given = settings.knob
             raise SettingError(f"exprune.confidence={confidence}: finds {given} itself; exprune.{given}=null")
-        check_grid(cfg)
+        _check_grid(cfg)
     if knob is not None:
-        check_target(cfg, _target(cfg))
+        _check_target(cfg, _target(cfg))
         whole(settings.refine, "exprune.refine", "how often the last step is halved, 0 to 10", lambda n: 0 <= n <= 10)
+
+
+def check_promise(cfg: DictConfig) -> None:
+    """Whether the settings ask for a promise that can be: a probability, of a drop.
+
+    Raises:
+        SettingError: they do not.
+    """
+    settings, wanted = cfg.exprune, "a probability above 0 and below 1, such as 0.95; or null"
+    confidence = real(settings.confidence, "exprune.confidence", wanted, lambda p: 0 < p < 1)
+    if settings.target_drop is None or settings.get("target_saved") is not None:
+        raise SettingError(f"exprune.confidence={confidence}: is of a drop; target_drop=1 and target_saved=null")
+    if settings.refine:
+        raise SettingError(f"exprune.refine={settings.refine}: exprune.grid says what a promise tries; refine=0")
+    _check_target(cfg, "target_drop")
+
+
+def _check_target(cfg: DictConfig, target: str) -> None:
+    """Raises SettingError where ``exprune.target_drop`` or ``target_saved`` is no number, or below 0."""
+    real(cfg.exprune[target], f"exprune.{target}", "a number, at least 0", lambda x: 0 <= x < math.inf)
+
+
+def _check_grid(cfg: DictConfig) -> None:
+    """Raises SettingError where ``exprune.grid`` is no number of settings, nor two or more that the heuristic takes."""
+    grid = plain(cfg.exprune.grid)
+    if not isinstance(grid, list):
+        whole(grid, "exprune.grid", "the number of settings to try, at least 2, or a list of them", lambda n: n >= 2)
+        return
+    for setting in grid:
+        real(setting, "exprune.grid", "a number of settings to try, or a list of numbers", lambda _: True)
+        heuristic_of(cfg, **{cfg.exprune.knob: setting})
+    if len(set(grid)) < 2:
+        raise SettingError(f"exprune.grid={grid}: at least 2 different settings, or how many to try")
 
 
 def tuned(subject: Subject) -> tuple[Heuristic | None, dict[str, Any] | None]:

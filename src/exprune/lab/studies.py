@@ -1,13 +1,20 @@
-"""Files of studies that were cut: a worker was killed, a disk was full, a copy did not end."""
+"""Optuna's studies: opened with their storage and sampler, also where a file was cut (a worker killed, a disk full)."""
 
 import contextlib
 import json
 import logging
+import os
 import sqlite3
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
+import optuna
+from omegaconf import DictConfig
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -16,6 +23,88 @@ from exprune.core.errors import SettingError
 log = logging.getLogger(__name__)
 
 _NEW = 2  # bytes: SQLite takes a file that is shorter for a new one
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+_SAMPLERS = {"tpe": optuna.samplers.TPESampler, "nsga2": optuna.samplers.NSGAIISampler}
+
+
+def open_study(cfg: DictConfig, name: str, about: dict[str, Any]) -> optuna.Study:
+    """The study of that name, made where there is none: two objectives, the drop (down) and the FLOPs saved (up).
+
+    ``about`` is what its trials are of; a study of the same name must be about the same.
+
+    Raises:
+        SettingError: the search is unknown, the storage cannot be reached, or the study is about something else.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # the heartbeat
+    name = cfg.search.study or name
+    text = json.dumps(about, sort_keys=True)
+    study, known, trials = _opened(name, cfg)
+    if known is None:
+        study.set_user_attr("about", text)
+    elif known != text:
+        try:
+            was = dict(json.loads(known))
+        except (TypeError, ValueError):  # of some other program or version
+            was = {"about": known}
+        other = next(key for key in {**about, **was} if was.get(key) != about.get(key))
+        texts = (json.dumps(of.get(other)) for of in (was, about))
+        is_, asked = (text if len(text) <= 60 else f"{text[:57]}..." for text in texts)
+        raise SettingError(
+            f"search.study={name}: its trials are of another {other} ({is_}, not {asked}); name another study"
+        )
+    # Not the same suggestions again after a restart, nor those of another worker.
+    study.sampler = _SAMPLERS[cfg.search.name](seed=hash((cfg.seed, os.getpid(), trials)) % 2**32)
+    return study
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that ended, complete or stopped early."""
+    return study.get_trials(deepcopy=False, states=FINISHED)
+
+
+def complete(study: optuna.Study) -> list[FrozenTrial]:
+    """Those that were not stopped early."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _opened(name: str, cfg: DictConfig) -> tuple[optuna.Study, Any, int]:
+    """The study, what it says it is about, and how many trials it has; all of it is read now, or refused now."""
+    if cfg.search.name not in _SAMPLERS:
+        raise SettingError(f"search.name={cfg.search.name}: tpe, nsga2 or none")
+    where = cfg.search.storage
+    for attempt in range(5):  # workers that start at once may both try to make the tables of a fresh file
+        try:
+            study = optuna.create_study(
+                study_name=name, storage=_storage(cfg), directions=("minimize", "maximize"), load_if_exists=True
+            )
+            return study, study.user_attrs.get("about"), len(study.get_trials(deepcopy=False))
+        except SettingError:
+            raise
+        except Exception as error:
+            if attempt == 4 or (where is not None and "://" in where and not where.startswith("sqlite")):
+                line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                raise SettingError(f"search.storage={where or 'null'}: cannot be opened ({line})") from error
+            time.sleep(0.5 * (attempt + 1))
+    raise AssertionError
+
+
+def _storage(cfg: DictConfig) -> BaseStorage:
+    where = cfg.search.storage
+    if where is None:
+        path = Path(cfg.paths.cache_dir).expanduser() / "studies.db"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        where = f"sqlite:///{path.absolute()}"
+    if where.endswith(".journal"):
+        return JournalStorage(journal(Path(where)))
+    check_database(where)
+    # A worker that dies leaves a trial that is running for ever; the heartbeat finds it and puts it back.
+    return RDBStorage(
+        where,
+        heartbeat_interval=60,
+        grace_period=180,
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+    )
 
 
 def journal(path: Path) -> JournalFileBackend:

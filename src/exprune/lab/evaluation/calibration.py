@@ -20,7 +20,7 @@ from exprune.core.errors import SettingError
 from exprune.core.settings import whole
 from exprune.lab.evaluation.subject import Subject, plain
 from exprune.lab.files import kept, load_tensors, named, save_tensors
-from exprune.lab.fingerprint import batches_digest, fingerprint
+from exprune.lab.fingerprint import fingerprint
 from exprune.lab.tasks.task import Task
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def statistics_of(subject: Subject) -> dict[str, SiteStatistics]:
         return named(Path(cfg.exprune.calibration).expanduser(), lambda path: _read(path, about))
     decides = [about, _inputs(subject), plain(cfg.model), cfg.trainer.precision]
     name = Path(subject.checkpoint).name.removesuffix(".safetensors")
-    path = Path(cfg.paths.cache_dir).expanduser() / "calibrations" / f"{name}-{fingerprint(*decides)[:12]}.safetensors"
+    path = subject.cached(f"calibrations/{name}-{fingerprint(*decides)[:12]}.safetensors")
     statistics = kept(path, lambda path: _read(path, about), "it is measured anew")
     if statistics is None:
         _write(path, calibrate(subject), about)
@@ -54,7 +54,7 @@ def _inputs(subject: Subject) -> str:
     """The fingerprint of the training inputs that are drawn to calibrate on, whatever the data is called."""
     inputs, generator = _number_of_inputs(subject), torch.Generator().manual_seed(subject.cfg.seed)
     parts = [subject.data.calibration_dataloader(count, generator) for count in (_of_gradients(inputs), inputs)]
-    return fingerprint(*(batches_digest(part) for part in parts))
+    return fingerprint(*(fingerprint(*part) for part in parts))
 
 
 def _number_of_inputs(subject: Subject) -> int:

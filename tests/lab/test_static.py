@@ -16,7 +16,7 @@ from exprune.lab.models.masks import attach_masks, masked_layers, refresh_weight
 from exprune.lab.tasks.graphs import GraphTask
 from exprune.lab.training import static as static_module
 from exprune.lab.training.checkpoints import load_weights, save_weights
-from exprune.lab.training.static import phases
+from exprune.lab.training.schedule import phases
 from tests.cli import TINY, CommandLine
 
 STATIC = {

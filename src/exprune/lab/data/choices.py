@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 
 from exprune.core.errors import SettingError
 from exprune.lab.data.hub import without_hub
-from exprune.lab.data.limit import checked_limit
 from exprune.lab.data.splits import SplitData
 from exprune.lab.data.tokens import NO_TARGET, PAD, START, padded
 
@@ -126,7 +125,7 @@ class ChoiceData(SplitData):
         super().__init__()
         self.read, self.encode, self.longest = read, encode, longest
         self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
-        self.eval_batch_size, self.limit = eval_batch_size, checked_limit(limit, "questions")
+        self.eval_batch_size, self.limit = eval_batch_size, limit
         self.rows: list[tuple[int, list[Tensor], int]] = []
 
     def setup(self, stage: str | None = None) -> None:

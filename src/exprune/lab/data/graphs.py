@@ -15,7 +15,6 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
-from exprune.lab.data.limit import checked_limit
 from exprune.lab.data.molecules import featurise, parse
 from exprune.lab.data.scaffold import checked_split, scaffold_split
 from exprune.lab.data.smiles import Molecules
@@ -137,7 +136,7 @@ class MoleculeData(SplitData):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
-        self.limit = checked_limit(limit, "graphs")
+        self.limit = limit
         self.division = checked_split(split)
         self.graphs: Graphs | None = None
         self.parts: dict[str, list[Data]] = {}

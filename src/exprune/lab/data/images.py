@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from exprune.core.errors import SettingError
-from exprune.lab.data.limit import checked_limit
 from exprune.lab.data.splits import SplitData
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10, as in the paper
@@ -134,7 +133,7 @@ class ImageData(SplitData):
         self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
         self.size, self.valid, self.padding, self.flip, self.cutout = size, valid, padding, flip, cutout
         self.reduced = reduced
-        self.batch_size, self.eval_batch_size, self.limit = batch_size, eval_batch_size, checked_limit(limit, "images")
+        self.batch_size, self.eval_batch_size, self.limit = batch_size, eval_batch_size, limit
         self.parts: dict[str, tuple[Tensor, Tensor]] = {}
 
     def setup(self, stage: str | None = None) -> None:

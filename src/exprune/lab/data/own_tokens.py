@@ -13,7 +13,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from exprune.core.errors import SettingError
 from exprune.lab.data.hub import from_hub, in_folder, is_masked_lm
-from exprune.lab.data.limit import checked_limit
 from exprune.lab.data.smiles import Molecules
 from exprune.lab.data.splits import SplitData
 from exprune.lab.data.stdlib import Corpus
@@ -131,7 +130,7 @@ class OwnTokenData(SplitData):
         self.room = context - len(tokens.before) - len(tokens.after)
         if self.room < 1:
             raise SettingError(f"data.context={context}: at least {context - self.room + 1}")
-        self.eval_batch_size, self.limit = eval_batch_size, checked_limit(limit, "blocks")
+        self.eval_batch_size, self.limit = eval_batch_size, limit
         self.blocks: dict[str, list[Block]] = {}
 
     def setup(self, stage: str | None = None) -> None:

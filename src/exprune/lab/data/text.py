@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader
 
 from exprune.core.errors import SettingError
 from exprune.lab.data.choices import Question
-from exprune.lab.data.limit import checked_limit
 from exprune.lab.data.splits import SplitData
 from exprune.lab.data.stdlib import Corpus
 from exprune.lab.data.tokens import Block, StreamLoader, blocks, collate, encode, find_tokenizer
@@ -48,8 +47,8 @@ class TextData(SplitData):
         self.read = read
         self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
         self.released, self.vocabulary, self.context = Path(released), vocabulary, context
-        self.batch_size, self.eval_batch_size, self.limit = batch_size, eval_batch_size, checked_limit(limit, "blocks")
-        self.epoch_blocks = checked_limit(epoch_blocks, "blocks", "epoch_blocks")
+        self.batch_size, self.eval_batch_size, self.limit = batch_size, eval_batch_size, limit
+        self.epoch_blocks = epoch_blocks
         self.tokens: dict[str, list] = {}
 
     def setup(self, stage: str | None = None) -> None:

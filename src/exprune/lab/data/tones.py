@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from exprune.core.errors import SettingError
-from exprune.lab.data.limit import checked_limit
 from exprune.lab.data.splits import SplitData
 
 RATE, SAMPLES = 16_000, 1024  # samples a second, and of a frame
@@ -56,7 +55,7 @@ class ToneData(SplitData):
         if not least <= most:
             raise SettingError(f"data.noise=[{least}, {most}]: the least signal-to-noise ratio in dB, then the most")
         self.frames, self.noise, self.eval_batch_size = frames, (float(least), float(most)), eval_batch_size
-        self.limit = checked_limit(limit, "frames")
+        self.limit = limit
         self.parts: dict[str, tuple[Tensor, Tensor]] = {}
 
     def setup(self, stage: str | None = None) -> None:

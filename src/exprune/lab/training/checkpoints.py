@@ -76,8 +76,6 @@ def save_weights(path: Path, network: nn.Module, cfg: DictConfig, dtype: str, hi
     released, no file is larger than 25 MB: there are parts then, of which the first is named to load them. A tensor
     beyond float16's range, such as the variances of an unnormalised layer, stays as it is.
     """
-    if dtype not in ("float32", "float16"):
-        raise SettingError(f"checkpoint_dtype={dtype}: float32 or float16")
     target = getattr(torch, dtype)
     weights = _weights_of(network)
     for name in masked_layers(network):

@@ -19,9 +19,9 @@ from hydra_plugins.hydra_joblib_launcher import _core as joblib_launcher
 from omegaconf import DictConfig
 
 from exprune.lab import entry
+from exprune.lab.examples.molecules.task import GraphTask
 from exprune.lab.failures import known, recorded
 from exprune.lab.fronts import sweep
-from exprune.lab.tasks.graphs import GraphTask
 from exprune.lab.training import trained
 from tests.cli import TINY, CommandLine
 

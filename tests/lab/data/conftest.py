@@ -10,8 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from exprune.core import SettingError
-from exprune.lab.data.graphs import Graphs, cached
-from exprune.lab.data.smiles import Molecules, read_hiv, read_nci
+from exprune.lab.examples.molecules.graphs import Graphs, cached
+from exprune.lab.examples.molecules.smiles import Molecules, read_hiv, read_nci
 from tests.cli import ROOT
 
 Refused = Callable[..., AbstractContextManager]

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 from transformers import OPTForCausalLM
 
 from exprune.core.errors import SettingError
-from exprune.lab.tasks.language import NextTokenTask
+from exprune.lab.examples.language.task import NextTokenTask
 from exprune.lab.tasks.task import Task
 
 

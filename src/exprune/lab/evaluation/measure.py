@@ -17,9 +17,9 @@ from exprune.lab.evaluation.head import head_row
 from exprune.lab.evaluation.passes import Pass, run_pass
 from exprune.lab.evaluation.result import Metric, Result, check_defined, flops_per_input, site_rows
 from exprune.lab.evaluation.subject import Subject, plain
-from exprune.lab.models.masks import sparsity
 from exprune.lab.tasks.intervals import paired_bootstrap
 from exprune.lab.tasks.task import Task
+from exprune.lab.training.masks import sparsity
 
 
 def measure(

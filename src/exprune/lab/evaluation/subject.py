@@ -17,10 +17,10 @@ from exprune.lab.decoding.check import check_engine
 from exprune.lab.evaluation.head import check_head, without_head
 from exprune.lab.evaluation.passes import Pass, run_pass
 from exprune.lab.fingerprint import batches_digest, fingerprint, network_digest, versions
-from exprune.lab.models.masks import attach_masks
 from exprune.lab.tasks.task import Task
 from exprune.lab.training.checkpoints import load_weights
 from exprune.lab.training.fit import make_trainer
+from exprune.lab.training.masks import attach_masks
 from exprune.lab.training.trained import weights_for
 
 log = logging.getLogger(__name__)

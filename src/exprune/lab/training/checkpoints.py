@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from exprune.core.errors import SettingError
 from exprune.lab.files import TORCH_FILES, check_file, load_tensors, named, save_tensors
-from exprune.lab.models.masks import masked_layers, refresh_weights
+from exprune.lab.training.masks import masked_layers, refresh_weights
 
 # Settings of a data set that its training split does not depend on, or that stand elsewhere (model.epochs, cutout).
 _NOT_LEARNED = ("module", "task", "epochs", "cutouts", "eval_batch_size", "num_workers")

@@ -12,10 +12,10 @@ from omegaconf import DictConfig, open_dict
 
 from exprune.core.errors import SettingError
 from exprune.lab.data.splits import SplitData
-from exprune.lab.models.masks import attach_masks, masked_layers, refresh_weights, sparsity, weights_left
 from exprune.lab.tasks.task import Task
 from exprune.lab.training.checkpoints import checkpoint_name, load_weights, save_weights
 from exprune.lab.training.fit import fit
+from exprune.lab.training.masks import attach_masks, masked_layers, refresh_weights, sparsity, weights_left
 from exprune.lab.training.schedule import phases
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from exprune.core.errors import SettingError
 from exprune.lab.data.hub import without_hub
 from exprune.lab.data.splits import SplitData
-from exprune.lab.data.tokens import NO_TARGET, PAD, START, padded
+from exprune.lab.examples.language.tokens import NO_TARGET, PAD, START, padded
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from exprune.core.errors import SettingError
-from exprune.lab.data.choices import Question
 from exprune.lab.data.splits import SplitData
-from exprune.lab.data.stdlib import Corpus
-from exprune.lab.data.tokens import Block, StreamLoader, blocks, collate, encode, find_tokenizer
+from exprune.lab.examples.language.choices import Question
+from exprune.lab.examples.language.stdlib import Corpus
+from exprune.lab.examples.language.tokens import Block, StreamLoader, blocks, collate, encode, find_tokenizer
 
 
 class TextData(SplitData):

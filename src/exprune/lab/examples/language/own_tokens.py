@@ -1,6 +1,5 @@
 """Texts in the tokens of a pretrained model: to predict the next of them, or those that are masked."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,11 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from exprune.core.errors import SettingError
-from exprune.lab.data.hub import from_hub, in_folder, is_masked_lm
-from exprune.lab.data.smiles import Molecules
+from exprune.lab.data.hub import from_hub
 from exprune.lab.data.splits import SplitData
-from exprune.lab.data.stdlib import Corpus
-from exprune.lab.data.tokens import NO_TARGET, Block, TokenBatch, padded
-from exprune.lab.files import named
+from exprune.lab.examples.language.pretrained import is_masked_lm
+from exprune.lab.examples.language.stdlib import Corpus
+from exprune.lab.examples.language.tokens import NO_TARGET, Block, TokenBatch, padded
 
 _MASKED = 0.15  # of the tokens, as BERT was trained
 
@@ -63,43 +61,6 @@ def own_tokens(name: str | None) -> OwnTokens:
     end = known(tokenizer.sep_token_id) if masked else ()
     pad = known(tokenizer.pad_token_id, tokenizer.eos_token_id, 0)[0]
     return OwnTokens(ids, begin, end, pad, tokenizer.mask_token_id if masked else None)
-
-
-def smiles_tokens(name: str | None) -> OwnTokens:
-    """Those of a BERT of molecules that lists them in ``vocab.txt``: atoms, bonds, rings, branches of SMILES strings.
-
-    Raises:
-        SettingError: there is no such list, or it is no text.
-    """
-    path = Path(in_folder(name)) / "vocab.txt"
-    if not path.is_file():
-        raise SettingError(f"model.pretrained={name}: no vocab.txt, which lists the tokens of SMILES strings")
-    tokens = named(path, lambda path: path.read_text("utf-8").split())
-    number = {token: index for index, token in enumerate(tokens)}
-    if missing := [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token not in number]:
-        raise SettingError(f"{path}: no token {missing[0]}")
-
-    def ids(texts: list[str]) -> list[list[int]]:
-        return [[number.get(token, number["[UNK]"]) for token in _SMILES.findall(text)] for text in texts]
-
-    return OwnTokens(ids, (number["[CLS]"],), (number["[SEP]"],), number["[PAD]"], number["[MASK]"])
-
-
-_SMILES = re.compile(r"\[[^\]]*\]|Br|Cl|%[0-9]{2}|.")  # an atom in brackets, one of two letters, a ring of two digits
-
-
-def molecule_texts(read: Callable[[Path, Path], Molecules]) -> Callable[[Path, Path], Corpus]:
-    """Gives the SMILES strings of some molecules as texts: a tenth each to validate and to test, by chance."""
-
-    def texts(data_dir: Path, cache_dir: Path) -> Corpus:
-        molecules = read(data_dir, cache_dir)
-        order = torch.randperm(len(molecules.smiles), generator=torch.Generator().manual_seed(0)).tolist()
-        tenth = len(order) // 10
-        cut = {"valid": order[:tenth], "test": order[tenth : 2 * tenth], "train": order[2 * tenth :]}
-        parts = {part: {str(k): molecules.smiles[k] for k in chosen} for part, chosen in cut.items()}
-        return Corpus(molecules.source, parts)
-
-    return texts
 
 
 class OwnTokenData(SplitData):

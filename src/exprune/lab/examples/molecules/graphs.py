@@ -15,10 +15,10 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
-from exprune.lab.data.molecules import featurise, parse
-from exprune.lab.data.scaffold import checked_split, scaffold_split
-from exprune.lab.data.smiles import Molecules
 from exprune.lab.data.splits import SplitData
+from exprune.lab.examples.molecules.features import featurise, parse
+from exprune.lab.examples.molecules.scaffold import checked_split, scaffold_split
+from exprune.lab.examples.molecules.smiles import Molecules
 from exprune.lab.files import kept, load_tensors, save_tensors
 
 _FORMAT = 3  # raise it when the processing changes, so that no old cache is read
@@ -31,7 +31,7 @@ class Graphs:
     Attributes:
         tensors: ``x``, ``edge_index`` and ``edge_attr`` of all graphs, ``nodes`` and ``edges`` of each, its label ``y``
             and the number of its ``scaffold``, -1 where it has none.
-        division: the options of :func:`~exprune.lab.data.scaffold.scaffold_split`.
+        division: the options of :func:`~exprune.lab.examples.molecules.scaffold.scaffold_split`.
     """
 
     tensors: dict[str, Tensor]
@@ -113,7 +113,8 @@ class MoleculeData(SplitData):
     Args:
         read: gives the molecules from the data and the cache folder.
         limit: keep only the first so many graphs of each part (for quick tries); None keeps all.
-        split: options of :func:`~exprune.lab.data.scaffold.scaffold_split`; None: that of the Open Graph Benchmark.
+        split: options of :func:`~exprune.lab.examples.molecules.scaffold.scaffold_split`; None: that of the Open Graph
+            Benchmark.
     """
 
     def __init__(

@@ -1,7 +1,9 @@
 """What every test relies on; the command line with one cache for the session."""
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +25,31 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
+@pytest.fixture(scope="session")
+def texts_encoded_once() -> Iterator[None]:
+    """The embedded corpus becomes tokens once a tokenizer: that takes longer than training a small network on them."""
+    from exprune.lab.examples.language import text
+
+    encode, known = text.encode, {}
+
+    def encode_once(tokenizer: Any, texts: Mapping[str, str]) -> list[torch.Tensor]:
+        key = tokenizer.to_str(), tuple(texts.items())
+        if key not in known:
+            known[key] = encode(tokenizer, texts)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "encode", encode_once)
+        yield
+
+
 @pytest.fixture
 def command(
-    tmp_path: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    session_cache: Path,
+    texts_encoded_once: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> CommandLine:
     """Runs an entry point in a fresh folder."""
     monkeypatch.setenv("EXPRUNE_CACHE_DIR", str(session_cache))

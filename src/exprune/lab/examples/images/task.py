@@ -57,7 +57,7 @@ class ImageTask(AccuracyTask):
         sharpness: Mapping[str, float] | None = None,
         average: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
         if optimizer not in ("sgd", "adamw"):
             raise SettingError(f"model.task.optimizer={optimizer}: sgd or adamw")
         if average is not None:
@@ -75,7 +75,6 @@ class ImageTask(AccuracyTask):
                 f"model.task.sharpness={dict(sharpness)}: a radius above 0 and a share above 0, at most 1; or null"
             )
         self.optimizer = optimizer
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.lr, self.weight_decay, self.momentum = checked_rate(lr), weight_decay, momentum
         self.label_smoothing, self.warmup, self.restarts = label_smoothing, warmup, restarts
         self.sharpness = sharpness
@@ -110,10 +109,6 @@ class ImageTask(AccuracyTask):
     def head(self) -> nn.Linear:
         """The layer of which only the largest output is predicted."""
         return self.network.head
-
-    def network_inputs(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor]:
-        """The arguments with which this task calls the network."""
-        return (batch[0],)
 
     def sampled_loss(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
         """The summed loss of labels drawn from the network's own predictions."""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -144,13 +144,13 @@ class ChoiceData(SplitData):
     def train_dataloader(self) -> DataLoader:
         raise SettingError("this data has questions and no text to train on; train with data=stdlib")
 
-    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> DataLoader:
+    def calibration_dataloader(self, inputs: int, generator: torch.Generator | None) -> DataLoader:
         raise SettingError(
             "this data has questions and no training split to calibrate on; name a file: exprune.calibration"
         )
 
-    def val_dataloader(self) -> DataLoader:
-        return self.test_dataloader()
+    def examples(self, part: str) -> list[tuple[int, list[Tensor], int]]:
+        return self.rows
 
-    def test_dataloader(self) -> DataLoader:
-        return DataLoader(cast(Any, self.rows), self.eval_batch_size, collate_fn=collate)
+    def batches(self, examples: Any) -> DataLoader:
+        return DataLoader(examples, self.eval_batch_size, collate_fn=collate)

@@ -1,9 +1,11 @@
 """Texts in the tokens of a pretrained model: to predict the next of them, or those that are masked."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +17,10 @@ from exprune.lab.data.hub import from_hub
 from exprune.lab.data.splits import SplitData
 from exprune.lab.examples.language.pretrained import is_masked_lm
 from exprune.lab.examples.language.stdlib import Corpus
-from exprune.lab.examples.language.tokens import NO_TARGET, Block, TokenBatch, padded
+from exprune.lab.examples.language.tokens import NO_TARGET, Block, collate
 
 _MASKED = 0.15  # of the tokens, as BERT was trained
+_AT_ONCE = 16  # texts that a tokenizer is given
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ class OwnTokenData(SplitData):
     def _blocks(self, texts: list[str]) -> list[Block]:
         generator = torch.Generator().manual_seed(0)
         cut: list[Block] = []
-        for group, ids in enumerate(self.tokens.ids(texts)):
+        some = (texts[k : k + _AT_ONCE] for k in range(0, len(texts), _AT_ONCE))  # a limit needs few of them
+        for group, ids in enumerate(itertools.chain.from_iterable(map(self.tokens.ids, some))):
             for start in range(0, len(ids), self.room):
                 inside = torch.tensor(ids[start : start + self.room])
                 cut.append(self._block(inside, group, generator))
@@ -124,25 +128,9 @@ class OwnTokenData(SplitData):
     def train_dataloader(self) -> Any:
         raise SettingError("a pretrained model is not trained here; train model=opt or model=llama")
 
-    def val_dataloader(self) -> DataLoader[Block]:
-        return self._loader(self.blocks["valid"])
+    def examples(self, part: str) -> list[Block]:
+        return self.blocks[part]
 
-    def test_dataloader(self) -> DataLoader[Block]:
-        return self._loader(self.blocks["test"])
-
-    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> DataLoader[Block]:
-        """Some blocks of the training texts, drawn at random."""
-        blocks = self.blocks["train"]
-        return self._loader([blocks[k] for k in torch.randperm(len(blocks), generator=generator)[:inputs]])
-
-    def _loader(self, blocks: list[Block]) -> DataLoader[Block]:
-        blocks = sorted(blocks, key=lambda block: len(block.ids))  # so that little of a batch is padding
-        return DataLoader(cast(Any, blocks), self.eval_batch_size, collate_fn=self._collated)
-
-    def _collated(self, chosen: Sequence[Block]) -> TokenBatch:
-        return TokenBatch(
-            padded([block.ids for block in chosen], self.tokens.pad),
-            padded([torch.ones_like(block.ids) for block in chosen], 0),
-            padded([block.targets for block in chosen], NO_TARGET),
-            torch.tensor([block.group for block in chosen]),
-        )
+    def batches(self, examples: Any) -> DataLoader[Block]:
+        blocks: Any = sorted(examples, key=lambda block: len(block.ids))  # so that little of a batch is padding
+        return DataLoader(blocks, self.eval_batch_size, collate_fn=partial(collate, pad=self.tokens.pad))

@@ -25,8 +25,7 @@ class LanguageTask(AccuracyTask):
     """What tasks of a language model share: how they call it, what its batches cost, accuracy as the metric."""
 
     def __init__(self, network: PreTrainedModel) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network)
         self._flops: FlopsOfLength | None = None
 
     def before_pass(self) -> None:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,21 +62,11 @@ class TextData(SplitData):
         most = min((limit for limit in (self.limit, self.epoch_blocks) if limit is not None), default=None)
         return StreamLoader(self.tokens["train"], self.context, self.batch_size, most)
 
-    def val_dataloader(self) -> DataLoader[Block]:
-        return self._held_out("valid")
+    def examples(self, part: str) -> list[Block]:
+        return blocks(self.tokens[part], self.context)[: None if part == "train" else self.limit]
 
-    def test_dataloader(self) -> DataLoader[Block]:
-        return self._held_out("test")
-
-    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> DataLoader[Block]:
-        """Some blocks of the training texts, drawn at random."""
-        cut = blocks(self.tokens["train"], self.context)
-        chosen = torch.randperm(len(cut), generator=generator)[:inputs]
-        return DataLoader(cast(Any, [cut[k] for k in chosen]), self.eval_batch_size, collate_fn=collate)
-
-    def _held_out(self, part: str) -> DataLoader[Block]:
-        cut = blocks(self.tokens[part], self.context)[: self.limit]
-        return DataLoader(cast(Any, cut), self.eval_batch_size, collate_fn=collate)
+    def batches(self, examples: Any) -> DataLoader[Block]:
+        return DataLoader(examples, self.eval_batch_size, collate_fn=collate)
 
 
 def encoding_of(

@@ -148,31 +148,18 @@ class MoleculeData(SplitData):
             self.graphs = cached(molecules, self.file_name, self.cache_dir, self.division)
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train", self.batch_size, shuffle=True)
+        graphs = self.examples("train")
+        return self._loader(graphs, self.batch_size, shuffle=bool(graphs))  # none cannot be shuffled
 
-    def val_dataloader(self) -> DataLoader:
-        return self._loader("valid", self.eval_batch_size)
+    def batches(self, examples: Any) -> DataLoader:
+        return self._loader(examples, self.eval_batch_size)
 
-    def test_dataloader(self) -> DataLoader:
-        return self._loader("test", self.eval_batch_size)
-
-    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> DataLoader:
-        """Some graphs of the training split, drawn at random."""
-        graphs = self._part("train")
-        chosen = torch.randperm(len(graphs), generator=generator)[:inputs]
-        return DataLoader([graphs[k] for k in chosen], batch_size=self.eval_batch_size)
-
-    def _part(self, part: str) -> list[Data]:
+    def examples(self, part: str) -> list[Data]:
         if part not in self.parts:
             assert self.graphs is not None  # setup() has read them
             self.parts[part] = self.graphs.part(part, self.limit)
         return self.parts[part]
 
-    def _loader(self, part: str, batch_size: int, shuffle: bool = False) -> DataLoader:
-        return DataLoader(
-            self._part(part),
-            batch_size=batch_size,
-            shuffle=shuffle and bool(self._part(part)),  # none cannot be shuffled
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
+    def _loader(self, graphs: Any, batch_size: int, shuffle: bool = False) -> DataLoader:
+        workers = self.num_workers
+        return DataLoader(graphs, batch_size, shuffle, num_workers=workers, persistent_workers=workers > 0)

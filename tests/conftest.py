@@ -1,7 +1,7 @@
 """What every test relies on; the command line with one cache for the session."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,26 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def texts_encoded_once() -> Iterator[None]:
-    """The embedded corpus becomes tokens once a tokenizer: that takes longer than training a small network on them."""
+def made_once() -> Iterator[None]:
+    """The embedded molecules become graphs, the embedded texts tokens and blocks, once: no network costs as much."""
     from exprune.lab.examples.language import text
+    from exprune.lab.examples.molecules import graphs
 
-    encode, known = text.encode, {}
+    process, encode, cut, known = graphs.process, text.encode, text.blocks, {}
 
-    def encode_once(tokenizer: Any, texts: Mapping[str, str]) -> list[torch.Tensor]:
-        key = tokenizer.to_str(), tuple(texts.items())
+    def once(key: Any, make: Callable[[], Any]) -> Any:
         if key not in known:
-            known[key] = encode(tokenizer, texts)
+            known[key] = make()
         return known[key]
 
+    def cut_once(tokens: Sequence[torch.Tensor], context: int) -> Any:
+        # Its tokens are kept with the blocks: no other list has their id meanwhile.
+        return once((id(tokens), context), lambda: (cut(tokens, context), tokens))[0]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text, "encode", encode_once)
+        patch.setattr(graphs, "process", lambda of: once(of.digest(), lambda: process(of)))
+        patch.setattr(text, "encode", lambda *of: once((of[0].to_str(), *of[1].items()), lambda: encode(*of)))
+        patch.setattr(text, "blocks", cut_once)
         yield
 
 
@@ -47,7 +53,7 @@ def texts_encoded_once() -> Iterator[None]:
 def command(
     tmp_path: Path,
     session_cache: Path,
-    texts_encoded_once: None,
+    made_once: None,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> CommandLine:

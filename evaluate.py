@@ -4,13 +4,12 @@ import hydra
 from omegaconf import DictConfig
 
 from exprune.lab import entry
-from exprune.lab.experiment import evaluate
-from exprune.lab.selection.search import search
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
-    entry.job(evaluate if cfg.search.name == "none" else search, cfg)
+    evaluated = cfg.search.name == "none"
+    entry.job("exprune.lab.experiment.evaluate" if evaluated else "exprune.lab.selection.search.search", cfg)
 
 
 if __name__ == "__main__":

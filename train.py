@@ -4,12 +4,11 @@ import hydra
 from omegaconf import DictConfig
 
 from exprune.lab import entry
-from exprune.lab.experiment import train
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
-    entry.job(train, cfg)
+    entry.job("exprune.lab.experiment.train", cfg)
 
 
 if __name__ == "__main__":

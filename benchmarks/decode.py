@@ -38,10 +38,10 @@ from transformers.generation.streamers import BaseStreamer
 
 from exprune.fast.kernels import down
 from exprune.fast.storage import room
-from exprune.lab.data.tokens import NO_TARGET
 from exprune.lab.decoding.engine import predictions
 from exprune.lab.decoding.loop import Decoder
 from exprune.lab.entry import hush_libraries
+from exprune.lab.examples.language.tokens import NO_TARGET
 
 
 def main() -> None:

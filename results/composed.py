@@ -15,8 +15,8 @@ from torch import Tensor  # isort: skip
 from torch.nn import functional as F  # isort: skip
 
 from exprune.core import ExPrune, Recorder
-from exprune.lab.data.tokens import NO_TARGET
 from exprune.lab.evaluation.subject import Subject, prepare
+from exprune.lab.examples.language.tokens import NO_TARGET
 from exprune.lab.selection.knobs import heuristic_of
 
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hydra._internal.hydra import Hydra
 from joblib.externals.loky import get_reusable_executor
 
 ROOT = Path(__file__).parents[1]
 
-# Settings that make any command quick; the numbers mean nothing then.
+# Settings that make any command quick, and an OPT as small as one can be; the numbers mean nothing then.
 TINY = ("data.limit=64", "model.epochs=1", "bootstrap=50", "trainer=cpu")
+OPT = ("model=opt", "data.vocabulary=512", "data.context=32", "model.network.hidden=32", "model.network.heads=2")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class CommandLine:
     def __call__(self, script: str, *arguments: str) -> Outcome:
         if not self.keeps_passes:
             shutil.rmtree(self.passes, ignore_errors=True)
+        # Hydra composes everything once more, to see whether the configuration itself asks for a sweep: ours does not,
+        # and it takes longer than most errors.
+        self.monkeypatch.setattr(Hydra, "get_mode", lambda *_, **named: None)
         self.monkeypatch.chdir(self.folder)
         self.monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments])
         self.monkeypatch.setattr(sys, "path", [str((ROOT / script).parent), *sys.path])

@@ -1,7 +1,9 @@
 """What every test relies on; the command line with one cache for the session."""
 
 import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +25,37 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
+@pytest.fixture(scope="session")
+def made_once() -> Iterator[None]:
+    """The embedded molecules become graphs, the embedded texts tokens and blocks, once: no network costs as much."""
+    from exprune.lab.examples.language import text
+    from exprune.lab.examples.molecules import graphs
+
+    process, encode, cut, known = graphs.process, text.encode, text.blocks, {}
+
+    def once(key: Any, make: Callable[[], Any]) -> Any:
+        if key not in known:
+            known[key] = make()
+        return known[key]
+
+    def cut_once(tokens: Sequence[torch.Tensor], context: int) -> Any:
+        # Its tokens are kept with the blocks: no other list has their id meanwhile.
+        return once((id(tokens), context), lambda: (cut(tokens, context), tokens))[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs, "process", lambda of: once(of.digest(), lambda: process(of)))
+        patch.setattr(text, "encode", lambda *of: once((of[0].to_str(), *of[1].items()), lambda: encode(*of)))
+        patch.setattr(text, "blocks", cut_once)
+        yield
+
+
 @pytest.fixture
 def command(
-    tmp_path: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    session_cache: Path,
+    made_once: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> CommandLine:
     """Runs an entry point in a fresh folder."""
     monkeypatch.setenv("EXPRUNE_CACHE_DIR", str(session_cache))

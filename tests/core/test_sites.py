@@ -13,7 +13,7 @@ from torchvision.models import mobilenet_v2, resnet18, resnet50, vgg11_bn
 from transformers import OPTConfig, OPTForCausalLM
 
 from exprune.core import ExPrune, SettingError, Site, StatsTest, Threshold, find_sites
-from exprune.lab.models.gcn import GCN
+from exprune.lab.examples.molecules.gcn import GCN
 from tests.core.brute_force import brute_force, conv_terms, linear_terms, threshold_gap
 from tests.core.networks import by_name, counts, pruned_pass, reason_of, scramble
 

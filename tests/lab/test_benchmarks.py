@@ -6,9 +6,8 @@ import math
 import pandas as pd
 import pytest
 
-from tests.cli import TINY, CommandLine
+from tests.cli import OPT, TINY, CommandLine
 
-OPT = ("model=opt", "data.vocabulary=512", "data.context=32", "model.network.hidden=32", "model.network.heads=2")
 KNOBS = ("exprune.lam=1e-7", "exprune.stages=[8,16]", "head.tau=0.1", "head.stages=[8,16]", "seed=2201")
 ARMS = ["eager", "dense", "zeros", "stopped", "head"]
 

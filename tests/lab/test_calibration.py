@@ -17,11 +17,11 @@ from torch import nn
 
 from exprune.core import ExPrune, Oracle, find_sites
 from exprune.core.errors import SettingError
-from exprune.lab.data.choices import ChoiceData
-from exprune.lab.data.text import TextData
 from exprune.lab.evaluation.calibration import calibrate
 from exprune.lab.evaluation.store import about
 from exprune.lab.evaluation.subject import Subject
+from exprune.lab.examples.language.choices import ChoiceData
+from exprune.lab.examples.language.text import TextData
 from exprune.lab.files import load_tensors, save_tensors
 from exprune.lab.selection import targets
 from exprune.lab.tasks.sampling import draw, signed

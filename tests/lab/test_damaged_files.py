@@ -19,12 +19,13 @@ from torch.utils.data import DataLoader
 from exprune.core import ExPrune, SiteStatistics, Threshold, find_sites
 from exprune.core.errors import SettingError
 from exprune.lab import studies
-from exprune.lab.data import cifar10, graphs
-from exprune.lab.data.own_tokens import smiles_tokens
-from exprune.lab.data.smiles import Molecules
-from exprune.lab.data.tokens import find_tokenizer
 from exprune.lab.evaluation import calibration
 from exprune.lab.evaluation.passes import _Progress
+from exprune.lab.examples.images import cifar10
+from exprune.lab.examples.language.tokens import find_tokenizer
+from exprune.lab.examples.molecules import graphs
+from exprune.lab.examples.molecules.smiles import Molecules
+from exprune.lab.examples.molecules.texts import smiles_tokens
 from exprune.lab.failures import failed_jobs
 from exprune.lab.files import kept, load_tensors, named, save_tensors
 from exprune.lab.fingerprint import programs

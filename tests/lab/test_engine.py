@@ -5,9 +5,8 @@ import sys
 
 import pytest
 
-from tests.cli import TINY, CommandLine
+from tests.cli import OPT, TINY, CommandLine
 
-OPT = ("model=opt", "data.vocabulary=512", "data.context=32", "model.network.hidden=32", "model.network.heads=2")
 OPTIMAL = (
     "exprune=optimal",
     "exprune.order=layer",

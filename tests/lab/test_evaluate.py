@@ -18,8 +18,8 @@ from exprune.core import ExPrune
 from exprune.core.accounting import ledger
 from exprune.core.errors import SettingError
 from exprune.lab.evaluation import measure, passes
+from exprune.lab.examples.molecules.task import GraphTask
 from exprune.lab.files import load_tensors
-from exprune.lab.tasks.graphs import GraphTask
 from tests.cli import TINY, CommandLine
 
 

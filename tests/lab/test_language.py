@@ -13,12 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from exprune.core import ExPrune, Heuristic, SettingError, StatsTest, Threshold, find_sites
-from exprune.lab.data import choices
-from exprune.lab.data.choices import ChoiceData, Question, read_piqa
-from exprune.lab.data.stdlib import part_of, read_stdlib, without_duplicates
-from exprune.lab.data.text import continuations
-from exprune.lab.data.tokens import NO_TARGET, PAD, START, StreamLoader, blocks, collate, encode, find_tokenizer
-from exprune.lab.models.opt import (
+from exprune.lab.examples.language import choices
+from exprune.lab.examples.language.choice_task import ChoiceTask
+from exprune.lab.examples.language.choices import ChoiceData, Question, read_piqa
+from exprune.lab.examples.language.opt import (
     fc1_flops,
     opt_flops,
     pretrained_encoding,
@@ -26,7 +24,18 @@ from exprune.lab.models.opt import (
     small_opt,
     zeros_of_fc2,
 )
-from exprune.lab.tasks.choices import ChoiceTask
+from exprune.lab.examples.language.stdlib import part_of, read_stdlib, without_duplicates
+from exprune.lab.examples.language.text import continuations
+from exprune.lab.examples.language.tokens import (
+    NO_TARGET,
+    PAD,
+    START,
+    StreamLoader,
+    blocks,
+    collate,
+    encode,
+    find_tokenizer,
+)
 from exprune.lab.tasks.intervals import paired_bootstrap, weighted_accuracy
 from tests.cli import CommandLine
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from exprune.core import find_sites
 from exprune.core.errors import SettingError
-from exprune.lab.data.tones import RATE, ToneData, tones
-from exprune.lab.models.crepe import crepe
-from exprune.lab.tasks.pitch import PitchTask
+from exprune.lab.examples.pitch.crepe import crepe
+from exprune.lab.examples.pitch.task import PitchTask
+from exprune.lab.examples.pitch.tones import RATE, ToneData, tones
 from tests.cli import CommandLine
 
 SOURCE = """

@@ -9,7 +9,7 @@ import torch
 from exprune.lab.training import fit as training
 from exprune.lab.training import precision
 from exprune.lab.training.precision import training_precision
-from tests.cli import CommandLine
+from tests.cli import OPT, CommandLine
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -67,9 +67,7 @@ def test_the_name_of_the_weights_is_the_same(command: CommandLine, monkeypatch: 
     names = []
     for times in (0.5, 2.0):
         monkeypatch.setattr(precision, "_times_as_long", lambda device, times=times: times)
-        outcome = command(
-            "train.py", "model=opt", "seed=1109", "logger=none", "data.limit=2", "model.epochs=1", "trainer=cpu"
-        )
+        outcome = command("train.py", *OPT, "seed=1109", "logger=none", "data.limit=2", "model.epochs=1", "trainer=cpu")
         assert outcome.code == 0, outcome.err
         names += re.findall(r"/(opt-\S+\.safetensors)", outcome.out)
         assert used[-1] == ("bf16-mixed" if times < 1 else "32-true")
@@ -78,7 +76,7 @@ def test_the_name_of_the_weights_is_the_same(command: CommandLine, monkeypatch: 
 
 @pytest.mark.parametrize("setting", ["model.precision=half", "trainer.precision=half"])
 def test_an_unknown_precision_is_one_line(command: CommandLine, setting: str) -> None:
-    outcome = command("train.py", "model=opt", "logger=none", "data.limit=2", "seed=1110", "trainer=cpu", setting)
+    outcome = command("train.py", *OPT, "logger=none", "data.limit=2", "seed=1110", "trainer=cpu", setting)
     assert outcome.code == 1
     assert outcome.err.startswith("error: precision=half:") and "bf16-mixed" in outcome.err
     assert len(outcome.err.strip().splitlines()) == 1

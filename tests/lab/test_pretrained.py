@@ -25,12 +25,13 @@ from transformers import (
 )
 
 from exprune.core.errors import SettingError
-from exprune.lab.data.own_tokens import OwnTokenData, OwnTokens, molecule_texts, own_tokens, smiles_tokens
-from exprune.lab.data.smiles import read_nci
-from exprune.lab.data.tokens import NO_TARGET
-from exprune.lab.models.llama import small_llama
-from exprune.lab.models.pretrained import arguments, measured_flops, pretrained_lm
-from exprune.lab.tasks.language import TokenTask
+from exprune.lab.examples.language.llama import small_llama
+from exprune.lab.examples.language.own_tokens import OwnTokenData, OwnTokens, own_tokens
+from exprune.lab.examples.language.pretrained import arguments, measured_flops, pretrained_lm
+from exprune.lab.examples.language.task import TokenTask
+from exprune.lab.examples.language.tokens import NO_TARGET
+from exprune.lab.examples.molecules.smiles import read_nci
+from exprune.lab.examples.molecules.texts import molecule_texts, smiles_tokens
 from tests.cli import ROOT, CommandLine
 
 GPT2 = GPT2Config(

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from exprune.lab.data.tokens import START
 from exprune.lab.evaluation.subject import load_data
+from exprune.lab.examples.language.tokens import START
 from exprune.lab.training.checkpoints import checkpoint_name, find_checkpoint
 from tests.cli import ROOT, CommandLine
 

@@ -16,10 +16,10 @@ from omegaconf import OmegaConf
 from optuna.trial import TrialState, create_trial
 
 from exprune.core.errors import SettingError
+from exprune.lab.examples.molecules.task import GraphTask
 from exprune.lab.selection.front import front, spread
 from exprune.lab.selection.search import _halves, _spread
 from exprune.lab.studies import finished, open_study
-from exprune.lab.tasks.graphs import GraphTask
 from tests.cli import TINY, CommandLine
 
 SEARCH = ("evaluate.py", "model=gnn", "search=tpe", "logger=none", "seed=11", "search.max_drop=60", *TINY)

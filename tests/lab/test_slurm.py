@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from exprune.lab.tasks.graphs import GraphTask
+from exprune.lab.examples.molecules.task import GraphTask
 from tests.cli import ROOT, TINY, CommandLine
 
 STARTS = 3

@@ -19,9 +19,9 @@ from hydra_plugins.hydra_joblib_launcher import _core as joblib_launcher
 from omegaconf import DictConfig
 
 from exprune.lab import entry
+from exprune.lab.examples.molecules.task import GraphTask
 from exprune.lab.failures import known, recorded
 from exprune.lab.fronts import sweep
-from exprune.lab.tasks.graphs import GraphTask
 from exprune.lab.training import trained
 from tests.cli import TINY, CommandLine
 
@@ -253,7 +253,7 @@ def test_a_launcher_that_dies(command: CommandLine, monkeypatch: pytest.MonkeyPa
     """A worker may be killed, and no callback of Hydra comes after that: what is done is gathered all the same."""
     job = entry.job
 
-    def dies(task: Callable, cfg: DictConfig) -> None:
+    def dies(task: str, cfg: DictConfig) -> None:
         if cfg.exprune.tau == 0.3:
             raise RuntimeError("a worker process was killed\nby the kernel")
         job(task, cfg)

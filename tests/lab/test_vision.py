@@ -16,15 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from exprune.core import find_sites
 from exprune.core.errors import SettingError
-from exprune.lab.data.digits import read_digits
-from exprune.lab.data.images import MEAN, STD, ImageData, augment
-from exprune.lab.models.masks import attach_masks
-from exprune.lab.models.resnet import ResNet18
-from exprune.lab.models.vgg import VGG11BN
-from exprune.lab.tasks.images import ImageTask
-from exprune.lab.tasks.optimisation import one_cycle
-from exprune.lab.tasks.sharpness import sharp
+from exprune.lab.examples.images.cycles import cycles
+from exprune.lab.examples.images.data import MEAN, STD, ImageData, augment
+from exprune.lab.examples.images.digits import read_digits
+from exprune.lab.examples.images.resnet import ResNet18
+from exprune.lab.examples.images.sharpness import sharp
+from exprune.lab.examples.images.task import ImageTask
+from exprune.lab.examples.images.vgg import VGG11BN
 from exprune.lab.training.checkpoints import checkpoint_name
+from exprune.lab.training.masks import attach_masks
 from tests.cli import ROOT
 
 
@@ -100,7 +100,7 @@ def rates(steps: int, *restarts: float, tail: dict[str, float] | None = None) ->
     optimizer = torch.optim.SGD([weight], lr=1.0)
     task = SimpleNamespace(trainer=SimpleNamespace(estimated_stepping_batches=steps), lr=0.1)
     options = {"pct_start": 0.2, "cycle_momentum": False}
-    scheduler = one_cycle(task, optimizer, restarts, tail, **options)["lr_scheduler"]["scheduler"]
+    scheduler = cycles(task, optimizer, restarts, tail, **options)["lr_scheduler"]["scheduler"]
     taken = []
     for _ in range(steps):
         taken.append(optimizer.param_groups[0]["lr"])

@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from exprune.core.errors import SettingError
+from exprune.errors import SettingError
 
 Key = tuple[str, ...]
 

@@ -11,21 +11,25 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
+from hydra.utils import get_method
 from omegaconf import DictConfig
 
-from exprune.lab.additions import check_additions
 from exprune.lab.failures import known, one_line, recorded
 from exprune.lab.freed_memory import keep_freed_memory
-from exprune.lab.fronts.sweep import end_sweep
 from exprune.lab.paths import cache_named, resolve_paths
+from exprune.lab.settings import check_settings
 
 _sweeps: list[DictConfig] = []  # that began here and did not end yet: one at most
 _failed: list[str] = []  # a line for each job that failed, and for what went wrong at the sweep's end
 
 
-def job(task: Callable[[DictConfig], object], cfg: DictConfig) -> None:
-    """Run one job. In a multirun whatever goes wrong is recorded in the job's folder and the sweep goes on."""
-    hush_libraries()
+def job(task: str, cfg: DictConfig) -> None:
+    """Run one job. In a multirun whatever goes wrong is recorded in the job's folder and the sweep goes on.
+
+    Args:
+        task: the full name of the function that is given the configuration. It is imported when the settings are
+            checked: what it stands on (torch, Lightning, transformers) takes seconds.
+    """
     keep_freed_memory()
     config = HydraConfig.get()
     if config.mode == RunMode.MULTIRUN:
@@ -41,11 +45,13 @@ def job(task: Callable[[DictConfig], object], cfg: DictConfig) -> None:
         sys.exit(f"error: {message}")  # from here: Hydra would print a line of its own
 
 
-def _checked(task: Callable[[DictConfig], object], cfg: DictConfig) -> None:
+def _checked(task: str, cfg: DictConfig) -> None:
     resolve_paths(cfg)
-    check_additions(cfg)
+    check_settings(cfg)
+    run_task = get_method(task)
+    hush_libraries()  # when they are imported: Lightning sets its levels then
     with cache_named(cfg):
-        task(cfg)
+        run_task(cfg)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -90,6 +96,8 @@ class SweepCallback(Callback):
 
 def _end_sweeps() -> None:
     while _sweeps:
+        from exprune.lab.fronts.sweep import end_sweep  # with pandas and matplotlib
+
         _failed.extend(end_sweep(_sweeps.pop()))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from exprune.core.errors import SettingError
 from exprune.lab.decoding.engine import decoded, engine
 from exprune.lab.evaluation.head import dominance
 from exprune.lab.evaluation.measure import measure
@@ -17,9 +16,8 @@ from exprune.lab.evaluation.subject import load_data, plain, prepare
 from exprune.lab.files import write_whole
 from exprune.lab.selection.knobs import heuristic_of, knob_to_find
 from exprune.lab.selection.tuning import check_tuning, tuned
-from exprune.lab.tracking import check_logger, tracked
+from exprune.lab.tracking import tracked
 from exprune.lab.training.fit import make_trainer
-from exprune.lab.training.static import check_static
 from exprune.lab.training.trained import train_weights
 
 log = logging.getLogger(__name__)
@@ -27,10 +25,6 @@ log = logging.getLogger(__name__)
 
 def train(cfg: DictConfig) -> Path:
     """Train the configured network and write its weights; returns where they lie."""
-    check_logger(cfg)
-    check_static(cfg)
-    if cfg.model.get("pretrained") and cfg.static.name == "none":
-        raise SettingError(f"model.pretrained={cfg.model.pretrained}: is trained already; evaluate it")
     make_trainer(cfg)  # a device that is not there is said before the data is read
     return train_weights(cfg, load_data(cfg))
 

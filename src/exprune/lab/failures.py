@@ -11,7 +11,7 @@ from textwrap import shorten
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from exprune.core.errors import SettingError
+from exprune.errors import SettingError
 from exprune.lab.files import named, write_whole
 
 log = logging.getLogger(__name__)

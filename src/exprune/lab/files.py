@@ -10,13 +10,14 @@ import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import shorten
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import safe_open, save_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
 
-from exprune.core.errors import SettingError
+from exprune.errors import SettingError
+
+if TYPE_CHECKING:  # what only reads names of files needs no torch, which takes seconds
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +90,15 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], most: float = math.inf
+    path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str], most: float = math.inf
 ) -> Path:
     """Write tensors as safetensors, a format that cannot carry code; returns the file to name to load them.
 
     Args:
         most: bytes of a file: more of them go into ``STEM-1of3.safetensors``, ``STEM-2of3.safetensors``, and so on.
     """
+    from safetensors.torch import save_file
+
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     parts: list[dict[str, Tensor]] = [{}]
     for name, tensor in contiguous.items():
@@ -134,7 +137,7 @@ def check_file(path: Path) -> None:
         raise SettingError(f"{path}: is not a regular file; name a file of weights")
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
     """Tensors and metadata of a safetensors file; of the first of several parts, those of all.
 
     Raises:

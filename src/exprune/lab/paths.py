@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from exprune.core.errors import SettingError
+from exprune.errors import SettingError
 from exprune.lab.files import CannotWriteError
 
 _GIVEN = ("checkpoint", "paths.data_dir", "paths.cache_dir", "exprune.calibration")

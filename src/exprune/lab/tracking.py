@@ -6,16 +6,17 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from exprune.core.errors import SettingError
+from exprune.errors import SettingError
 from exprune.lab.failures import one_line
+
+if TYPE_CHECKING:  # W&B and Lightning are imported where a run is tracked: a check of settings needs neither
+    from lightning.pytorch.loggers import Logger
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,8 @@ def _run(
     if logger.name == "none" or (mode := _mode(logger)) == "disabled":
         yield None
         return
+    import wandb
+
     try:
         run: Any = wandb.init(
             project=logger.project,
@@ -117,6 +120,8 @@ def _finish(run: Any, exit_code: int) -> None:
         run.finish(exit_code=exit_code)
     except Exception as error:
         log.warning("W&B could not finish the run in %s: %s", Path(run.dir).parent, one_line(error))
+        import wandb
+
         with contextlib.suppress(Exception):
             wandb.teardown()  # the service is gone, and the next run starts another
 
@@ -130,6 +135,8 @@ def only_tracks() -> Iterator[None]:
         log.warning("W&B did not take all of the results, which are written: %s", one_line(error))
 
 
-def lightning_logger(run: Any | None) -> Logger | None:
+def lightning_logger(run: Any | None) -> "Logger | None":
     """Lightning's logger onto the run."""
+    from lightning.pytorch.loggers import WandbLogger
+
     return None if run is None else WandbLogger(experiment=run)

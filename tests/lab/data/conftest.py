@@ -1,8 +1,10 @@
 """Molecules and graphs that several tests share; whatever takes seconds is made once a session."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from exprune.core import SettingError
-from exprune.lab.data.graphs import Graphs, cached
-from exprune.lab.data.smiles import Molecules, read_hiv, read_nci
+from exprune.lab.examples.molecules.graphs import Graphs, cached
+from exprune.lab.examples.molecules.smiles import Molecules, read_hiv, read_nci
+from exprune.lab.files import write_whole
 from tests.cli import ROOT
 
 Refused = Callable[..., AbstractContextManager]
@@ -36,9 +39,12 @@ def nci_split() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def nci_graphs(nci: Molecules, nci_cache: Path, nci_split: dict[str, Any]) -> Graphs:
-    """The graphs of :func:`nci`, as they come out of the processing."""
-    return cached(nci, "nci", nci_cache, nci_split)
+def nci_graphs(nci: Molecules, nci_cache: Path, nci_split: dict[str, Any], session_cache: Path) -> Graphs:
+    """The graphs of :func:`nci`, as they come out of the processing; the commands of later tests find them made."""
+    graphs = cached(nci, "nci", nci_cache, nci_split)
+    for file in nci_cache.rglob("*.safetensors"):
+        write_whole(session_cache / file.relative_to(nci_cache), partial(shutil.copy, file))
+    return graphs
 
 
 @pytest.fixture(scope="session")

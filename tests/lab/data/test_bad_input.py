@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from exprune.lab.data import smiles as smiles_module
-from exprune.lab.data.graphs import cached
-from exprune.lab.data.smiles import HIV_URL, Molecules, read_hiv
+from exprune.lab.examples.molecules import smiles as smiles_module
+from exprune.lab.examples.molecules.graphs import cached
+from exprune.lab.examples.molecules.smiles import HIV_URL, Molecules, read_hiv
 
 from .conftest import Refused
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from exprune.lab.data import cifar10
-from exprune.lab.data.cifar10 import CLASSES, read_cifar10, read_cifar10_jpeg
+from exprune.lab.examples.images import cifar10
+from exprune.lab.examples.images.cifar10 import CLASSES, read_cifar10, read_cifar10_jpeg
 
 from .conftest import Refused
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from torch_geometric.loader import DataLoader
 
-from exprune.lab.data.graphs import Graphs, process
-from exprune.lab.data.smiles import Molecules, read_hiv
-from exprune.lab.models.gcn import GCN
+from exprune.lab.examples.molecules.gcn import GCN
+from exprune.lab.examples.molecules.graphs import Graphs, process
+from exprune.lab.examples.molecules.smiles import Molecules, read_hiv
 
 SIZES = {"train": 32901, "valid": 4113, "test": 4113}
 POSITIVES = {"train": 1232, "valid": 81, "test": 130}

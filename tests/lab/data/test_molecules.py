@@ -9,9 +9,9 @@ import pytest
 import torch
 from rdkit.rdBase import BlockLogs
 
-from exprune.lab.data.graphs import Graphs, process
-from exprune.lab.data.molecules import ATOM_VOCABULARY, BOND_VOCABULARY, featurise, parse
-from exprune.lab.data.smiles import Molecules
+from exprune.lab.examples.molecules.features import ATOM_VOCABULARY, BOND_VOCABULARY, featurise, parse
+from exprune.lab.examples.molecules.graphs import Graphs, process
+from exprune.lab.examples.molecules.smiles import Molecules
 
 from .conftest import Refused
 

@@ -13,11 +13,11 @@ from rdkit.Chem.FilterCatalog import FilterCatalog, FilterCatalogParams
 from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
 from torch.utils.flop_counter import FlopCounterMode
 
-from exprune.lab.data import graphs as graphs_module
-from exprune.lab.data.graphs import Graphs, MoleculeData, cached
-from exprune.lab.data.smiles import Molecules
-from exprune.lab.models.gcn import GCN
-from tests.cli import ROOT
+from exprune.lab.examples.molecules import graphs as graphs_module
+from exprune.lab.examples.molecules.gcn import GCN
+from exprune.lab.examples.molecules.graphs import Graphs, MoleculeData, cached
+from exprune.lab.examples.molecules.smiles import Molecules
+from tests.cli import ROOT, CommandLine
 
 from .conftest import Refused
 
@@ -149,9 +149,9 @@ def test_limit_keeps_the_first_of_each_part(
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-def test_limit_below_one_is_refused(limit: int, tmp_path: Path, refused: Refused) -> None:
-    with refused(f"data.limit={limit}"):
-        module(FEW, tmp_path, limit=limit)
+def test_limit_below_one_is_refused(limit: int, command: CommandLine) -> None:
+    outcome = command("evaluate.py", f"data.limit={limit}")
+    assert outcome.code == 1 and f"data.limit={limit}: a whole number, at least 1" in outcome.error_line()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from exprune.lab.data.scaffold import scaffold_split
+from exprune.lab.examples.molecules.scaffold import scaffold_split
 
 
 def reference(scaffolds: list[str | None]) -> dict[str, list[int]]:

@@ -1,1 +1,1 @@
-"""Data sets as LightningDataModules."""
+"""What all data sets share: their splits, and the places where pretrained networks lie."""

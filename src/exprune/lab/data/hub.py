@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from transformers import AutoConfig
-
 from exprune.core.errors import SettingError
 
 _SECONDS = 3.0
@@ -47,23 +45,6 @@ def from_hub(name: str | None, what: str, load: Callable[..., Any], **options: A
             f"model.pretrained={name}: no {what} ({str(error).splitlines()[0]}); name a local folder that holds it, or "
             f"run once where the Hugging Face hub can be reached (HF_HOME says where that is kept)"
         ) from error
-
-
-def is_masked_lm(name: str | None) -> bool:
-    """Whether a model predicts masked tokens, by its configuration; else the next one.
-
-    Raises:
-        SettingError: there is no such model, or it is no language model.
-    """
-    config = from_hub(name, "configuration", AutoConfig.from_pretrained)
-    kinds = config.architectures or []
-    masked = any(kind.endswith("ForMaskedLM") for kind in kinds)
-    if not masked and not any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
-        raise SettingError(
-            f"model.pretrained={name}: a {config.model_type} ({', '.join(kinds) or 'of no architecture'}), neither a "
-            "causal nor a masked language model"
-        )
-    return masked
 
 
 def in_folder(name: str | None) -> str:

@@ -4,24 +4,37 @@ from typing import Any
 
 import lightning
 import torch
+from torch.utils.data import Subset
 
 from exprune.core.errors import SettingError
 
 
 class SplitData(lightning.LightningDataModule):
-    """A data set: Lightning's three loaders, and one more."""
+    """A data set: Lightning's three loaders, and one more. A subclass says what is in a part and how it is batched."""
 
-    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> Any:
-        """Some batches of the training split, of so many inputs (blocks, graphs) drawn at random."""
+    def examples(self, part: str) -> Any:
+        """What ``train``, ``valid`` or ``test`` holds, to be indexed."""
         raise NotImplementedError
+
+    def batches(self, examples: Any) -> Any:
+        """Batches of examples, in their order, to be measured on."""
+        raise NotImplementedError
+
+    def val_dataloader(self) -> Any:
+        return self.batches(self.examples("valid"))
+
+    def test_dataloader(self) -> Any:
+        return self.batches(self.examples("test"))
+
+    def calibration_dataloader(self, inputs: int, generator: torch.Generator | None) -> Any:
+        """Some batches of the training split, of so many inputs (blocks, graphs) drawn at random."""
+        examples = self.examples("train")
+        return self.batches(Subset(examples, torch.randperm(len(examples), generator=generator)[:inputs]))  # type: ignore[arg-type]
 
 
 def batches_of(data: lightning.LightningDataModule, split: str) -> Any:
-    """The loader of ``test`` or ``valid``; raises SettingError where ``split`` is neither."""
-    loaders = {"test": data.test_dataloader, "valid": data.val_dataloader}
-    if split not in loaders:
-        raise SettingError(f"split={split}: test or valid")
-    return loaders[split]()
+    """The loader of ``test`` or ``valid``."""
+    return {"test": data.test_dataloader, "valid": data.val_dataloader}[split]()
 
 
 def check_measurable(task: Any, batches: Any, name: str) -> None:

@@ -6,17 +6,14 @@ from omegaconf import DictConfig
 from transformers import OPTForCausalLM
 
 from exprune.core.errors import SettingError
-from exprune.lab.tasks.language import NextTokenTask
+from exprune.lab.examples.language.task import NextTokenTask
 from exprune.lab.tasks.task import Task
 
 
 def check_engine(cfg: DictConfig, task: Task) -> None:
     """Raises SettingError where ``engine`` asks for what cannot be, before anything long begins."""
-    tokens = cfg.engine.tokens
-    if tokens is None:
+    if cfg.engine.tokens is None:
         return
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
-        raise SettingError(f"engine.tokens={tokens}: a whole number of tokens, at least 1")
     if not isinstance(task, NextTokenTask) or not isinstance(task.network, OPTForCausalLM):
         raise SettingError(
             f"engine=fast: model={cfg.model.name} on data={cfg.data.name} predicts no next token as an OPT does; "

@@ -12,12 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from exprune.core import Dominance, Heuristic
-from exprune.lab.data.tokens import NO_TARGET, TokenBatch
 from exprune.lab.decoding.loop import Decoder
 from exprune.lab.evaluation.measure import compare
 from exprune.lab.evaluation.passes import Pass
 from exprune.lab.evaluation.subject import Subject
-from exprune.lab.tasks.language import NextTokenTask
+from exprune.lab.examples.language.task import NextTokenTask
+from exprune.lab.examples.language.tokens import NO_TARGET, TokenBatch
 
 if TYPE_CHECKING:  # numba is optional
     from exprune.fast import faster

@@ -14,9 +14,9 @@ from exprune.lab.evaluation.result import Metric, Result, check_defined, flops_p
 from exprune.lab.evaluation.store import measured
 from exprune.lab.evaluation.subject import Subject, plain
 from exprune.lab.fingerprint import versions
-from exprune.lab.models.masks import sparsity
 from exprune.lab.tasks.intervals import paired_bootstrap
 from exprune.lab.tasks.task import Task
+from exprune.lab.training.masks import sparsity
 
 
 def measure(

@@ -16,12 +16,10 @@ from exprune.lab.data.splits import SplitData, batches_of, check_measurable
 from exprune.lab.decoding.check import check_engine
 from exprune.lab.evaluation.head import check_head, without_head
 from exprune.lab.fingerprint import code_digest, fingerprint, network_digest
-from exprune.lab.models.masks import attach_masks
 from exprune.lab.tasks.task import Task
-from exprune.lab.tracking import check_logger
 from exprune.lab.training.checkpoints import load_weights
 from exprune.lab.training.fit import make_trainer
-from exprune.lab.training.static import check_static
+from exprune.lab.training.masks import attach_masks
 from exprune.lab.training.trained import weights_for
 
 log = logging.getLogger(__name__)
@@ -90,8 +88,6 @@ def prepare(cfg: DictConfig, heuristic: Heuristic | None, measured: Sequence[str
     Whatever is wrong with the settings is said before anything is trained. ``measured`` names splits that will be
     measured beside ``cfg.split``.
     """
-    check_logger(cfg)
-    check_static(cfg)
     trainer = make_trainer(cfg, devices=1, logger=False)
     data = load_data(cfg)
     loaders = {split: batches_of(data, split) for split in (cfg.split, *measured)}

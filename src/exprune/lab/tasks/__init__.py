@@ -1,1 +1,1 @@
-"""LightningModules, one per kind of task: loss, metric, optimiser, predictions."""
+"""What all tasks share: what each must have, its optimiser, its metric's intervals and tests."""

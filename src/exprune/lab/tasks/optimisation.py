@@ -1,13 +1,12 @@
 """What the tasks' optimisers share: the check of the rate, the groups of parameters, the schedule."""
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from exprune.core.errors import SettingError
 from exprune.lab.tasks.task import Task
@@ -27,32 +26,12 @@ def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def tail_start(share: float, steps: int) -> int:
-    """The first of the last steps of a training, of whose ``steps`` they are ``share``."""
-    return round((1 - share) * steps)
-
-
-def one_cycle(
-    task: Task,
-    optimizer: torch.optim.Optimizer,
-    restarts: Sequence[float] = (),
-    tail: Mapping[str, float] | None = None,
-    **options: Any,
-) -> OptimizerLRSchedulerConfig:
-    """The optimiser under OneCycle up to ``task.lr`` over the whole training, step by step, as Lightning wants it.
-
-    At each of ``restarts``, ascending shares of the training, another cycle begins (a warm restart). The last
-    ``tail["share"]`` of the steps go at the constant rate ``tail["lr"]``.
-    """
+def one_cycle(task: Task, optimizer: torch.optim.Optimizer, **options: Any) -> OptimizerLRSchedulerConfig:
+    """The optimiser under OneCycle up to ``task.lr`` over the whole training."""
     steps = int(task.trainer.estimated_stepping_batches)
-    last = steps if tail is None else tail_start(tail["share"], steps)
-    ends = sorted({*(round(restart * steps) for restart in restarts), last} - {0})  # fewer of a short training
-    phases: list[torch.optim.lr_scheduler.LRScheduler] = [
-        torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=task.lr, total_steps=end - start, **options)
-        for start, end in itertools.pairwise([0, *ends])
-    ]
-    if tail is not None:
-        flat = torch.optim.lr_scheduler.LambdaLR
-        phases.append(flat(optimizer, lambda _: tail["lr"] / optimizer.param_groups[0]["initial_lr"]))
-    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, phases, milestones=ends[: len(phases) - 1])
+    return every_step(optimizer, OneCycleLR(optimizer, max_lr=task.lr, total_steps=steps, **options))
+
+
+def every_step(optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> OptimizerLRSchedulerConfig:
+    """Both as Lightning wants them: the learning rate changes step by step."""
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

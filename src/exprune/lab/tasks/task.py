@@ -28,7 +28,6 @@ class Task(lightning.LightningModule):
             targets and groups; a task may be without.
     """
 
-    network: Any
     metric: Any
     lr: float
     metric_name: str
@@ -40,6 +39,10 @@ class Task(lightning.LightningModule):
     secondary: Callable[[dict[str, Any]], dict[str, float]]  # further metrics, where there are any
     data_rows: Callable[[Any], Tensor]
 
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
     @property
     def head(self) -> nn.Linear:
         """The layer of which only the largest output is predicted, of tasks where that is so."""
@@ -50,7 +53,7 @@ class Task(lightning.LightningModule):
 
     def network_inputs(self, batch: Any) -> tuple[Any, ...]:
         """The arguments with which this task calls the network."""
-        raise NotImplementedError
+        return (batch[0],)
 
     def other_flops(self, inputs: Any) -> dict[str, int]:
         """What the network says of its element-wise work on a batch, and of what the published figure leaves out."""

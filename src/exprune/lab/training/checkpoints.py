@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from exprune.core.errors import SettingError
 from exprune.lab.files import TORCH_FILES, check_file, load_tensors, named, save_tensors
-from exprune.lab.models.masks import masked_layers, refresh_weights
+from exprune.lab.training.masks import masked_layers, refresh_weights
 
 # Settings of a data set that its training split does not depend on, or that stand elsewhere (model.epochs, cutout).
 _NOT_LEARNED = ("module", "task", "epochs", "cutouts", "eval_batch_size", "num_workers")
@@ -76,8 +76,6 @@ def save_weights(path: Path, network: nn.Module, cfg: DictConfig, dtype: str, hi
     released, no file is larger than 25 MB: there are parts then, of which the first is named to load them. A tensor
     beyond float16's range, such as the variances of an unnormalised layer, stays as it is.
     """
-    if dtype not in ("float32", "float16"):
-        raise SettingError(f"checkpoint_dtype={dtype}: float32 or float16")
     target = getattr(torch, dtype)
     weights = _weights_of(network)
     for name in masked_layers(network):

@@ -26,11 +26,9 @@ def make_trainer(cfg: DictConfig, **options: Any) -> lightning.Trainer:
     """A Lightning trainer on the configured device, with a progress bar where someone watches.
 
     Raises:
-        SettingError: the accelerator is unknown or not there, or has no such precision.
+        SettingError: the accelerator is not there, or has no such precision.
     """
     accelerator = cfg.trainer.accelerator
-    if accelerator not in ("cpu", "gpu", "auto"):
-        raise SettingError(f"trainer.accelerator={accelerator}: cpu, gpu or auto")
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise SettingError("trainer.accelerator=gpu: PyTorch sees no GPU here; use trainer=cpu or trainer=auto")
     options = {"precision": cfg.trainer.precision, **options}
@@ -71,8 +69,6 @@ def fit(
     Returns:
         What is worth keeping beside the weights: that epoch and its validation metric.
     """
-    if epochs < 1:
-        raise SettingError(f"model.epochs={epochs}: at least 1")
     check_trainable(task, data)
     folder = Path(cfg.paths.cache_dir).expanduser() / "training" / name
     best = ModelCheckpoint(folder, filename="best", monitor=task.monitor, mode="max", enable_version_counter=False)

@@ -2,9 +2,7 @@
 
 import copy
 import logging
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import lightning
@@ -14,76 +12,13 @@ from omegaconf import DictConfig, open_dict
 
 from exprune.core.errors import SettingError
 from exprune.lab.data.splits import SplitData
-from exprune.lab.models.masks import attach_masks, masked_layers, refresh_weights, sparsity, weights_left
 from exprune.lab.tasks.task import Task
 from exprune.lab.training.checkpoints import checkpoint_name, load_weights, save_weights
 from exprune.lab.training.fit import fit
+from exprune.lab.training.masks import attach_masks, masked_layers, refresh_weights, sparsity, weights_left
+from exprune.lab.training.schedule import phases
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One training: ``sparsity_at(epoch)`` is the share of the weights that is gone when that epoch starts."""
-
-    name: str
-    epochs: int
-    sparsity_at: Callable[[int], float]
-
-
-def phases(static: DictConfig, dense_epochs: int | None) -> list[Phase]:
-    """The trainings of a schedule, in turn, after a dense one of ``dense_epochs``; None: there was none.
-
-    ``gradual``: one training, over whose first part (``ramp``) the sparsity grows to ``sparsity``, fast first and
-    slowly at the end (a cubic). ``rounds``: in each of them ``keep_rate`` of the weights left are kept, then trained;
-    as many rounds as ``rounds`` says, or as it takes to reach ``sparsity``.
-
-    Raises:
-        SettingError: a number is out of its range, or the schedule unknown.
-    """
-    sparsity = _checked(static, "sparsity", lambda value: 0 <= value < 1, "at least 0, below 1")
-    if static.epochs is None and dense_epochs is not None:
-        share = _checked(static, "epochs_share", lambda value: value > 0, "above 0")
-        epochs = math.ceil(share * dense_epochs)
-    else:
-        epochs = _whole(static, "epochs")
-    if static.schedule == "gradual":
-        ramp = _checked(static, "ramp", lambda value: 0 <= value <= 1, "from 0 to 1")
-        steps = max(1, round(ramp * epochs))
-        return [Phase("gradual", epochs, lambda epoch: sparsity * (1 - max(0.0, 1 - (epoch + 1) / steps) ** 3))]
-    if static.schedule != "rounds":
-        raise SettingError(f"static.schedule={static.schedule}: gradual or rounds")
-    keep_rate = _checked(static, "keep_rate", lambda value: 0 < value <= 1, "above 0, at most 1")
-    if static.rounds is None:
-        _checked(static, "keep_rate", lambda value: value < 1, f"below 1, to reach a sparsity of {sparsity}")
-        rounds = max(1, math.ceil(math.log(1 - sparsity) / math.log(keep_rate) - 1e-9))
-    else:
-        rounds = _whole(static, "rounds")
-    gone = [1 - keep_rate**number for number in range(1, rounds + 1)]
-    return [Phase(f"round-{number:03d}", epochs, _always(share)) for number, share in enumerate(gone, 1)]
-
-
-def _always(share: float) -> Callable[[int], float]:
-    return lambda epoch: share
-
-
-def _whole(static: DictConfig, key: str) -> int:
-    return int(_checked(static, key, lambda value: value >= 1 and value == int(value), "a whole number, at least 1"))
-
-
-def _checked(static: DictConfig, key: str, fits: Callable[[float], bool], what: str) -> float:
-    value = static[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
-        raise SettingError(f"static.{key}={value!r}: {what}")
-    return value
-
-
-def check_static(cfg: DictConfig) -> None:
-    """Raises SettingError where the static pruning is not as it can be, before anything long begins."""
-    if cfg.static.name not in ("none", "magnitude"):
-        raise SettingError(f"static.name={cfg.static.name}: none or magnitude")
-    if cfg.static.name != "none":
-        phases(cfg.static, cfg.model.get("epochs"))
 
 
 def dense_config(cfg: DictConfig) -> DictConfig:

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from exprune.lab.data.choices import ChoiceBatch
-from exprune.lab.data.tokens import NO_TARGET
+from exprune.lab.examples.language.choices import ChoiceBatch
+from exprune.lab.examples.language.task import LanguageTask, token_losses
+from exprune.lab.examples.language.tokens import NO_TARGET
 from exprune.lab.tasks.finite import not_finite
-from exprune.lab.tasks.language import LanguageTask, token_losses
 
 
 class ChoiceTask(LanguageTask):

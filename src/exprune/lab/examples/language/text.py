@@ -3,18 +3,17 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from exprune.core.errors import SettingError
-from exprune.lab.data.choices import Question
-from exprune.lab.data.limit import checked_limit
 from exprune.lab.data.splits import SplitData
-from exprune.lab.data.stdlib import Corpus
-from exprune.lab.data.tokens import Block, StreamLoader, blocks, collate, encode, find_tokenizer
+from exprune.lab.examples.language.choices import Question
+from exprune.lab.examples.language.stdlib import Corpus
+from exprune.lab.examples.language.tokens import Block, StreamLoader, blocks, collate, encode, find_tokenizer
 
 
 class TextData(SplitData):
@@ -48,8 +47,8 @@ class TextData(SplitData):
         self.read = read
         self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
         self.released, self.vocabulary, self.context = Path(released), vocabulary, context
-        self.batch_size, self.eval_batch_size, self.limit = batch_size, eval_batch_size, checked_limit(limit, "blocks")
-        self.epoch_blocks = checked_limit(epoch_blocks, "blocks", "epoch_blocks")
+        self.batch_size, self.eval_batch_size, self.limit = batch_size, eval_batch_size, limit
+        self.epoch_blocks = epoch_blocks
         self.tokens: dict[str, list] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -63,21 +62,11 @@ class TextData(SplitData):
         most = min((limit for limit in (self.limit, self.epoch_blocks) if limit is not None), default=None)
         return StreamLoader(self.tokens["train"], self.context, self.batch_size, most)
 
-    def val_dataloader(self) -> DataLoader[Block]:
-        return self._held_out("valid")
+    def examples(self, part: str) -> list[Block]:
+        return blocks(self.tokens[part], self.context)[: None if part == "train" else self.limit]
 
-    def test_dataloader(self) -> DataLoader[Block]:
-        return self._held_out("test")
-
-    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> DataLoader[Block]:
-        """Some blocks of the training texts, drawn at random."""
-        cut = blocks(self.tokens["train"], self.context)
-        chosen = torch.randperm(len(cut), generator=generator)[:inputs]
-        return DataLoader(cast(Any, [cut[k] for k in chosen]), self.eval_batch_size, collate_fn=collate)
-
-    def _held_out(self, part: str) -> DataLoader[Block]:
-        cut = blocks(self.tokens[part], self.context)[: self.limit]
-        return DataLoader(cast(Any, cut), self.eval_batch_size, collate_fn=collate)
+    def batches(self, examples: Any) -> DataLoader[Block]:
+        return DataLoader(examples, self.eval_batch_size, collate_fn=collate)
 
 
 def encoding_of(

@@ -8,30 +8,12 @@ from torch import Tensor
 from exprune.core.errors import SettingError
 
 # Each list is a vocabulary; what is not in it gets the index behind its end.
-_CHIRALITY = [
-    ChiralType.CHI_UNSPECIFIED,
-    ChiralType.CHI_TETRAHEDRAL_CW,
-    ChiralType.CHI_TETRAHEDRAL_CCW,
-    ChiralType.CHI_OTHER,
-]
-_HYBRIDIZATION = [
-    HybridizationType.SP,
-    HybridizationType.SP2,
-    HybridizationType.SP3,
-    HybridizationType.SP3D,
-    HybridizationType.SP3D2,
-]
+_CHIRALITY = [ChiralType.names[f"CHI_{name}"] for name in ("UNSPECIFIED", "TETRAHEDRAL_CW", "TETRAHEDRAL_CCW", "OTHER")]
+_HYBRIDIZATION = [HybridizationType.names[name] for name in ("SP", "SP2", "SP3", "SP3D", "SP3D2")]
 _BOND_TYPES = [BondType.SINGLE, BondType.DOUBLE, BondType.TRIPLE, BondType.AROMATIC]
 # This one has no entry for anything else: the six kinds are all that RDKit knew when OGB was made. Newer ones
 # (atropisomers) count as none.
-_STEREO = [
-    BondStereo.STEREONONE,
-    BondStereo.STEREOZ,
-    BondStereo.STEREOE,
-    BondStereo.STEREOCIS,
-    BondStereo.STEREOTRANS,
-    BondStereo.STEREOANY,
-]
+_STEREO = [BondStereo.names[f"STEREO{name}"] for name in ("NONE", "Z", "E", "CIS", "TRANS", "ANY")]
 
 ATOM_VOCABULARY = (119, 5, 12, 12, 10, 6, 6, 2, 2)
 BOND_VOCABULARY = (5, 6, 2)

@@ -21,10 +21,6 @@ class PitchTask(AccuracyTask):
     metric_name = "raw_pitch_accuracy"
     unit = "frame"
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
     def predict_step(self, batch: tuple[Tensor, Tensor], index: int) -> dict[str, Tensor | int]:
         """Per frame: ``target`` (the pitch nearest to the tone's) and ``prediction`` (the target within 50 cents)."""
         frames, frequencies = batch
@@ -43,10 +39,6 @@ class PitchTask(AccuracyTask):
     def head(self) -> nn.Linear:
         """The layer of which only the largest output is predicted."""
         return self.network.classifier
-
-    def network_inputs(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor]:
-        """The arguments with which this task calls the network."""
-        return (batch[0],)
 
     def sampled_loss(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
         """The summed loss of pitches that sound or not, drawn from the network's own predictions."""

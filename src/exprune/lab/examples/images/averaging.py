@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
-from exprune.lab.tasks.optimisation import tail_start
+from exprune.lab.examples.images.cycles import tail_start
 
 _BATCHES = 120  # that BatchNorms are set from
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from exprune.core.accounting.tally import FlopTally
 from exprune.core.errors import SettingError
-from exprune.lab.data.hub import from_hub, is_masked_lm
+from exprune.lab.data.hub import from_hub
 
 
 def pretrained_lm(name: str | None, dtype: str) -> PreTrainedModel:
@@ -30,6 +30,23 @@ def pretrained_lm(name: str | None, dtype: str) -> PreTrainedModel:
     transformers.logging.disable_progress_bar()
     auto = AutoModelForMaskedLM if is_masked_lm(name) else AutoModelForCausalLM
     return from_hub(name, "weights", auto.from_pretrained, dtype=stored)
+
+
+def is_masked_lm(name: str | None) -> bool:
+    """Whether a model predicts masked tokens, by its configuration; else the next one.
+
+    Raises:
+        SettingError: there is no such model, or it is no language model.
+    """
+    config = from_hub(name, "configuration", AutoConfig.from_pretrained)
+    kinds = config.architectures or []
+    masked = any(kind.endswith("ForMaskedLM") for kind in kinds)
+    if not masked and not any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+        raise SettingError(
+            f"model.pretrained={name}: a {config.model_type} ({', '.join(kinds) or 'of no architecture'}), neither a "
+            "causal nor a masked language model"
+        )
+    return masked
 
 
 def weight_type(dtype: str) -> torch.dtype:

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import OPTForCausalLM, PreTrainedModel
 
-from exprune.lab.data.choices import ChoiceBatch
-from exprune.lab.data.tokens import NO_TARGET, TokenBatch
-from exprune.lab.models.opt import check_tokens, fc1_flops, opt_flops, zeros_of_fc2
-from exprune.lab.models.pretrained import FlopsOfLength, arguments, is_masked, measured_flops
+from exprune.lab.examples.language.choices import ChoiceBatch
+from exprune.lab.examples.language.opt import check_tokens, fc1_flops, opt_flops, zeros_of_fc2
+from exprune.lab.examples.language.pretrained import FlopsOfLength, arguments, is_masked, measured_flops
+from exprune.lab.examples.language.tokens import NO_TARGET, TokenBatch
 from exprune.lab.tasks.finite import check_finite, not_finite
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
 from exprune.lab.tasks.sampling import signed
@@ -25,8 +25,7 @@ class LanguageTask(AccuracyTask):
     """What tasks of a language model share: how they call it, what its batches cost, accuracy as the metric."""
 
     def __init__(self, network: PreTrainedModel) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network)
         self._flops: FlopsOfLength | None = None
 
     def before_pass(self) -> None:

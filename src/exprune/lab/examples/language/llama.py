@@ -2,8 +2,8 @@
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from exprune.lab.data.tokens import PAD, START
-from exprune.lab.models.opt import check_shape
+from exprune.lab.examples.language.opt import check_shape
+from exprune.lab.examples.language.tokens import PAD, START
 
 
 def small_llama(

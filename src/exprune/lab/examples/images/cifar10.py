@@ -17,7 +17,7 @@ from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
 from exprune.core.errors import SettingError
-from exprune.lab.data.images import Images
+from exprune.lab.examples.images.data import Images
 from exprune.lab.files import kept, load_tensors, save_tensors
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

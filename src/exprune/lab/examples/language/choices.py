@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -14,9 +14,8 @@ from torch.utils.data import DataLoader
 
 from exprune.core.errors import SettingError
 from exprune.lab.data.hub import without_hub
-from exprune.lab.data.limit import checked_limit
 from exprune.lab.data.splits import SplitData
-from exprune.lab.data.tokens import NO_TARGET, PAD, START, padded
+from exprune.lab.examples.language.tokens import NO_TARGET, PAD, START, padded
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class ChoiceData(SplitData):
         super().__init__()
         self.read, self.encode, self.longest = read, encode, longest
         self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
-        self.eval_batch_size, self.limit = eval_batch_size, checked_limit(limit, "questions")
+        self.eval_batch_size, self.limit = eval_batch_size, limit
         self.rows: list[tuple[int, list[Tensor], int]] = []
 
     def setup(self, stage: str | None = None) -> None:
@@ -145,13 +144,13 @@ class ChoiceData(SplitData):
     def train_dataloader(self) -> DataLoader:
         raise SettingError("this data has questions and no text to train on; train with data=stdlib")
 
-    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> DataLoader:
+    def calibration_dataloader(self, inputs: int, generator: torch.Generator | None) -> DataLoader:
         raise SettingError(
             "this data has questions and no training split to calibrate on; name a file: exprune.calibration"
         )
 
-    def val_dataloader(self) -> DataLoader:
-        return self.test_dataloader()
+    def examples(self, part: str) -> list[tuple[int, list[Tensor], int]]:
+        return self.rows
 
-    def test_dataloader(self) -> DataLoader:
-        return DataLoader(cast(Any, self.rows), self.eval_batch_size, collate_fn=collate)
+    def batches(self, examples: Any) -> DataLoader:
+        return DataLoader(examples, self.eval_batch_size, collate_fn=collate)

@@ -1,10 +1,11 @@
 """Texts in the tokens of a pretrained model: to predict the next of them, or those that are masked."""
 
-import re
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,15 +13,14 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from exprune.core.errors import SettingError
-from exprune.lab.data.hub import from_hub, in_folder, is_masked_lm
-from exprune.lab.data.limit import checked_limit
-from exprune.lab.data.smiles import Molecules
+from exprune.lab.data.hub import from_hub
 from exprune.lab.data.splits import SplitData
-from exprune.lab.data.stdlib import Corpus
-from exprune.lab.data.tokens import NO_TARGET, Block, TokenBatch, padded
-from exprune.lab.files import named
+from exprune.lab.examples.language.pretrained import is_masked_lm
+from exprune.lab.examples.language.stdlib import Corpus
+from exprune.lab.examples.language.tokens import NO_TARGET, Block, collate
 
 _MASKED = 0.15  # of the tokens, as BERT was trained
+_AT_ONCE = 16  # texts that a tokenizer is given
 
 
 @dataclass(frozen=True)
@@ -66,43 +66,6 @@ def own_tokens(name: str | None) -> OwnTokens:
     return OwnTokens(ids, begin, end, pad, tokenizer.mask_token_id if masked else None)
 
 
-def smiles_tokens(name: str | None) -> OwnTokens:
-    """Those of a BERT of molecules that lists them in ``vocab.txt``: atoms, bonds, rings, branches of SMILES strings.
-
-    Raises:
-        SettingError: there is no such list, or it is no text.
-    """
-    path = Path(in_folder(name)) / "vocab.txt"
-    if not path.is_file():
-        raise SettingError(f"model.pretrained={name}: no vocab.txt, which lists the tokens of SMILES strings")
-    tokens = named(path, lambda path: path.read_text("utf-8").split())
-    number = {token: index for index, token in enumerate(tokens)}
-    if missing := [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token not in number]:
-        raise SettingError(f"{path}: no token {missing[0]}")
-
-    def ids(texts: list[str]) -> list[list[int]]:
-        return [[number.get(token, number["[UNK]"]) for token in _SMILES.findall(text)] for text in texts]
-
-    return OwnTokens(ids, (number["[CLS]"],), (number["[SEP]"],), number["[PAD]"], number["[MASK]"])
-
-
-_SMILES = re.compile(r"\[[^\]]*\]|Br|Cl|%[0-9]{2}|.")  # an atom in brackets, one of two letters, a ring of two digits
-
-
-def molecule_texts(read: Callable[[Path, Path], Molecules]) -> Callable[[Path, Path], Corpus]:
-    """Gives the SMILES strings of some molecules as texts: a tenth each to validate and to test, by chance."""
-
-    def texts(data_dir: Path, cache_dir: Path) -> Corpus:
-        molecules = read(data_dir, cache_dir)
-        order = torch.randperm(len(molecules.smiles), generator=torch.Generator().manual_seed(0)).tolist()
-        tenth = len(order) // 10
-        cut = {"valid": order[:tenth], "test": order[tenth : 2 * tenth], "train": order[2 * tenth :]}
-        parts = {part: {str(k): molecules.smiles[k] for k in chosen} for part, chosen in cut.items()}
-        return Corpus(molecules.source, parts)
-
-    return texts
-
-
 class OwnTokenData(SplitData):
     """Texts as blocks of a pretrained model's tokens. It does not train.
 
@@ -131,7 +94,7 @@ class OwnTokenData(SplitData):
         self.room = context - len(tokens.before) - len(tokens.after)
         if self.room < 1:
             raise SettingError(f"data.context={context}: at least {context - self.room + 1}")
-        self.eval_batch_size, self.limit = eval_batch_size, checked_limit(limit, "blocks")
+        self.eval_batch_size, self.limit = eval_batch_size, limit
         self.blocks: dict[str, list[Block]] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -142,7 +105,8 @@ class OwnTokenData(SplitData):
     def _blocks(self, texts: list[str]) -> list[Block]:
         generator = torch.Generator().manual_seed(0)
         cut: list[Block] = []
-        for group, ids in enumerate(self.tokens.ids(texts)):
+        some = (texts[k : k + _AT_ONCE] for k in range(0, len(texts), _AT_ONCE))  # a limit needs few of them
+        for group, ids in enumerate(itertools.chain.from_iterable(map(self.tokens.ids, some))):
             for start in range(0, len(ids), self.room):
                 inside = torch.tensor(ids[start : start + self.room])
                 cut.append(self._block(inside, group, generator))
@@ -164,25 +128,9 @@ class OwnTokenData(SplitData):
     def train_dataloader(self) -> Any:
         raise SettingError("a pretrained model is not trained here; train model=opt or model=llama")
 
-    def val_dataloader(self) -> DataLoader[Block]:
-        return self._loader(self.blocks["valid"])
+    def examples(self, part: str) -> list[Block]:
+        return self.blocks[part]
 
-    def test_dataloader(self) -> DataLoader[Block]:
-        return self._loader(self.blocks["test"])
-
-    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> DataLoader[Block]:
-        """Some blocks of the training texts, drawn at random."""
-        blocks = self.blocks["train"]
-        return self._loader([blocks[k] for k in torch.randperm(len(blocks), generator=generator)[:inputs]])
-
-    def _loader(self, blocks: list[Block]) -> DataLoader[Block]:
-        blocks = sorted(blocks, key=lambda block: len(block.ids))  # so that little of a batch is padding
-        return DataLoader(cast(Any, blocks), self.eval_batch_size, collate_fn=self._collated)
-
-    def _collated(self, chosen: Sequence[Block]) -> TokenBatch:
-        return TokenBatch(
-            padded([block.ids for block in chosen], self.tokens.pad),
-            padded([torch.ones_like(block.ids) for block in chosen], 0),
-            padded([block.targets for block in chosen], NO_TARGET),
-            torch.tensor([block.group for block in chosen]),
-        )
+    def batches(self, examples: Any) -> DataLoader[Block]:
+        blocks: Any = sorted(examples, key=lambda block: len(block.ids))  # so that little of a batch is padding
+        return DataLoader(blocks, self.eval_batch_size, collate_fn=partial(collate, pad=self.tokens.pad))

@@ -15,11 +15,10 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
-from exprune.lab.data.limit import checked_limit
-from exprune.lab.data.molecules import featurise, parse
-from exprune.lab.data.scaffold import checked_split, scaffold_split
-from exprune.lab.data.smiles import Molecules
 from exprune.lab.data.splits import SplitData
+from exprune.lab.examples.molecules.features import featurise, parse
+from exprune.lab.examples.molecules.scaffold import checked_split, scaffold_split
+from exprune.lab.examples.molecules.smiles import Molecules
 from exprune.lab.files import kept, load_tensors, save_tensors
 
 _FORMAT = 3  # raise it when the processing changes, so that no old cache is read
@@ -32,7 +31,7 @@ class Graphs:
     Attributes:
         tensors: ``x``, ``edge_index`` and ``edge_attr`` of all graphs, ``nodes`` and ``edges`` of each, its label ``y``
             and the number of its ``scaffold``, -1 where it has none.
-        division: the options of :func:`~exprune.lab.data.scaffold.scaffold_split`.
+        division: the options of :func:`~exprune.lab.examples.molecules.scaffold.scaffold_split`.
     """
 
     tensors: dict[str, Tensor]
@@ -114,7 +113,8 @@ class MoleculeData(SplitData):
     Args:
         read: gives the molecules from the data and the cache folder.
         limit: keep only the first so many graphs of each part (for quick tries); None keeps all.
-        split: options of :func:`~exprune.lab.data.scaffold.scaffold_split`; None: that of the Open Graph Benchmark.
+        split: options of :func:`~exprune.lab.examples.molecules.scaffold.scaffold_split`; None: that of the Open Graph
+            Benchmark.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class MoleculeData(SplitData):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
-        self.limit = checked_limit(limit, "graphs")
+        self.limit = limit
         self.division = checked_split(split)
         self.graphs: Graphs | None = None
         self.parts: dict[str, list[Data]] = {}
@@ -148,31 +148,18 @@ class MoleculeData(SplitData):
             self.graphs = cached(molecules, self.file_name, self.cache_dir, self.division)
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train", self.batch_size, shuffle=True)
+        graphs = self.examples("train")
+        return self._loader(graphs, self.batch_size, shuffle=bool(graphs))  # none cannot be shuffled
 
-    def val_dataloader(self) -> DataLoader:
-        return self._loader("valid", self.eval_batch_size)
+    def batches(self, examples: Any) -> DataLoader:
+        return self._loader(examples, self.eval_batch_size)
 
-    def test_dataloader(self) -> DataLoader:
-        return self._loader("test", self.eval_batch_size)
-
-    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> DataLoader:
-        """Some graphs of the training split, drawn at random."""
-        graphs = self._part("train")
-        chosen = torch.randperm(len(graphs), generator=generator)[:inputs]
-        return DataLoader([graphs[k] for k in chosen], batch_size=self.eval_batch_size)
-
-    def _part(self, part: str) -> list[Data]:
+    def examples(self, part: str) -> list[Data]:
         if part not in self.parts:
             assert self.graphs is not None  # setup() has read them
             self.parts[part] = self.graphs.part(part, self.limit)
         return self.parts[part]
 
-    def _loader(self, part: str, batch_size: int, shuffle: bool = False) -> DataLoader:
-        return DataLoader(
-            self._part(part),
-            batch_size=batch_size,
-            shuffle=shuffle and bool(self._part(part)),  # none cannot be shuffled
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
+    def _loader(self, graphs: Any, batch_size: int, shuffle: bool = False) -> DataLoader:
+        workers = self.num_workers
+        return DataLoader(graphs, batch_size, shuffle, num_workers=workers, persistent_workers=workers > 0)

@@ -1,12 +1,13 @@
 """Tones with harmonics and noise, made here: sound for a network that hears pitch. No download."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from exprune.core.errors import SettingError
-from exprune.lab.data.limit import checked_limit
 from exprune.lab.data.splits import SplitData
 
 RATE, SAMPLES = 16_000, 1024  # samples a second, and of a frame
@@ -56,30 +57,21 @@ class ToneData(SplitData):
         if not least <= most:
             raise SettingError(f"data.noise=[{least}, {most}]: the least signal-to-noise ratio in dB, then the most")
         self.frames, self.noise, self.eval_batch_size = frames, (float(least), float(most)), eval_batch_size
-        self.limit = checked_limit(limit, "frames")
-        self.parts: dict[str, tuple[Tensor, Tensor]] = {}
+        self.limit = limit
+        self.parts: dict[str, TensorDataset] = {}
 
     def setup(self, stage: str | None = None) -> None:
         if self.parts:
             return
         for seed, part in enumerate(_PARTS):
             frames, frequencies = tones(self.frames, self.noise, torch.Generator().manual_seed(seed))
-            self.parts[part] = frames[: self.limit], frequencies[: self.limit]
+            self.parts[part] = TensorDataset(frames[: self.limit], frequencies[: self.limit])
 
     def train_dataloader(self) -> None:
         raise SettingError("a pretrained network is not trained here; evaluate it")
 
-    def val_dataloader(self) -> list[tuple[Tensor, ...]]:
-        return self._batches(*self.parts["valid"])
+    def examples(self, part: str) -> TensorDataset:
+        return self.parts[part]
 
-    def test_dataloader(self) -> list[tuple[Tensor, ...]]:
-        return self._batches(*self.parts["test"])
-
-    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> list[tuple[Tensor, ...]]:
-        """Some frames of the training part, drawn at random."""
-        frames, frequencies = self.parts["train"]
-        chosen = torch.randperm(len(frames), generator=generator)[:inputs]
-        return self._batches(frames[chosen], frequencies[chosen])
-
-    def _batches(self, *of: Tensor) -> list[tuple[Tensor, ...]]:
-        return list(zip(*(part.split(self.eval_batch_size) for part in of), strict=True))
+    def batches(self, examples: Any) -> list[tuple[Tensor, ...]]:
+        return [examples[rows] for rows in torch.arange(len(examples)).split(self.eval_batch_size)]

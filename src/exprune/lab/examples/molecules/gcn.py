@@ -7,7 +7,7 @@ from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing, global_mean_pool
 from torch_geometric.utils import degree
 
-from exprune.lab.data.molecules import ATOM_VOCABULARY, BOND_VOCABULARY
+from exprune.lab.examples.molecules.features import ATOM_VOCABULARY, BOND_VOCABULARY
 
 
 class CategoricalEncoder(nn.Module):

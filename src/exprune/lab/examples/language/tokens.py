@@ -90,10 +90,10 @@ def padded(rows: list[Tensor], value: int) -> Tensor:
     return pad_sequence(rows, batch_first=True, padding_value=value)
 
 
-def collate(chosen: Sequence[Block]) -> TokenBatch:
+def collate(chosen: Sequence[Block], pad: int = PAD) -> TokenBatch:
     """Blocks padded to the longest of them."""
     return TokenBatch(
-        padded([block.ids for block in chosen], PAD),
+        padded([block.ids for block in chosen], pad),
         padded([torch.ones_like(block.ids) for block in chosen], 0),
         padded([block.targets for block in chosen], NO_TARGET),
         torch.tensor([block.group for block in chosen]),

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from sklearn.datasets import load_digits
 
-from exprune.lab.data.images import Images
+from exprune.lab.examples.images.data import Images
 
 
 def read_digits(data_dir: Path, cache_dir: Path) -> Images:

@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from exprune.core.errors import SettingError
-from exprune.lab.models.masks import masked_layers
-from exprune.lab.tasks.averaging import TailMean
+from exprune.lab.examples.images.averaging import TailMean
+from exprune.lab.examples.images.cycles import cycles
+from exprune.lab.examples.images.sharpness import sharp
 from exprune.lab.tasks.finite import check_finite, not_finite
-from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
+from exprune.lab.tasks.optimisation import checked_rate, decay_groups
 from exprune.lab.tasks.sampling import draw
-from exprune.lab.tasks.sharpness import sharp
 from exprune.lab.tasks.task import AccuracyTask
+from exprune.lab.training.masks import masked_layers
 
 
 class ImageTask(AccuracyTask):
@@ -32,9 +33,10 @@ class ImageTask(AccuracyTask):
         warmup: the share of a cycle's steps in which the learning rate rises.
         restart: the share of the training after which another cycle begins, or those of several; None: there is one.
         sharpness: of the last part of the training, ``share`` of its epochs, which minimises the loss at the worst
-            weights within ``radius`` (:mod:`exprune.lab.tasks.sharpness`) at twice the price; None for no such part.
+            weights within ``radius`` (:mod:`exprune.lab.examples.images.sharpness`) at twice the price; None for no
+            such part.
         average: of the last part of the training, ``share`` of its steps, which go at the constant rate ``lr`` and
-            whose weights are averaged (:mod:`exprune.lab.tasks.averaging`); None for no such part.
+            whose weights are averaged (:mod:`exprune.lab.examples.images.averaging`); None for no such part.
     """
 
     metric_name = "accuracy"
@@ -55,7 +57,7 @@ class ImageTask(AccuracyTask):
         sharpness: Mapping[str, float] | None = None,
         average: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
         if optimizer not in ("sgd", "adamw"):
             raise SettingError(f"model.task.optimizer={optimizer}: sgd or adamw")
         if average is not None:
@@ -73,7 +75,6 @@ class ImageTask(AccuracyTask):
                 f"model.task.sharpness={dict(sharpness)}: a radius above 0 and a share above 0, at most 1; or null"
             )
         self.optimizer = optimizer
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.lr, self.weight_decay, self.momentum = checked_rate(lr), weight_decay, momentum
         self.label_smoothing, self.warmup, self.restarts = label_smoothing, warmup, restarts
         self.sharpness = sharpness
@@ -109,10 +110,6 @@ class ImageTask(AccuracyTask):
         """The layer of which only the largest output is predicted."""
         return self.network.head
 
-    def network_inputs(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor]:
-        """The arguments with which this task calls the network."""
-        return (batch[0],)
-
     def sampled_loss(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
         """The summed loss of labels drawn from the network's own predictions."""
         logits = self.network(batch[0]).float()
@@ -139,4 +136,4 @@ class ImageTask(AccuracyTask):
             optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=True)
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999), fused=True)
-        return one_cycle(self, optimizer, self.restarts, self.tail, pct_start=self.warmup, cycle_momentum=False)
+        return cycles(self, optimizer, self.restarts, self.tail, pct_start=self.warmup, cycle_momentum=False)

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
 
 from exprune.core.errors import SettingError
-from exprune.lab.data.limit import checked_limit
 from exprune.lab.data.splits import SplitData
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10, as in the paper
@@ -59,15 +59,14 @@ def resized(images: Tensor, size: int) -> Tensor:
 
 
 class ImageLoader:
-    """Batches of (normalised images, labels) from tensors in memory; shuffled and augmented for training.
+    """Batches of (normalised images, labels) from a data set of tensors in memory; shuffled and augmented for training.
 
     ``size``, asked once an epoch, gives the side to which larger training images are reduced; 0 for no such side.
     """
 
     def __init__(
         self,
-        images: Tensor,
-        labels: Tensor,
+        images: Dataset,
         batch_size: int,
         train: bool = False,
         padding: int = 0,
@@ -75,26 +74,27 @@ class ImageLoader:
         cutout: int = 0,
         size: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.images, self.labels, self.batch_size, self.train = images, labels, batch_size, train
+        self.images, self.batch_size, self.train = images, batch_size, train
         self.padding, self.flip, self.cutout, self.size = padding, flip, cutout, size
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.images), self.batch_size)
+        full, rest = divmod(len(self.images), self.batch_size)  # type: ignore[arg-type]
         return full or min(rest, 1) if self.train else full + min(rest, 1)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.arange(len(self.images))
+        order = torch.arange(len(self.images))  # type: ignore[arg-type]
         if self.train:
             generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-            order = torch.randperm(len(self.images), generator=generator)
+            order = torch.randperm(len(order), generator=generator)
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
         size = self.size() if self.train else 0
         for chosen in order.split(self.batch_size)[: len(self)]:
-            images = (self.images[chosen].float() / 255 - mean) / std
+            images, labels = self.images[chosen]
+            images = (images.float() / 255 - mean) / std
             if self.train:
                 images = augment(images, self.padding, self.flip, self.cutout, generator)
                 images = resized(images, size) if 0 < size < images.shape[-1] else images
-            yield images.contiguous(memory_format=torch.channels_last), self.labels[chosen]
+            yield images.contiguous(memory_format=torch.channels_last), labels
 
 
 class ImageData(SplitData):
@@ -134,7 +134,7 @@ class ImageData(SplitData):
         self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
         self.size, self.valid, self.padding, self.flip, self.cutout = size, valid, padding, flip, cutout
         self.reduced = reduced
-        self.batch_size, self.eval_batch_size, self.limit = batch_size, eval_batch_size, checked_limit(limit, "images")
+        self.batch_size, self.eval_batch_size, self.limit = batch_size, eval_batch_size, limit
         self.parts: dict[str, tuple[Tensor, Tensor]] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -153,10 +153,15 @@ class ImageData(SplitData):
             "test": (images.test[: self.limit], images.test_labels[: self.limit]),
         }
 
+    def examples(self, part: str) -> TensorDataset:
+        return TensorDataset(*self.parts[part])
+
+    def batches(self, examples: Dataset) -> ImageLoader:
+        return ImageLoader(examples, self.eval_batch_size)
+
     def train_dataloader(self) -> ImageLoader:
-        return ImageLoader(
-            *self.parts["train"], self.batch_size, True, self.padding, self.flip, self.cutout, self._size
-        )
+        images = self.examples("train")
+        return ImageLoader(images, self.batch_size, True, self.padding, self.flip, self.cutout, self._size)
 
     def _size(self) -> int:
         """Of this epoch's training images; 0: as they are."""
@@ -165,15 +170,3 @@ class ImageData(SplitData):
         if self.trainer.current_epoch >= self.reduced["share"] * self.trainer.max_epochs:
             return 0
         return self.reduced["size"]
-
-    def val_dataloader(self) -> ImageLoader:
-        return ImageLoader(*self.parts["valid"], self.eval_batch_size)
-
-    def calibration_dataloader(self, inputs: int, generator: torch.Generator) -> ImageLoader:
-        """Some images of the training split, drawn at random, as they are."""
-        images, labels = self.parts["train"]
-        chosen = torch.randperm(len(images), generator=generator)[:inputs]
-        return ImageLoader(images[chosen], labels[chosen], self.eval_batch_size)
-
-    def test_dataloader(self) -> ImageLoader:
-        return ImageLoader(*self.parts["test"], self.eval_batch_size)

@@ -11,8 +11,8 @@ from transformers.activations import ACT2FN
 
 from exprune.core.errors import SettingError
 from exprune.lab.data.hub import from_hub
-from exprune.lab.data.tokens import PAD, START
-from exprune.lab.models.pretrained import weight_type
+from exprune.lab.examples.language.pretrained import weight_type
+from exprune.lab.examples.language.tokens import PAD, START
 
 
 def small_opt(

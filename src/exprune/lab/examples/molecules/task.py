@@ -36,8 +36,7 @@ class GraphTask(Task):
     drop_test = staticmethod(roc_auc_test)
 
     def __init__(self, network: nn.Module, lr: float, weight_decay: float) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network)
         self.lr, self.weight_decay = checked_rate(lr), weight_decay
         self.metric = BinaryAUROC()
 

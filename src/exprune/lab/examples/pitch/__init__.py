@@ -1,0 +1,1 @@
+"""Pitch: CREPE, and tones that are made for it."""

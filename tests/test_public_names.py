@@ -6,10 +6,12 @@ import pytest
 
 PUBLIC = {
     "exprune.core": """
-        Activation Calibrated CalibratedTest Dominance ExPrune Flops HeadRecorder Heuristic InputVariances Magnitude
-        Optimal Oracle Prefix Recorder SettingError Site SiteFlops SiteStatistics SquaredGradients StatsTest Threshold
-        find_sites register_activation select_sites term_order
+        Activation Calibrated CalibratedTest DecisionTable Dominance ExPrune Flops FromTables HeadRecorder Heuristic
+        InputVariances Magnitude Optimal Oracle Prefix Recorder SettingError Site SiteFlops SiteStatistics
+        SquaredGradients StatsTest Threshold find_sites load_tables register_activation save_tables select_sites
+        term_order
     """,
+    "exprune": "Calibration SettingError Tradeoff calibrate inspect prune tradeoff",
     "exprune.fast": "faster",
 }
 

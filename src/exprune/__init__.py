@@ -13,8 +13,9 @@ here is imported when it is first used, and needs torch alone.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from exprune.errors import SettingError
+
 if TYPE_CHECKING:
-    from exprune.core.errors import SettingError
     from exprune.door.calibration import Calibration, calibrate
     from exprune.door.inspection import inspect
     from exprune.door.pruning import prune
@@ -33,8 +34,6 @@ __all__ = ["Calibration", "SettingError", "Tradeoff", "calibrate", "inspect", "p
 
 
 def __getattr__(name: str) -> Any:
-    if name == "SettingError":
-        return importlib.import_module("exprune.core.errors").SettingError
     if name in _HOMES:
         return getattr(importlib.import_module(f"exprune.door.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'exprune' has no attribute {name!r}")

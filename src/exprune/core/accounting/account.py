@@ -53,8 +53,10 @@ class Account(Observer):
         if failed:
             self.fails()
             return
+        if seen:
+            return
         followed = [site.name for site in self._sites[module] if site.layer.followed]
-        if not seen and followed and any(x.numel() for x in tensors(given)):
+        if followed and any(x.numel() for x in tensors(given)):
             self.fault(followed[0], "its module ran, and no torch call with its weight was seen in it")
 
     def fails(self) -> None:

@@ -111,19 +111,20 @@ class KnownSites(Guide):
                 if used.kind == call.kind and stored_in(used.module, call) == used.stored:
                     self._fault(used.name, "its weight was used while its module did not run")
             return None
-        followed = site.name in self._followed
+        layer = site.layer
+        followed = layer.name in self._followed
         if why := packed(call):
             if followed or call.input.is_nested:
-                raise SettingError(f"{site.name}: {why}")
+                raise SettingError(f"{layer.name}: {why}")
             return None
         if followed:
-            found = site.outputs, site.terms, site.weights_per_term
+            found = layer.outputs, layer.terms, layer.weights_per_term
             if (*call.weight.shape[:2], call.weight.shape[2:].numel()) != found:
                 shape = " x ".join(map(str, call.weight.shape))
-                raise SettingError(f"{site.name}: its weight is {shape}, another than when it was found; find it anew")
+                raise SettingError(f"{layer.name}: its weight is {shape}, another than when it was found; find it anew")
             if why := transformed(call.input) or without_values(call.input):
-                raise SettingError(f"{site.name}: {why}")
-        return site.name
+                raise SettingError(f"{layer.name}: {why}")
+        return layer.name
 
     def _site_of(self, call: LinearCall) -> Site | None:
         """The site whose weight a call uses."""

@@ -27,8 +27,8 @@ import torch  # isort: skip
 from torch import Tensor  # isort: skip
 
 from exprune.core import ExPrune, Optimal, Prefix, select_sites
-from exprune.core.decisions.moments import gauss_hermite
-from exprune.core.heuristics.optimal import elementwise
+from exprune.core.decisions.apply import expected
+from exprune.core.decisions.moments import gauss_hermite, half_moment, predicted_moment
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.files import write_whole
 from exprune.lab.selection.knobs import maker
@@ -70,12 +70,16 @@ class Expecting(Optimal):
         assert self.statistics is not None and seen.rest is not None
         of = self.statistics[seen.site.name]
         assert of.gradient is not None
-        mean, _ = self._expected(seen)
+        mean = expected(seen)
         sd = (seen.rest * of.sd[of.stages.index(seen.n)].to(mean))[stopped]
         gradient, mean = of.gradient.to(mean).expand_as(mean)[stopped], mean[stopped]
         sd = sd.clamp(min=torch.finfo(sd.dtype).tiny)
-        if (activation := elementwise(seen.site)) is None:
-            return gradient / 2 * sd**2 * self._moment(seen)((mean / sd).clamp(-10, 10))
+        activation = seen.site.activation if seen.site.before_activation else None
+        if activation is None:  # what stops outputs its expectation
+            return gradient / 2 * sd**2
+        if activation.relu:
+            moment = predicted_moment if self.predicts else half_moment
+            return gradient / 2 * sd**2 * moment((mean / sd).clamp(-10, 10))
         nodes, weights = (values.to(mean) for values in gauss_hermite(48))
         outputs = torch.zeros_like(mean)
         if self.predicts:

@@ -14,7 +14,17 @@ from torch import nn
 from torch_geometric.data import Batch, Data
 
 import exprune.core
-from exprune.core import Calibrated, ExPrune, Heuristic, Optimal, Recorder, SiteStatistics, Threshold, find_sites
+from exprune.core import (
+    Calibrated,
+    CalibratedTest,
+    ExPrune,
+    Heuristic,
+    Optimal,
+    Recorder,
+    SiteStatistics,
+    Threshold,
+    find_sites,
+)
 from exprune.lab.evaluation.store import about
 from exprune.lab.fingerprint import code_digest, fingerprint, network_digest
 
@@ -45,8 +55,10 @@ def key(heuristic: Heuristic | None, gain_ratio: Any = 1.0) -> str:
 HEURISTICS = [
     kind
     for kind in vars(exprune.core).values()
-    if inspect.isclass(kind) and issubclass(kind, Heuristic) and not inspect.isabstract(kind)
+    if inspect.isclass(kind) and issubclass(kind, Heuristic) and kind not in (Heuristic, CalibratedTest)
 ]
+TABLES = ExPrune(find_sites(model(), torch.randn(4, 8)), Optimal(1e-9, STAGES, statistics())).tables
+OTHER_TABLES = {"2": replace(TABLES["2"], offset=TABLES["2"].offset + 1e-9)}
 OTHER_STATISTICS = {"2": replace(statistics()["2"], sd=statistics()["2"].sd + 1e-9)}
 # By argument: a value, and others.
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -55,6 +67,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "lam": (1e-9, 1e-8, 0.0),
     "stages": (STAGES,),
     "statistics": (statistics(), OTHER_STATISTICS),
+    "tables": (TABLES, OTHER_TABLES),
     "tolerance": (0.05, 0.5, None),
     "ahead": (True, False),
     "predict": (False, True),

@@ -27,10 +27,9 @@ class Classify(AccuracyTask):
     metric_name, unit = "accuracy", "row"
 
     def __init__(self) -> None:
-        super().__init__()
         torch.manual_seed(0)
         layers = [nn.Linear(40, 64, bias=False), nn.ReLU(), nn.Linear(64, 8, bias=False), nn.ReLU()]
-        self.network = nn.Sequential(*layers, nn.Linear(8, 5, bias=False)).eval()
+        super().__init__(nn.Sequential(*layers, nn.Linear(8, 5, bias=False)).eval())
         self.seen = 0
 
     def predict_step(self, batch: Tensor, index: int) -> dict[str, Tensor | int]:

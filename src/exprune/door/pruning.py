@@ -66,9 +66,7 @@ class prune:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
             raise SettingError(f"{target}={value!r}: a number above 0")
         if (target == "drop") != (metric is not None):
-            raise SettingError(
-                "prune: drop= needs metric=, of (output, batch), one number for each example, and only that"
-            )
+            raise SettingError("prune: drop= goes with metric=, of (output, batch), one number for each example")
         given = batches_for(model, calibration, batches, call)
         sites = calibration.sites(model, given)
         self.point: Point | None = None

@@ -46,6 +46,11 @@ def prediction(seen: Prefix) -> Tensor:
     return expected.masked_fill_(expected < zero_below, -math.inf)
 
 
+def expected(seen: Prefix) -> Tensor:
+    """What each neuron's z is expected to be, in the shape of the sums."""
+    return _expected(_table(seen), seen)
+
+
 def bounds(table: DecisionTable, bias: Tensor) -> Tensor:
     """Below which sum of its first terms a neuron stops, (stages, outputs), of a site without a residual.
 

@@ -4,7 +4,7 @@ With the line and the residual spread of :class:`SiteStatistics`, ``z ~ Normal(e
 what is expected lies below a bound, which a subclass gives. All is solved before the run, into decision tables.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +32,7 @@ def _measured_at(statistics: Mapping[str, SiteStatistics] | None) -> tuple[int, 
     return tuple(sorted({n for of in (statistics or {}).values() for n in of.stages}))
 
 
-class CalibratedTest(Heuristic):
+class CalibratedTest(Heuristic, ABC):
     """What the calibrated tests share; a subclass says below which expectation a neuron stops.
 
     Args:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exprune.core.calls.layers import LinearCall
-from exprune.core.sums.terms import Terms
+from exprune.core.partial_sums.terms import Terms
 
 # Input channels, output channels, output height, stride.
 SHAPES = [

@@ -4,20 +4,20 @@ from collections.abc import Callable
 
 import torch
 
-from exprune.core.accounting.tally import FlopTally
+from exprune.core.accounting.flop_counter import FlopCounter
 
 
 def counted(function: Callable, *args: object) -> tuple[int, dict[str, int]]:
     """What is counted of a call, with and without inference mode the same."""
     results = []
     for mode in (torch.no_grad, torch.inference_mode):
-        tally = FlopTally()
+        flop_counter = FlopCounter()
         with mode():
-            tally.begin()
+            flop_counter.begin()
             try:
                 function(*args)
             finally:
-                tally.end()
-        results.append((tally.flops, dict(tally.uncounted)))
+                flop_counter.end()
+        results.append((flop_counter.flops, dict(flop_counter.uncounted)))
     assert results[0] == results[1]
     return results[0]

@@ -1,6 +1,6 @@
 import torch
 
-from exprune.core.sums.buffers import Buffers
+from exprune.core.partial_sums.buffers import Buffers
 
 
 def test_memory_is_used_again_once_its_tensor_is_gone() -> None:

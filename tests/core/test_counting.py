@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from exprune.core import ExPrune, SettingError, Threshold, find_sites
-from exprune.core.accounting.tally import FlopTally
+from exprune.core.accounting.flop_counter import FlopCounter
 
 MODES = pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 
@@ -150,12 +150,12 @@ def test_a_product_with_a_sparse_adjacency() -> None:
     adjacency, x = torch.eye(7).to_sparse(), torch.randn(7, 3)
     layer = nn.Linear(3, 4)
     for multiply in (torch.mm, torch.spmm, torch.sparse.mm):
-        tally = FlopTally()
-        tally.begin()
+        flop_counter = FlopCounter()
+        flop_counter.begin()
         with torch.no_grad():
             multiply(adjacency, layer(x))
-        tally.end()
-        assert (tally.flops, dict(tally.uncounted)) == (2 * 7 * 3 * 4 + 2 * 7 * 4, {})
+        flop_counter.end()
+        assert (flop_counter.flops, dict(flop_counter.uncounted)) == (2 * 7 * 3 * 4 + 2 * 7 * 4, {})
 
 
 def test_counts_go_on_where_they_were() -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exprune.core.sums.elementwise import Masks, below, per_row, select_channels, write_zeros
+from exprune.core.partial_sums.elementwise import Masks, below, per_row, select_channels, write_zeros
 
 
 @given(st.integers(0, 5000), st.integers(1, 7), st.integers(0, 2**31), st.floats(0, 1))

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exprune.core import ExPrune, Heuristic, Prefix, Site, SiteFlops, StatsTest, Threshold, find_sites
+from exprune.core.partial_sums import parts
 from exprune.core.simulation import blocks
-from exprune.core.sums import parts
 from tests.core.brute_force import Expected, Gap, brute_force, conv_terms, linear_terms, stats_gap, threshold_gap
 from tests.core.networks import by_name, counts, scramble
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exprune.core.accounting.tally import FlopTally
+from exprune.core.accounting.flop_counter import FlopCounter
 from exprune.core.calls.formulas import FORMULAS, flops_of, formula_of
 from tests.core.counted import counted
 
@@ -338,11 +338,11 @@ def test_of_a_condition_what_ran_is_counted() -> None:
     x = torch.randn(3, 3)
     assert counted(of, x, 1.0) == (54, {})
     assert counted(of, x, -1.0) == (0, {})
-    tally = FlopTally()
+    flop_counter = FlopCounter()
     with torch.no_grad():
-        tally.begin()
+        flop_counter.begin()
         out = of(x, -1.0)
-        tally.end()
+        flop_counter.end()
     assert torch.equal(out, x.sin())  # FlopCounterMode gives x @ x
 
 

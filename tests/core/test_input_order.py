@@ -27,8 +27,8 @@ from exprune.core import (
     find_sites,
     select_sites,
 )
-from exprune.core.sums import input_order
-from exprune.core.sums.input_order import Columns
+from exprune.core.partial_sums import input_order
+from exprune.core.partial_sums.input_order import Columns
 from tests.core.brute_force import conv_terms, linear_terms
 from tests.core.networks import scramble
 from tests.core.solved import RELU, at_once, no_grid, thresholds, unit_moment

@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from torch.utils.flop_counter import register_flop_formula
 
 from exprune.core import ExPrune, find_sites
-from exprune.core.accounting.tally import _FREE_NAMES
+from exprune.core.accounting.flop_counter import _FREE_NAMES
 from exprune.core.calls.formulas import Cost, cost_of, formula_of, multiplies
 from exprune.core.calls.operators import costs_nothing, made_of_others
 from tests.core.counted import counted

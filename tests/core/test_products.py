@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from exprune.core.sums import products
+from exprune.core.partial_sums import products
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

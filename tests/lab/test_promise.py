@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from exprune.lab.evaluation import curve
 from exprune.lab.evaluation.store import measured
 from exprune.lab.evaluation.subject import Inputs, Subject
-from exprune.lab.selection.promise import even_levels
+from exprune.lab.selection.guarantee import even_levels
 from exprune.lab.selection.sequence import bound, how_many_pass, inputs_needed, out_of_reach
 from exprune.lab.tasks.paired_tests import ExactAccuracy
 from tests.cli import TINY, CommandLine

@@ -39,11 +39,11 @@ class Counting(Observer):
 
     def begins(self, module: nn.Module) -> None:
         if module in self._hidden:
-            self._ledger.tally.begin()
+            self._ledger.flop_counter.begin()
 
     def ends(self, module: nn.Module, given: tuple, failed: bool) -> None:
         if module in self._hidden:
-            self._ledger.tally.end()
+            self._ledger.flop_counter.end()
 
     def computed(self, name: str, call: LinearCall, out: Tensor) -> None:
         self.unseen_masks.discard(name)

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from exprune.core.accounting.flop_counter import FlopCounter
 from exprune.core.accounting.flops import Flops, SiteFlops
-from exprune.core.accounting.tally import FlopTally
 from exprune.core.errors import SettingError
 
 _COUNTED = ("outputs", "pruned_at", "negative", "wrong", "zeros", "row")
@@ -20,18 +20,18 @@ class Ledger:
 
     Attributes:
         sites: of each site that is pruned, by name.
-        tally: of the model's own calls.
+        flop_counter: of the model's own calls.
         zeros: FLOPs of them that multiply weights removed by static pruning.
     """
 
     sites: dict[str, SiteFlops] = field(default_factory=dict)
-    tally: FlopTally = field(default_factory=FlopTally)
+    flop_counter: FlopCounter = field(default_factory=FlopCounter)
     zeros: int = 0
 
     @property
     def flops(self) -> Flops:
         """What all passes so far cost, densely and pruned."""
-        return Flops(self.tally.flops, tuple(self.sites.values()), self.zeros, dict(self.tally.uncounted))
+        return Flops(self.flop_counter.flops, tuple(self.sites.values()), self.zeros, dict(self.flop_counter.uncounted))
 
     def state_dict(self) -> dict[str, Any]:
         """All counts, to go on with later."""
@@ -39,7 +39,7 @@ class Ledger:
         for name, count in self.sites.items():
             if count.by_input is not None:
                 sites[name] |= {what: getattr(count.by_input, what) for what in _BY_INPUT}
-        totals = {"flops": self.tally.flops, "zeros": self.zeros, "uncounted": dict(self.tally.uncounted)}
+        totals = {"flops": self.flop_counter.flops, "zeros": self.zeros, "uncounted": dict(self.flop_counter.uncounted)}
         return {"version": _VERSION, **totals, "sites": sites}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -53,8 +53,8 @@ class Ledger:
             raise SettingError(f"counts of version {state.get('version')} of exprune's accounting, not {_VERSION}")
         if not _alike(state, self.state_dict() | {"uncounted": dict.fromkeys(state.get("uncounted", {}), 0)}):
             raise SettingError("counts of other sites or stages")
-        self.tally.flops, self.zeros = state["flops"], state["zeros"]
-        self.tally.uncounted.update(state["uncounted"])
+        self.flop_counter.flops, self.zeros = state["flops"], state["zeros"]
+        self.flop_counter.uncounted.update(state["uncounted"])
         for name, fields in state["sites"].items():
             for what, value in fields.items():
                 count = self.sites[name]

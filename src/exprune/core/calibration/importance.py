@@ -15,7 +15,7 @@ from exprune.core.calibration.lines import undefined
 from exprune.core.calibration.recorder import blocks
 from exprune.core.discovery.sites import Site, with_wholes
 from exprune.core.errors import SettingError
-from exprune.core.sums.rows import data_rows
+from exprune.core.partial_sums.rows import data_rows
 from exprune.core.tracing.chain import Chain
 from exprune.core.tracing.known import KnownSites
 

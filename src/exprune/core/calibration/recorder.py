@@ -13,10 +13,10 @@ from exprune.core.calibration.histogram import Histogram
 from exprune.core.calibration.lines import Moments, SiteStatistics, floored, undefined
 from exprune.core.discovery.sites import Site, with_wholes
 from exprune.core.errors import SettingError
-from exprune.core.sums.input_order import Columns, Ranked, energies, rows_of
-from exprune.core.sums.parts import Parts
-from exprune.core.sums.rows import check_rows, data_rows
-from exprune.core.sums.terms import Terms
+from exprune.core.partial_sums.input_order import Columns, Ranked, energies, rows_of
+from exprune.core.partial_sums.parts import Parts
+from exprune.core.partial_sums.rows import check_rows, data_rows
+from exprune.core.partial_sums.terms import Terms
 from exprune.core.tracing.chain import Chain
 from exprune.core.tracing.known import KnownSites
 

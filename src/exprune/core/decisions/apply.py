@@ -8,7 +8,7 @@ from torch import Tensor
 from exprune.core.decisions.prefix import Prefix
 from exprune.core.decisions.table import DecisionTable, width_places
 from exprune.core.errors import SettingError
-from exprune.core.sums.elementwise import below
+from exprune.core.partial_sums.elementwise import below
 
 
 def stop(seen: Prefix) -> Tensor:

@@ -20,7 +20,7 @@ from exprune.core.discovery.products import product_with_weights
 from exprune.core.discovery.records import Call, Seen, add, read_beside_its_parts, site_of, unseen
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
-from exprune.core.sums.trial import unlike_its_terms
+from exprune.core.partial_sums.trial import unlike_its_terms
 from exprune.core.tracing.chain import Chain
 from exprune.core.tracing.observer import Guide
 

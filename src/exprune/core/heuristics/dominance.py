@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from exprune.core.accounting.plan import ascending
 from exprune.core.calibration.lines import Moments, SiteStatistics, floored
 from exprune.core.errors import SettingError
+from exprune.core.partial_sums.elementwise import per_row
+from exprune.core.partial_sums.rows import data_rows
 from exprune.core.settings import plain, plain_knob, real
-from exprune.core.sums.elementwise import per_row
-from exprune.core.sums.rows import data_rows
 
 TEST_FLOPS = 5  # slope * s + upper offset, the lower bound from that, its maximum, the comparison
 

@@ -15,8 +15,8 @@ from exprune.core.decisions.prefix import Prefix
 from exprune.core.decisions.table import DecisionTable
 from exprune.core.discovery.sites import Site, matching
 from exprune.core.errors import SettingError
+from exprune.core.partial_sums.elementwise import below
 from exprune.core.settings import plain_knob, real, whole
-from exprune.core.sums.elementwise import below
 
 Tau = float | Sequence[float] | Mapping[str, float]
 

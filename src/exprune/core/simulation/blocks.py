@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from exprune.core.sums.parts import some_rows
+from exprune.core.partial_sums.parts import some_rows
 from exprune.core.tracing.chain import Chain
 
 # Outputs tested at a time: on a CPU, by each core, few enough that the passes over them stay in its caches.

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from exprune.core.accounting.flops import SiteFlops
 from exprune.core.accounting.plan import Plan
+from exprune.core.partial_sums.elementwise import per_row
+from exprune.core.partial_sums.input_order import Columns, Ranked, cutting_flops, ranking_flops, rows_of
+from exprune.core.partial_sums.products import product
 from exprune.core.simulation.blocks import same_memory
 from exprune.core.simulation.stops import Stops
-from exprune.core.sums.elementwise import per_row
-from exprune.core.sums.input_order import Columns, Ranked, cutting_flops, ranking_flops, rows_of
-from exprune.core.sums.products import product
 from exprune.core.tracing.chain import Chain
 
 

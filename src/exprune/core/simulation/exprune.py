@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exprune.core.accounting.account import Account
+from exprune.core.accounting.audit import RunAudit
 from exprune.core.accounting.counting import Counting
 from exprune.core.accounting.flops import Flops, SiteFlops
 from exprune.core.accounting.ledger import Ledger
@@ -66,7 +66,7 @@ class ExPrune:
         self.rows = rows
         self.taus: dict[str, float | None] = {}
         self._ledger = Ledger()
-        self._entered: tuple[Tracer, Account, Counting] | None = None
+        self._entered: tuple[Tracer, RunAudit, Counting] | None = None
         self._masks = self._masks_now()
         if heuristic is not None and not isinstance(heuristic, Heuristic):
             raise SettingError(f"heuristic={heuristic!r}: a Heuristic, such as StatsTest(0.1), or None")
@@ -124,28 +124,28 @@ class ExPrune:
             raise RuntimeError("this ExPrune context is already entered")
         self._check_masks()
         ledger = self._ledger
-        account = Account(self.sites, ledger.sites.keys())
+        audit = RunAudit(self.sites, ledger.sites.keys())
         counting = Counting(self.sites, self._masks, ledger, lambda: self.rows)
         pruner = Pruner(self.heuristic, self.taus, ledger, lambda: self.rows, self.tables)
-        known = KnownSites(self.sites, ledger.sites.keys(), account.fault)
-        tracer = Tracer(known, (counting, account, pruner), ledger.tally.call, pruner.compute)
-        self._entered = tracer, account, counting
+        known = KnownSites(self.sites, ledger.sites.keys(), audit.fault)
+        tracer = Tracer(known, (counting, audit, pruner), ledger.flop_counter.call, pruner.compute)
+        self._entered = tracer, audit, counting
         tracer.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         assert self._entered is not None
-        (tracer, account, counting), self._entered = self._entered, None
+        (tracer, audit, counting), self._entered = self._entered, None
         tracer.__exit__(*exception)
         if exception[0] is not None:
             return
         self._check_masks()
-        tally, counts = self._ledger.tally, self._ledger.sites.values()
-        for name in counting.unseen_masks if tally.flops else ():
-            tally.uncounted[f"masked weights of {name}"] += 1
-        if line := account.line():
+        flop_counter, counts = self._ledger.flop_counter, self._ledger.sites.values()
+        for name in counting.unseen_masks if flop_counter.flops else ():
+            flop_counter.uncounted[f"masked weights of {name}"] += 1
+        if line := audit.line():
             raise SettingError(line)
-        if tally.flops and counts and not any(count.outputs for count in counts):
+        if flop_counter.flops and counts and not any(count.outputs for count in counts):
             raise SettingError(
                 "none of the sites was reached: the model object that they were found in ran none of them; find those "
                 "of the one that runs"

@@ -9,14 +9,14 @@ from exprune.core.accounting.ledger import Ledger
 from exprune.core.calls.layers import LinearCall
 from exprune.core.decisions.table import DecisionTable
 from exprune.core.heuristics.heuristic import Heuristic
+from exprune.core.partial_sums.input_order import Columns, inputs_at_once
+from exprune.core.partial_sums.parts import Parts
+from exprune.core.partial_sums.rows import check_rows
+from exprune.core.partial_sums.terms import Terms
 from exprune.core.simulation.blocks import as_rows, chunks, data_mask, same_memory
 from exprune.core.simulation.by_input import prune_by_input
-from exprune.core.simulation.gates import Gates
+from exprune.core.simulation.gated_pairs import GatedPairs
 from exprune.core.simulation.stops import Stops
-from exprune.core.sums.input_order import Columns, inputs_at_once
-from exprune.core.sums.parts import Parts
-from exprune.core.sums.rows import check_rows
-from exprune.core.sums.terms import Terms
 from exprune.core.tracing.chain import Chain
 from exprune.core.tracing.observer import Observer
 
@@ -47,15 +47,15 @@ class Pruner(Observer):
         self._needs_full = heuristic is not None and heuristic.needs_full
         self._needs_squares = heuristic is not None and heuristic.needs_squares
         self._full: Tensor | None = None  # the pre-activation, where the heuristic needs it
-        self._gates = Gates(ledger.sites)
+        self._gates = GatedPairs(ledger.sites)
 
     def compute(self, name: str, call: LinearCall, run: Callable[[], Tensor]) -> tuple[Tensor, LinearCall]:
         """The output of a layer's call, and what is to be known of it; a tracer's."""
-        if self._ledger.tally.counts_all:
+        if self._ledger.flop_counter.counts_all:
             return run(), call
         out, call = self._parts.compute(name, call, run)
-        if call.sums:  # the tally has seen none of it
-            self._ledger.tally.flops += out.numel() * self._ledger.sites[name].site.dense_flops
+        if call.sums:  # the counter has seen none of it
+            self._ledger.flop_counter.flops += out.numel() * self._ledger.sites[name].site.dense_flops
         return out, call
 
     def before_activation(self, chain: Chain, z: Tensor) -> None:
@@ -64,7 +64,7 @@ class Pruner(Observer):
 
     def at_activation(self, chain: Chain, out: Tensor) -> None:
         off = torch.autocast(out.device.type, enabled=False)
-        with torch.no_grad(), off, self._ledger.tally.paused():
+        with torch.no_grad(), off, self._ledger.flop_counter.paused():
             self._prune(chain, out)
         self._full = None
 

@@ -13,8 +13,8 @@ from exprune.core.calls.layers import per_channel
 from exprune.core.decisions.prefix import Prefix
 from exprune.core.decisions.table import DecisionTable
 from exprune.core.heuristics.heuristic import Heuristic
-from exprune.core.sums.elementwise import Masks, write_zeros
-from exprune.core.sums.input_order import Ranked
+from exprune.core.partial_sums.elementwise import Masks, write_zeros
+from exprune.core.partial_sums.input_order import Ranked
 from exprune.core.tracing.chain import Chain
 
 

@@ -14,7 +14,7 @@ from exprune.core.calls.layers import LinearCall
 from exprune.core.calls.weights import MadeOfParameters, can_run, memory_of, stored_in, stored_now
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
-from exprune.core.sums.trial import unlike_its_terms
+from exprune.core.partial_sums.trial import unlike_its_terms
 from exprune.core.tracing.chain import Chain
 from exprune.core.tracing.observer import Guide
 from exprune.core.tracing.padding import hooks_on

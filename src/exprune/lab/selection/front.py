@@ -20,8 +20,8 @@ from exprune.lab.evaluation.curve import Curve, Setting
 from exprune.lab.evaluation.measure import measure
 from exprune.lab.evaluation.subject import Inputs, Subject, plain
 from exprune.lab.fronts.pareto import row, tabulate, undominated
+from exprune.lab.selection.guarantee import how_many_promised
 from exprune.lab.selection.knobs import Maker
-from exprune.lab.selection.promise import how_many_promised
 from exprune.lab.studies import complete, finished
 
 GAIN_RATIOS = (0.1, 0.5)  # searched in the paper

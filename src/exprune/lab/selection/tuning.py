@@ -9,8 +9,8 @@ from exprune.core import Heuristic
 from exprune.core.errors import SettingError
 from exprune.core.settings import real, whole
 from exprune.lab.evaluation.subject import Subject, plain
+from exprune.lab.selection.guarantee import promised
 from exprune.lab.selection.knobs import heuristic_of, knob_to_find, maker
-from exprune.lab.selection.promise import promised
 from exprune.lab.selection.targets import found
 
 

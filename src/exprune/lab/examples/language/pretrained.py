@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
-from exprune.core.accounting.tally import FlopTally
+from exprune.core.accounting.flop_counter import FlopCounter
 from exprune.core.errors import SettingError
 from exprune.lab.data.hub import from_hub
 
@@ -115,13 +115,13 @@ def measured_flops(network: PreTrainedModel) -> FlopsOfLength:
 
 def _counted(network: PreTrainedModel, length: int) -> int:
     ids = torch.zeros((1, length), dtype=torch.long, device=network.device)
-    tally, training = FlopTally(), network.training
+    flop_counter, training = FlopCounter(), network.training
     network.eval()
     try:
-        tally.begin()
+        flop_counter.begin()
         with torch.no_grad():
             network(*arguments(network, input_ids=ids, attention_mask=torch.ones_like(ids)))
     finally:
-        tally.end()
+        flop_counter.end()
         network.train(training)
-    return tally.flops
+    return flop_counter.flops

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from exprune.core.accounting.flops import SiteFlops
+from exprune.core.partial_sums.input_order import Ranked
 from exprune.core.simulation.by_input import weights_evaluated
 from exprune.core.simulation.stops import Stops
-from exprune.core.sums.input_order import Ranked
 
 
-class Gates:
+class GatedPairs:
     """Of gated sites whose factor is a site as well: a call's outputs and zeros, and what that of the factor has spent.
 
     Whichever of the two is computed first waits for the other.

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exprune.core.calls.layers import LinearCall
-from exprune.core.sums.elementwise import per_row
-from exprune.core.sums.products import product
-from exprune.core.sums.terms import pad, sum_dtype
+from exprune.core.partial_sums.elementwise import per_row
+from exprune.core.partial_sums.products import product
+from exprune.core.partial_sums.terms import pad, sum_dtype
 
 _NUMBERS = 2**23  # of patches at a time, to bound memory
 _GATHERED = 4  # times as long as in a product a term takes whose weights are gathered for its row

@@ -12,7 +12,7 @@ from exprune.core.tracing.chain import Chain
 from exprune.core.tracing.observer import Observer
 
 
-class Account(Observer):
+class RunAudit(Observer):
     """What happens to each site's calls inside a context.
 
     Args:

@@ -35,7 +35,7 @@ _FREE_NAMES = """
 _FREE = functions(*_FREE_NAMES, *(f"{name}_" for name in _FREE_NAMES))
 
 
-class FlopTally:
+class FlopCounter:
     """Runs torch calls and adds up what their matrix products and convolutions cost.
 
     Attributes:
@@ -53,7 +53,7 @@ class FlopTally:
         return {"flops": self.flops, "uncounted": self.uncounted}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        FlopTally.__init__(self)
+        FlopCounter.__init__(self)
         self.flops = state["flops"]
         self.uncounted.update(state["uncounted"])
 
@@ -109,9 +109,9 @@ class _Counter(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, tally: FlopTally) -> None:
+    def __init__(self, flop_counter: FlopCounter) -> None:
         super().__init__()
-        self._tally = tally
+        self._flop_counter = flop_counter
 
     def __torch_dispatch__(self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -124,7 +124,7 @@ class _Counter(TorchDispatchMode):
         if (formula := formula_of(func)) is not None:
             self._count(func._overloadpacket, formula, args, kwargs, out)
         elif not costs_nothing(func):
-            self._tally.uncounted[str(func._overloadpacket)] += 1
+            self._flop_counter.uncounted[str(func._overloadpacket)] += 1
         return out
 
     def _higher_order(self, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -145,13 +145,13 @@ class _Counter(TorchDispatchMode):
         if (formula := formula_of(func)) is not None:
             self._count(func, formula, args, kwargs, out)
         elif func.name() not in CONTROL_FLOW:
-            self._tally.uncounted[f"higher_order.{func.name()}"] += 1
+            self._flop_counter.uncounted[f"higher_order.{func.name()}"] += 1
         return out
 
     def _count(self, operator: object, formula: Callable[..., int], args: tuple, kwargs: dict, out: Any) -> None:
         with torch._C.DisableTorchFunction():  # shapes are read, nothing is called
             flops = flops_of(formula, args, kwargs, out)
         if flops is None:
-            self._tally.uncounted[f"{operator} of sparse or nested tensors"] += 1
+            self._flop_counter.uncounted[f"{operator} of sparse or nested tensors"] += 1
         else:
-            self._tally.flops += flops
+            self._flop_counter.flops += flops

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from exprune.core.accounting.plan import Plan
 from exprune.core.calls.layers import LinearCall, per_channel
-from exprune.core.sums.buffers import Buffers
-from exprune.core.sums.terms import Terms
+from exprune.core.partial_sums.buffers import Buffers
+from exprune.core.partial_sums.terms import Terms
 
 # Outputs of a layer in parts that are summed at a time: on a CPU, by each core, few enough that an addition finds its
 # summands in the cache.

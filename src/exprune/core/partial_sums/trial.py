@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from exprune.core.calls.kinds import without_values
 from exprune.core.calls.layers import LinearCall, per_channel
-from exprune.core.sums.elementwise import write_zeros
-from exprune.core.sums.input_order import Columns
-from exprune.core.sums.terms import Terms
+from exprune.core.partial_sums.elementwise import write_zeros
+from exprune.core.partial_sums.input_order import Columns
+from exprune.core.partial_sums.terms import Terms
 
 _PLAIN = {Tensor, nn.Parameter, nn.Buffer}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exprune.core.calls.layers import LinearCall
-from exprune.core.sums.elementwise import select_channels
+from exprune.core.partial_sums.elementwise import select_channels
 
 
 @dataclass(frozen=True)

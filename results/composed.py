@@ -15,9 +15,9 @@ from torch import Tensor  # isort: skip
 from torch.nn import functional as F  # isort: skip
 
 from exprune.core import ExPrune, Recorder
+from exprune.lab.configured import heuristic_of
 from exprune.lab.evaluation.subject import Subject, prepare
 from exprune.lab.examples.language.tokens import NO_TARGET
-from exprune.lab.selection.knobs import heuristic_of
 
 
 def subject_of(*overrides: str) -> Subject:

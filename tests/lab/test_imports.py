@@ -41,3 +41,13 @@ def test_nothing_large_is_imported(command: str, says: str, tmp_path: Path) -> N
     assert says in done.stdout + done.stderr
     (imported,) = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("imported:")]
     assert "hydra" in imported and not HEAVY & set(imported)
+
+
+@pytest.mark.parametrize("setting", ["exprune.tau=0.7", "exprune.n=0", "exprune=optimal exprune.lam=-1"])
+def test_what_a_heuristic_refuses_needs_torch_alone(setting: str, tmp_path: Path) -> None:
+    arguments = ["evaluate.py", *setting.split()]
+    program = f"import sys; sys.argv = {[str(ROOT / arguments[0]), *arguments[1:]]}\n{PROGRAM}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    (imported,) = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("imported:")]
+    assert HEAVY & set(imported) == {"torch"}

@@ -48,6 +48,8 @@ def job(task: str, cfg: DictConfig) -> None:
 def _checked(task: str, cfg: DictConfig) -> None:
     resolve_paths(cfg)
     check_settings(cfg)
+    if "exprune" in cfg:  # what a heuristic refuses is told before the networks' libraries are imported
+        get_method("exprune.lab.configured.heuristic_of")(cfg)
     run_task = get_method(task)
     hush_libraries()  # when they are imported: Lightning sets its levels then
     with cache_named(cfg):

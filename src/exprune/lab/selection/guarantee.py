@@ -10,10 +10,11 @@ import torch
 from tqdm import tqdm
 
 from exprune.core import Heuristic
+from exprune.lab.configured import at_level
 from exprune.lab.evaluation.curve import Curve, Point, Setting
 from exprune.lab.evaluation.report import promise_line
 from exprune.lab.evaluation.subject import Inputs, Subject, plain
-from exprune.lab.selection.knobs import Maker, at_level, maker, setting_at
+from exprune.lab.selection.knobs import Maker, maker, setting_at
 from exprune.lab.selection.sequence import bound, how_many_pass, out_of_reach
 from exprune.lab.tasks.paired_tests import PairedTest
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from exprune.core import ExPrune, Heuristic, Prefix
 from exprune.core.errors import SettingError
+from exprune.lab.configured import heuristic_of
 from exprune.lab.data.splits import check_measurable
 from exprune.lab.evaluation.curve import Curve
 from exprune.lab.evaluation.passes import run_pass
@@ -25,7 +26,7 @@ from exprune.lab.files import write_whole
 from exprune.lab.fingerprint import fingerprint, programs
 from exprune.lab.fronts.chart import log_front
 from exprune.lab.selection.front import GAIN_RATIOS, chosen_trials, measure_front, promised_trials, setting_of
-from exprune.lab.selection.knobs import Maker, heuristic_of, maker
+from exprune.lab.selection.knobs import Maker, maker
 from exprune.lab.selection.tuning import check_promise
 from exprune.lab.studies import FINISHED, complete, finished, open_study
 from exprune.lab.tracking import tracked

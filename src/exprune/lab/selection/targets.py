@@ -10,9 +10,10 @@ from tqdm import tqdm
 
 from exprune.core import Heuristic
 from exprune.core.errors import SettingError
+from exprune.lab.configured import at_level
 from exprune.lab.evaluation.curve import Curve
 from exprune.lab.evaluation.subject import Subject
-from exprune.lab.selection.knobs import at_level, maker, setting_at
+from exprune.lab.selection.knobs import maker, setting_at
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,10 @@ from omegaconf import DictConfig
 from exprune.core import Heuristic
 from exprune.core.errors import SettingError
 from exprune.core.settings import real, whole
+from exprune.lab.configured import heuristic_of, knob_to_find
 from exprune.lab.evaluation.subject import Subject, plain
 from exprune.lab.selection.guarantee import promised
-from exprune.lab.selection.knobs import heuristic_of, knob_to_find, maker
+from exprune.lab.selection.knobs import maker
 from exprune.lab.selection.targets import found
 
 

@@ -14,7 +14,17 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet18, vgg11_bn
 
-from exprune.core import ExPrune, Heuristic, SettingError, StatsTest, Threshold, find_sites
+from exprune.core import (
+    Calibrated,
+    ExPrune,
+    Heuristic,
+    InputVariances,
+    Recorder,
+    SettingError,
+    StatsTest,
+    Threshold,
+    find_sites,
+)
 from exprune.core.simulation import blocks
 from tests.core.networks import SmallCNN, Transformer, counts, pruned_pass, scramble
 
@@ -628,3 +638,40 @@ def test_tau_matters() -> None:
     pruned = [pruned_pass(model, sites, StatsTest(alpha, n=4), x).flops.sites[0].pruned for alpha in alphas]
     assert pruned[0] == 0
     assert all(a < b for a, b in pairwise(pruned))
+
+
+class Pooled(nn.Module):
+    """Layers with a row for each token, then with one for each text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.tokens = nn.Linear(6, 24), nn.Linear(24, 40)
+        self.text, self.head = nn.Linear(40, 48), nn.Linear(48, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.tokens(torch.tanh(self.stem(x))))
+        return self.head(torch.relu(self.text(hidden[:, 0])))
+
+
+@pytest.mark.parametrize("order", ["input", "model"])
+def test_a_layer_behind_a_pooling_has_a_row_for_each_input(order: str) -> None:
+    torch.manual_seed(0)
+    model, x = Pooled().eval(), torch.randn(120, 5, 6)
+    rows = torch.ones(120, 5, dtype=torch.bool)
+    rows[::2, 3:] = False
+    rows[::10] = False  # an input that is none at all
+    sites = find_sites(model, x)
+    orders = {site.name: order for site in sites} if order == "input" else None
+    with torch.no_grad(), Recorder(sites, (4, 8), orders) as recorder:
+        recorder.rows = rows
+        model(x)
+    with InputVariances(sites) as variances, torch.no_grad():
+        variances.rows = rows
+        model(x)
+    known = torch.relu(model.tokens(torch.tanh(model.stem(x))))[:, 0][rows.any(1)]
+    want = known.var(0, correction=0).double()
+    torch.testing.assert_close(variances.variances()["text"], want, rtol=1e-4, atol=1e-6)
+    with torch.no_grad(), ExPrune(sites, Calibrated(0.1, statistics=recorder.statistics()), rows=rows) as run:
+        model(x)
+    counted = {count.site.name: count.outputs for count in run.flops.sites}
+    assert counted == {"tokens": 40 * int(rows.sum()), "text": 48 * int(rows.any(1).sum())}

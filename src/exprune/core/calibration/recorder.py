@@ -15,7 +15,7 @@ from exprune.core.discovery.sites import Site, with_wholes
 from exprune.core.errors import SettingError
 from exprune.core.partial_sums.input_order import Columns, Ranked, energies, rows_of
 from exprune.core.partial_sums.parts import Parts
-from exprune.core.partial_sums.rows import check_rows, data_rows
+from exprune.core.partial_sums.rows import check_rows, data_rows, rows_for
 from exprune.core.partial_sums.terms import Terms
 from exprune.core.tracing.chain import Chain
 from exprune.core.tracing.known import KnownSites
@@ -87,8 +87,8 @@ class Recorder(Calibration):
         call, stages = chain.call, [stage.n for stage in self.plans[chain.name].stages]
         columns, positions = Columns.of(call, chain.scale), z[0, 0].numel() if call.is_conv else 1
         rows = rows_of(call, call.input if call.is_conv else take(call.input), _step(positions))
-        if call.is_conv and self.rows is not None:
-            rows = rows[self.rows.flatten().to(rows.device).repeat_interleave(len(rows) // self.rows.numel())]
+        if call.is_conv and (data := rows_for(self.rows, z.shape[:1])) is not None:
+            rows = rows[data.flatten().to(rows.device).repeat_interleave(len(rows) // data.numel())]
         magnitudes = self._magnitudes.setdefault(chain.name, Histogram())
         squares = torch.zeros(len(stages) + 1, dtype=torch.float64, device=z.device)
         for some, part in zip(rows.split([len(block) for block in blocks(full)]), blocks(full), strict=True):
@@ -103,7 +103,8 @@ class Recorder(Calibration):
 
     def _taker(self, chain: Chain, z: Tensor) -> Callable[[Tensor], Tensor]:
         """Makes (rows, channels) of values like z or, of a Linear, its input: some positions, those that are data."""
-        dim, rows = chain.call.channel_dim, self.rows
+        dim = chain.call.channel_dim
+        rows = rows_for(self.rows, z.shape[: z.dim() + dim])
         if rows is not None:
             check_rows(rows, chain, z)
         if rows is None or rows.all():

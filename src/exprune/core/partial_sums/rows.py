@@ -1,9 +1,22 @@
 """Which rows of a layer's output are data."""
 
+import math
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from exprune.core.errors import SettingError
 from exprune.core.tracing.chain import Chain
+
+
+def rows_for(rows: Tensor | None, leading: Sequence[int]) -> Tensor | None:
+    """Which rows of a layer with these leading dimensions are data, of what is known of (inputs, positions).
+
+    Of a layer that has one row for each input (behind a pooling), those of inputs with any position that is data.
+    """
+    if rows is None or rows.dim() != 2 or rows.numel() == math.prod(leading) or len(rows) != math.prod(leading):
+        return rows
+    return rows.any(1)
 
 
 def check_rows(rows: Tensor, chain: Chain, out: Tensor) -> None:
@@ -18,6 +31,7 @@ def data_rows(values: Tensor, dim: int, rows: Tensor | None) -> Tensor:
 
     ``rows`` (bool) says which: over the leading dimensions of a Linear, the batch of a convolution; None: all.
     """
+    rows = rows_for(rows, values.shape[: values.dim() + dim])
     values = values.movedim(dim, -1)
     values = values if values.dim() > 1 else values[None]
     if rows is None or rows.all():

@@ -11,7 +11,7 @@ from exprune.core.decisions.table import DecisionTable
 from exprune.core.heuristics.heuristic import Heuristic
 from exprune.core.partial_sums.input_order import Columns, inputs_at_once
 from exprune.core.partial_sums.parts import Parts
-from exprune.core.partial_sums.rows import check_rows
+from exprune.core.partial_sums.rows import check_rows, rows_for
 from exprune.core.partial_sums.terms import Terms
 from exprune.core.simulation.blocks import as_rows, chunks, data_mask, same_memory
 from exprune.core.simulation.by_input import prune_by_input
@@ -72,6 +72,7 @@ class Pruner(Observer):
         """Test all neurons of a call, some rows at a time; count them, and write the zeros of those that stop."""
         assert self._heuristic is not None  # without one there are no sites to prune
         mask, of = self._rows(), self._ledger.sites[chain.name]
+        mask = rows_for(mask, out.shape[: out.dim() + chain.call.channel_dim])
         if mask is not None:
             check_rows(mask, chain, out)
         given, shape = out, out.shape

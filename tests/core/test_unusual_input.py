@@ -21,7 +21,7 @@ from exprune.core import (
     find_sites,
 )
 from tests.core.networks import by_name, counts, pruned_pass
-from tests.core.test_account import Net, refused
+from tests.core.test_audit import Net, refused
 
 N = 3
 

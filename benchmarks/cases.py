@@ -20,10 +20,10 @@ from transformers import OPTConfig, OPTForCausalLM
 from exprune.core import CalibratedTest, Dominance, Heuristic, Site, SiteStatistics, find_sites
 from exprune.fast import faster
 from exprune.fast.storage import room
+from exprune.lab.configured import heuristic_of, knob_to_find
 from exprune.lab.decoding.engine import texts_of
 from exprune.lab.evaluation.head import dominance
 from exprune.lab.evaluation.subject import prepare
-from exprune.lab.configured import heuristic_of, knob_to_find
 from exprune.lab.selection.tuning import tuned
 
 SHAPES = {"opt-125m": (768, 12, 12), "opt-350m": (1024, 24, 16), "opt-1.3b": (2048, 24, 32)}

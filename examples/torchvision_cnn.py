@@ -7,14 +7,14 @@ from torch.nn import functional as F
 import exprune
 import exprune.lab  # mends torchvision beside a torch build that its compiled operators do not fit
 
-from torchvision.models import squeezenet1_1  # isort: skip
+from torchvision.models.resnet import BasicBlock, ResNet  # isort: skip
 
 torch.manual_seed(0)
 images, labels = (torch.tensor(x) for x in load_digits(return_X_y=True))
 images = F.interpolate(images.float().view(-1, 1, 8, 8) / 16, size=32).expand(-1, 3, -1, -1)
-model = squeezenet1_1(num_classes=10)
-optimizer = torch.optim.Adam(model.parameters(), 5e-4)
-for _ in range(3):
+model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)
+optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+for _ in range(2):
     for some in torch.randperm(1000).split(50):
         optimizer.zero_grad()
         F.cross_entropy(model(images[some]), labels[some]).backward()
@@ -24,4 +24,4 @@ model.eval()
 batches = list(zip(images[:200].split(50), labels[:200].split(50), strict=True))
 unseen = list(zip(images[1000:1200].split(50), labels[1000:1200].split(50), strict=True))
 calibration = exprune.calibrate(model, batches)
-print(exprune.tradeoff(model, calibration, unseen, prices=[1e-12, 1e-11, 1e-10]))
+print(exprune.tradeoff(model, calibration, unseen))

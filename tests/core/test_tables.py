@@ -140,3 +140,26 @@ def test_every_table_can_be_drawn(order: str, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("sys.argv", ["chart", str(tmp_path / "tables.safetensors"), "none"])
     with pytest.raises(SystemExit, match="error: none: no such site; there are first"):
         decision_chart.main()
+
+
+@pytest.mark.parametrize("order", ["input", "layer"])
+def test_a_layer_whose_terms_are_nearly_all_zero(order: str) -> None:
+    """But for two of them, so that nothing is left after the first stage; it is solved, and its outputs stay."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.GELU(), nn.Linear(8, 5), nn.ReLU())
+    with torch.no_grad():
+        model[0].weight[2:] = 0
+        model[0].bias[2:] = -1.0
+    x = torch.randn(200, 6)
+    sites = find_sites(model.eval(), x)
+    orders = {site.name: term_order(site, torch.ones(site.terms), order) for site in sites if site.eligible}
+    with torch.no_grad(), Recorder(sites, (2, 4), orders) as recorder:
+        model(x)
+    measured = {
+        name: replace(of, gradient=torch.rand(of.slope.shape[1], dtype=torch.float64))
+        for name, of in recorder.statistics().items()
+    }
+    with torch.no_grad():
+        want = model(x)
+        with ExPrune(sites, Optimal(1e-12, statistics=measured, predict=True)):
+            torch.testing.assert_close(model(x), want)

@@ -28,6 +28,7 @@ _SOLVED = DEVIATIONS[::2]  # a quarter of an octave apart
 _REVEALED = 9  # nodes of the quadrature over what a stage may reveal
 _GRADIENTS = 2  # points to an octave of the gradient
 _OF_A_RELU = 4  # likewise; its gradients and deviations are one axis
+_OCTAVES = 64  # of the lattice at most: what matters less than all others by more is taken to matter so much
 _TINY = torch.finfo(torch.float64).tiny
 
 
@@ -189,6 +190,7 @@ def _course(sd: Tensor) -> Tensor:
 def _lattice(values: Tensor, per_octave: int) -> tuple[Tensor, Tensor]:
     """Powers of 2 about these logarithms, so many to an octave, and where the values stand among them."""
     steps = values * per_octave
+    steps = steps.clamp(min=float(steps.max()) - _OCTAVES * per_octave)
     first, last = math.floor(float(steps.min())), math.ceil(float(steps.max())) + 1
     return 2.0 ** (torch.arange(first, last + 1, dtype=torch.float64) / per_octave), steps - first
 

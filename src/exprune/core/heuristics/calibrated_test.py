@@ -19,6 +19,7 @@ from exprune.core.errors import SettingError
 from exprune.core.heuristics.heuristic import Heuristic, Tau
 
 STAGES = (32, 64, 128, 192, 256)
+_KNOWN = 1e-30  # a deviation, or a norm, of what is known; float32 can hold it
 STAGES_BY_INPUT = (8, 16, *STAGES)  # in the order of each input the first terms tell more
 
 
@@ -126,8 +127,8 @@ class CalibratedTest(Heuristic, ABC):
         if plan.by_input:
             assert of.rest is not None
             rest = of.rest[stages].cpu()
-            usual, widths = rest.clamp(min=float(rest.max()) * NEGLIGIBLE), WIDTHS
-            sd = sd * usual[:, None]
+            usual, widths = rest.clamp(min=max(float(rest.max()) * NEGLIGIBLE, _KNOWN)), WIDTHS
+            sd = (sd * usual[:, None]).clamp(min=_KNOWN)  # of a layer whose terms are all zero
         bounds = self.bounds(site, plan, tau, sd, gradient, widths)
         if not plan.by_input and bounds["below"] is not None:
             # Where the partial sum says nothing of the full one, no bound is low enough.

@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from exprune.core import ExPrune, Oracle, find_sites
+from exprune.core.calibration.backward import signed
 from exprune.core.errors import SettingError
 from exprune.lab.evaluation.calibration import calibrate
 from exprune.lab.evaluation.store import about
@@ -24,7 +25,7 @@ from exprune.lab.examples.language.choices import ChoiceData
 from exprune.lab.examples.language.text import TextData
 from exprune.lab.files import load_tensors, save_tensors
 from exprune.lab.selection import targets
-from exprune.lab.tasks.sampling import draw, signed
+from exprune.lab.tasks.sampling import draw
 from tests.cli import TINY, CommandLine, Outcome
 
 TINY_GNN = ("model=gnn", "logger=none", *TINY)

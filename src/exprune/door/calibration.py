@@ -1,9 +1,8 @@
 """What is measured of a model once: which layers can be pruned, and how their partial sums foretell the full ones."""
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,11 @@ from exprune.core import (
     term_order,
 )
 from exprune.core.accounting.plan import BY_INPUT
+from exprune.core.calibration.backward import frozen, signed
 from exprune.core.discovery.find import sites_in
 from exprune.core.errors import SettingError
 from exprune.core.heuristics.calibrated_test import default_stages
+from exprune.core.tensor_files import read_tensors
 from exprune.door.batches import Batches, Call, data_rows
 from exprune.door.change import in_rows, measure_of, output_of
 from exprune.door.progress import bar
@@ -93,16 +94,8 @@ class Calibration:
         Raises:
             SettingError: there is no such file, or it holds none of this version.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise SettingError(f"{path}: no calibration can be read from it ({error})") from None
-        if metadata.get("format") != _FORMAT:
-            raise SettingError(f"{path}: holds no calibration of this version; calibrate anew")
+        lines = "no calibration can be read from it", "holds no calibration of this version; calibrate anew"
+        tensors, metadata = read_tensors(path, _FORMAT, *lines)
         statistics = {}
         for name, (stages, order) in json.loads(metadata["sites"]).items():
             values: dict[str, Any] = {what: tensors.get(f"{name}/{what}") for what in _MEASURED}
@@ -162,7 +155,7 @@ def calibrate(
     generator = torch.Generator().manual_seed(seed)
     some = given.part(slice(None, None, 4)) if len(given) > 3 else given
     own = loss or (_signs_of_logits if measure == "kl" else _signs_of_values)
-    with _frozen(model), SquaredGradients(found) as gradients, InputVariances(found) as variances:
+    with frozen(model), SquaredGradients(found) as gradients, InputVariances(found) as variances:
         for batch in bar(some, "gradients", len(some)):
             gradients.rows = variances.rows = data_rows(batch)
             with torch.enable_grad():
@@ -211,18 +204,11 @@ def sites_of(model: nn.Module, batches: Batches) -> list[Site]:
 
 
 def _signs_of_logits(output: Any, batch: Any, generator: torch.Generator) -> Tensor:
-    """A sum of logits whose squared gradients are in expectation those of the loss of labels that the model draws."""
-    logits = in_rows(output_of(output), batch).float()
-    with torch.no_grad():
-        p = logits.softmax(1)
-        signs = torch.randint(0, 2, p.shape, generator=generator, dtype=torch.int8).to(p.device)
-        gradient = p.sqrt().mul_(2 * signs - 1)
-        gradient.addcmul_(p, gradient.sum(1, keepdim=True), value=-1)
-    return (logits.masked_fill(p == 0, 0) * gradient).sum()  # a logit may be -inf
+    return signed(in_rows(output_of(output), batch).float(), generator)
 
 
 def _signs_of_values(output: Any, batch: Any, generator: torch.Generator) -> Tensor:
-    """Likewise of half the squared error, in units of an example's squared output."""
+    """As :func:`signed`, of half the squared error in units of an example's squared output."""
     out = output_of(output).float()
     rows = data_rows(batch)
     out = out[rows] if rows is not None and rows.shape == out.shape[: rows.dim()] else out
@@ -230,14 +216,3 @@ def _signs_of_values(output: Any, batch: Any, generator: torch.Generator) -> Ten
     with torch.no_grad():
         scale = out.square().sum() / len(out)
     return (out * signs).sum() / scale.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
-
-
-@contextlib.contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    learned = [p for p in model.parameters() if p.requires_grad]
-    try:
-        model.requires_grad_(False)
-        yield
-    finally:
-        for parameter in learned:
-            parameter.requires_grad_(True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exprune.core.discovery.sites import Site
-from exprune.core.errors import SettingError
+from exprune.core.tensor_files import read_tensors
 
 _STEPS, _POWERS = 8, 4  # steps to a power of 2; powers of 2 to either side of what is usual
 WIDTHS = torch.cat([torch.zeros(1), 2.0 ** (torch.arange(-_POWERS * _STEPS, _POWERS * _STEPS + 1) / _STEPS)]).double()
@@ -113,18 +113,12 @@ def load_tables(path: Path | str) -> dict[str, DecisionTable]:
     Raises:
         SettingError: there is no such file, or it holds none.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise SettingError(f"{path}: no file of decision tables ({error})") from None
-    if metadata.get("format") != _FORMAT:
-        raise SettingError(f"{path}: holds no decision tables of this version")
+    lines = "no file of decision tables", "holds no decision tables of this version"
+    tensors, metadata = read_tensors(path, _FORMAT, *lines)
     tables = {}
     for name, about in json.loads(metadata["tables"]).items():
-        own = {key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == name}
+        own: dict[str, Any] = {
+            key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == name
+        }
         tables[name] = DecisionTable(tuple(about["stages"]), predicts=about["predicts"], **{"below": None, **own})
     return tables

@@ -1,6 +1,5 @@
 """Statistics for the calibrated tests, from inputs of the training split, and kept (docs/method.md, section 8)."""
 
-import contextlib
 import json
 import logging
 import math
@@ -11,11 +10,12 @@ from typing import Any
 
 import lightning
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from exprune.core import InputVariances, Recorder, Site, SiteStatistics, SquaredGradients, term_order
 from exprune.core.accounting.plan import BY_INPUT
+from exprune.core.calibration.backward import frozen
 from exprune.core.errors import SettingError
 from exprune.core.settings import whole
 from exprune.lab.evaluation.subject import Subject, plain
@@ -105,7 +105,7 @@ def _importance(
 
     The loss is that of labels drawn from the network's own predictions, so no true label is used.
     """
-    with _frozen(task.network), SquaredGradients(sites) as gradients, InputVariances(sites) as variances:
+    with frozen(task.network), SquaredGradients(sites) as gradients, InputVariances(sites) as variances:
         for batch in _prepared(batches, trainer, task, gradients, variances):
             with torch.enable_grad(), trainer.precision_plugin.forward_context():
                 loss = task.sampled_loss(batch, generator)
@@ -124,18 +124,6 @@ def _prepared(batches: Iterable, trainer: lightning.Trainer, task: Task, *contex
             for context in contexts:
                 context.rows = rows
         yield batch
-
-
-@contextlib.contextmanager
-def _frozen(network: nn.Module) -> Iterator[None]:
-    """The network's parameters get no gradients inside the context."""
-    learned = [p for p in network.parameters() if p.requires_grad]
-    try:
-        network.requires_grad_(False)
-        yield
-    finally:
-        for parameter in learned:
-            parameter.requires_grad_(True)
 
 
 def _about(subject: Subject) -> dict[str, Any]:

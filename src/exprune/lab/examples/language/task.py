@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import OPTForCausalLM, PreTrainedModel
 
+from exprune.core.calibration.backward import signed
 from exprune.lab.examples.language.choices import ChoiceBatch
 from exprune.lab.examples.language.opt import check_tokens, fc1_flops, opt_flops, zeros_of_fc2
 from exprune.lab.examples.language.pretrained import FlopsOfLength, arguments, is_masked, measured_flops
 from exprune.lab.examples.language.tokens import NO_TARGET, TokenBatch
 from exprune.lab.tasks.finite import check_finite, not_finite
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
-from exprune.lab.tasks.sampling import signed
 from exprune.lab.tasks.task import AccuracyTask
 
 

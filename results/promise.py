@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from tqdm import tqdm
 
+from exprune.files import write_whole
 from exprune.lab.evaluation.result import read_result
-from exprune.lab.files import write_whole
 from exprune.lab.selection.sequence import how_many_pass
 from exprune.lab.tasks.paired_tests import PairedTest, accuracy_test, roc_auc_test
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from exprune.core import Dominance, ExPrune, HeadRecorder
 from exprune.core.errors import SettingError
-from exprune.lab.files import CannotWriteError, kept, write_whole
+from exprune.files import CannotWriteError, kept, write_whole
 from exprune.lab.fingerprint import programs
 from exprune.lab.tasks.finite import not_finite_line
 from exprune.lab.tasks.task import Task

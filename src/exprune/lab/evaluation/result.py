@@ -9,8 +9,8 @@ from typing import Any
 
 from exprune.core import ExPrune, Flops, SiteFlops
 from exprune.core.errors import SettingError
+from exprune.files import write_whole
 from exprune.lab.evaluation.passes import Pass
-from exprune.lab.files import write_whole
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exprune.api.batches import Batches, data_rows, labels_of
 from exprune.core.errors import SettingError
-from exprune.door.batches import Batches, data_rows, labels_of
 
 Metric = Callable[[Any, Any], Tensor]
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import exprune
+from exprune.api.change import apart, summarised
 from exprune.core import ExPrune, Optimal, SettingError
-from exprune.door.change import apart, summarised
 
 
 class Classifier(nn.Module):
@@ -130,7 +130,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     whole = (tmp_path / "c.safetensors").read_bytes()
     for size in (0, 5, 200, len(whole) - 3):
         (tmp_path / "cut.safetensors").write_bytes(whole[:size])
-        with pytest.raises(SettingError, match=r"cut\.safetensors: no calibration can be read"):
+        with pytest.raises(SettingError, match=r"cut\.safetensors: not a whole safetensors file"):
             exprune.Calibration.load(tmp_path / "cut.safetensors")
 
 
@@ -269,8 +269,8 @@ def bad() -> Iterator[tuple[str, Any]]:
     yield "one batch; a price is found on one half", lambda: exprune.prune(model, calibrated(), kl=1.0, batches=x)
     yield "prices=", lambda: exprune.tradeoff(model, calibrated(), prices=[-1.0])
     yield "measure='mse'", lambda: exprune.calibrate(model, x, measure="mse")
-    yield "holds no calibration of this version", lambda: exprune.Calibration.load(_other_file())
-    yield "no calibration can be read", lambda: exprune.Calibration.load("/nowhere/at/all")
+    yield "its format is None, not 'exprune calibration 2'", lambda: exprune.Calibration.load(_other_file())
+    yield "no such file", lambda: exprune.Calibration.load("/nowhere/at/all")
 
 
 def _other_file() -> Path:

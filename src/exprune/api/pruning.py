@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from exprune.api.batches import Batches, Call, check_eval
+from exprune.api.calibration import Calibration
+from exprune.api.change import Metric
+from exprune.api.tradeoff import Point, batches_for, default_prices, heuristic_at, measured
 from exprune.core import ExPrune, Flops, Site
 from exprune.core.errors import SettingError
-from exprune.door.batches import Batches, Call, check_eval
-from exprune.door.calibration import Calibration
-from exprune.door.change import Metric
-from exprune.door.tradeoff import Point, batches_for, default_prices, heuristic_at, measured
 
 _HALVINGS = 6
 _TARGETS = ("kl", "drop", "saved", "price")

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exprune.api.batches import Batches, Call, data_rows
+from exprune.api.calibration import Calibration
+from exprune.api.change import Change, Metric, apart, output_of, summarised
+from exprune.api.progress import bar
 from exprune.core import ExPrune, Flops, Optimal, Site
 from exprune.core.errors import SettingError
-from exprune.door.batches import Batches, Call, data_rows
-from exprune.door.calibration import Calibration
-from exprune.door.change import Change, Metric, apart, output_of, summarised
-from exprune.door.progress import bar
 
 PRICES = 6
 _LOWEST, _HIGHEST = 1e-4, 0.3  # of the price at which a model is worth nothing

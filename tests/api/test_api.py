@@ -308,3 +308,31 @@ def test_the_divergence_of_impossible_classes_is_finite() -> None:
 def test_importing_the_package_imports_nothing() -> None:
     code = "import sys, exprune; assert not {'torch', 'pandas', 'matplotlib'} & sys.modules.keys(); exprune.prune"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_promise_of_the_divergence() -> None:
+    model, _, _ = made()
+    run = exprune.prune(model, calibrated(), kl=0.05, confidence=0.9, batches=pairs() * 8)
+    promise = run.promise
+    assert promise is not None and run.point is not None and run.price == promise.price
+    assert run.point.change.mean < promise.bound <= 0.05 and promise.tried >= 1
+    assert "with 0.9 probability" in str(promise) and run.point.flops.saved > 0
+    bolder = exprune.prune(model, calibrated(), kl=0.05, batches=pairs() * 8)
+    assert run.price <= bolder.price * 1.5
+    with pytest.raises(SettingError, match=r"kl=1e-09 with confidence=0.95: .* cannot show a drop of at most 1e-09"):
+        exprune.prune(model, calibrated(), kl=1e-9, confidence=0.95)
+    with pytest.raises(SettingError, match="confidence=2: a probability"):
+        exprune.prune(model, calibrated(), kl=0.1, confidence=2)
+    with pytest.raises(SettingError, match="is of a change; give kl= or drop="):
+        exprune.prune(model, calibrated(), saved=0.1, confidence=0.9)
+
+
+def test_a_promise_of_the_users_metric_is_exact_where_it_counts_predictions() -> None:
+    model, x, y = made()
+
+    def right(output: Any, batch: Any) -> torch.Tensor:
+        return (output.argmax(-1) == batch[1]).float()
+
+    batches = [(x.roll(k, 0), y.roll(k, 0)) for k in range(8)]
+    run = exprune.prune(model, calibrated(), drop=0.2, metric=right, confidence=0.9, batches=batches)
+    assert run.promise is not None and run.promise.kind == "exact for every number of inputs"

@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
+from exprune.api.levels import Tried, most_within
 from exprune.core import ExPrune, Oracle, find_sites
 from exprune.core.calibration.backward import signed
 from exprune.core.errors import SettingError
@@ -24,7 +25,6 @@ from exprune.lab.evaluation.store import about
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.examples.language.choices import ChoiceData
 from exprune.lab.examples.language.text import TextData
-from exprune.lab.selection import targets
 from exprune.lab.tasks.sampling import draw
 from tests.cli import TINY, CommandLine, Outcome
 
@@ -187,26 +187,26 @@ def test_a_noisy_drop_does_not_end_the_search_too_early(seed: int) -> None:
     noise = torch.rand(10_000, generator=torch.Generator().manual_seed(seed)) * 0.4 - 0.2
     asked = []
 
-    def tried(level: float) -> targets._Tried:
+    def tried(level: float) -> Tried:
         drop = 40 * max(0.0, level - 0.5) ** 2 + noise[int(9999 * level)].item() * (level > 0.1)
-        asked.append(targets._Tried(level, drop, level))
+        asked.append(Tried(level, drop, level))
         return asked[-1]
 
-    found = targets._most_within(tried, 0.1, 0)
-    assert found.drop <= 0.1 and 0.5 <= found.saved <= 0.6  # without noise: 0.55
-    assert all(other.drop > 0.1 for other in asked if other.level > found.level)
+    found = most_within(tried, 0.1, 1 / 128, 0, 1.0)
+    assert found.change <= 0.1 and 0.5 <= found.saved <= 0.6  # without noise: 0.55
+    assert all(other.change > 0.1 for other in asked if other.level > found.level)
     assert len(asked) < 30
     coarse, before = found.level, len(asked)
-    finer = targets._most_within(tried, 0.1, 2)
-    assert finer.drop <= 0.1 and coarse <= finer.level < coarse + 1 / 128 and len(asked) == 2 * before + 2
-    assert any(other.drop > 0.1 and other.level == finer.level + 1 / 512 for other in asked)
+    finer = most_within(tried, 0.1, 1 / 128, 2, 1.0)
+    assert finer.change <= 0.1 and coarse <= finer.level < coarse + 1 / 128 and len(asked) == 2 * before + 2
+    assert any(other.change > 0.1 and other.level == finer.level + 1 / 512 for other in asked)
 
 
 def test_where_nothing_is_within_the_target_the_tests_are_still_paid_for() -> None:
-    def tried(level: float) -> targets._Tried:
-        return targets._Tried(level, 5.0 if level else 0.0, level - 0.002)
+    def tried(level: float) -> Tried:
+        return Tried(level, 5.0 if level else 0.0, level - 0.002)
 
-    assert targets._most_within(tried, 0.1, 2) == targets._Tried(0.0, 0.0, -0.002)
+    assert most_within(tried, 0.1, 1 / 128, 2, 1.0) == Tried(0.0, 0.0, -0.002)
 
 
 def test_the_oracle_is_a_ceiling(command: CommandLine) -> None:

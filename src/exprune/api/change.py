@@ -108,6 +108,24 @@ def apart(measure: str, dense: Tensor, pruned: Tensor, batch: Any) -> tuple[Tens
     return square / scale.mean().clamp(min=torch.finfo(torch.float32).tiny), None
 
 
+def inputs_of(dense: Tensor, batch: Any, examples: int) -> Tensor:
+    """(examples,): which input of a batch each example is of, such as the text of a token; they depend on each other.
+
+    Args:
+        dense: the output that the examples are of.
+        examples: how many there are.
+    """
+    rows = data_rows(batch)
+    if rows is not None and int(rows.sum()) == examples:
+        return rows.nonzero()[:, 0].cpu()
+    graph = getattr(batch, "batch", None)
+    if isinstance(graph, Tensor) and len(graph) == examples:
+        return graph.cpu()
+    if hasattr(batch, "edge_index") and getattr(batch, "num_nodes", None) == examples:
+        return torch.zeros(examples, dtype=torch.long)
+    return torch.arange(len(dense)).repeat_interleave(examples // len(dense))
+
+
 def summarised(measure: str, values: Tensor, same: Tensor | None, seed: int) -> Change:
     """The change over all examples."""
     values = values.double().cpu()

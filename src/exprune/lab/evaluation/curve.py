@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from exprune.api.paired_tests import PairedTest
 from exprune.core import ExPrune, Heuristic
 from exprune.core.errors import SettingError
 from exprune.lab.evaluation.measure import check_same_inputs, drop_points
@@ -13,7 +14,6 @@ from exprune.lab.evaluation.passes import Batches, Pass
 from exprune.lab.evaluation.result import flops_per_input
 from exprune.lab.evaluation.store import measured
 from exprune.lab.evaluation.subject import Inputs, Subject
-from exprune.lab.tasks.paired_tests import PairedTest
 
 Setting = tuple[Heuristic | None, Any]  # with its gain_ratio
 

@@ -221,7 +221,10 @@ def test_the_oracle_is_a_ceiling(command: CommandLine) -> None:
     ("arguments", "words"),
     [
         (["exprune.scope=most"], "scope='most': relu or all"),
-        (["exprune.target_drop=null"], "exprune.tau=null: set one of exprune.tau, target_drop, target_saved"),
+        (
+            ["exprune.target_drop=null"],
+            "exprune.tau=null: set one of exprune.tau, target_drop, target_kl, target_saved",
+        ),
         (["exprune.target_saved=0.99"], "exprune.target_saved=0.99: out of reach; the most"),
         (["exprune.target_drop=-1"], "exprune.target_drop=-1: a number, at least 0"),
         (["exprune.refine=-1"], "exprune.refine=-1: how often the last step is halved"),

@@ -95,17 +95,22 @@ def in_rows(out: Tensor, batch: Any) -> Tensor:
 def apart(measure: str, dense: Tensor, pruned: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
     """Of one batch, example by example: the measure, and whether the most likely class is the same."""
     if measure == "kl":
-        of_dense, of_pruned = (in_rows(out, batch).float().log_softmax(-1) for out in (dense, pruned))
-        likely = of_dense.exp()
-        # A class that neither thinks possible is no difference.
-        terms = torch.where(likely > 0, likely * (of_dense - of_pruned), 0)
-        return terms.sum(-1).clamp(min=0), of_dense.argmax(-1) == of_pruned.argmax(-1)
+        return divergence(in_rows(dense, batch), in_rows(pruned, batch))
     rows = data_rows(batch)
     if rows is not None and rows.shape == dense.shape[: rows.dim()]:
         dense, pruned = dense[rows], pruned[rows]
     square = (dense - pruned).flatten(1).float().square().sum(1) if dense.dim() > 1 else (dense - pruned).float() ** 2
     scale = dense.flatten(1).float().square().sum(1) if dense.dim() > 1 else dense.float() ** 2
     return square / scale.mean().clamp(min=torch.finfo(torch.float32).tiny), None
+
+
+def divergence(dense: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
+    """Of logits (examples, classes): KL(dense || pruned) in nats, and whether the most likely class is the same."""
+    of_dense, of_pruned = dense.float().log_softmax(-1), pruned.float().log_softmax(-1)
+    likely = of_dense.exp()
+    # A class that neither thinks possible is no difference.
+    terms = torch.where(likely > 0, likely * (of_dense - of_pruned), 0)
+    return terms.sum(-1).clamp(min=0), of_dense.argmax(-1) == of_pruned.argmax(-1)
 
 
 def inputs_of(dense: Tensor, batch: Any, examples: int) -> Tensor:
@@ -126,18 +131,34 @@ def inputs_of(dense: Tensor, batch: Any, examples: int) -> Tensor:
     return torch.arange(len(dense)).repeat_interleave(examples // len(dense))
 
 
-def summarised(measure: str, values: Tensor, same: Tensor | None, seed: int) -> Change:
-    """The change over all examples."""
+def summarised(measure: str, values: Tensor, same: Tensor | None, seed: int, inputs: Tensor | None = None) -> Change:
+    """The change over all examples.
+
+    Args:
+        inputs: which input each example is of (examples,): those of one depend on each other, so that the error and
+            the interval are of the inputs. None: each is its own.
+    """
     values = values.double().cpu()
     count = len(values)
+    of = torch.arange(count) if inputs is None else inputs.unique(return_inverse=True)[1]
+    sums, sizes = (torch.bincount(of, weights) for weights in (values, torch.ones_like(values)))
+    mean, groups = float(values.mean()), len(sums)
+    error = (
+        float(((sums - mean * sizes) / sizes.mean()).square().sum() / (groups - 1) / groups) ** 0.5
+        if groups > 1
+        else math.inf
+    )
     generator = torch.Generator().manual_seed(seed)
-    means = torch.stack([values[torch.randint(count, (count,), generator=generator)].mean() for _ in range(_RESAMPLES)])
+    means = torch.empty(_RESAMPLES, dtype=torch.float64)
+    for k in range(_RESAMPLES):
+        drawn = torch.randint(groups, (groups,), generator=generator)
+        means[k] = sums[drawn].sum() / sizes[drawn].sum()
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     ordered = values.sort().values
     return Change(
         measure,
-        float(values.mean()),
-        float(values.std(correction=1) / count**0.5) if count > 1 else math.inf,
+        mean,
+        error,
         low,
         high,
         float(ordered[(count - 1) // 2]),

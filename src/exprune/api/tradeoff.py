@@ -171,7 +171,7 @@ class Observed:
 
     def point(self, seed: int = 0) -> Point:
         """The means with their intervals."""
-        change = summarised(self.measure, self.values, self.same, seed)
+        change = summarised(self.measure, self.values, self.same, seed, self.inputs)
         return Point(
             self.price,
             self.flops,

@@ -11,7 +11,7 @@ from exprune.api.levels import Tried, least_that_saves, most_within
 from exprune.core import Heuristic
 from exprune.core.errors import SettingError
 from exprune.lab.configured import at_level
-from exprune.lab.evaluation.curve import Curve
+from exprune.lab.evaluation.curve import Curve, Point
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.selection.knobs import maker, setting_at
 
@@ -34,12 +34,28 @@ def found(subject: Subject, target: str, value: float) -> tuple[Heuristic | None
     with tqdm(desc=f"{target}={value}", unit=" passes", disable=None, leave=False) as bar:
 
         @cache
-        def tried(level: float) -> Tried:
+        def point_at(level: float) -> Point:
             bar.update()
-            point = curve.at(setting_at(cfg, make, at_level(cfg, level)))
-            return Tried(level, point.drop, point.saved)
+            return curve.at(setting_at(cfg, make, at_level(cfg, level)))
 
-        if target == "target_drop":
+        def tried(level: float) -> Tried:
+            point = point_at(level)
+            if target != "target_kl":
+                return Tried(level, point.drop, point.saved)
+            if point.divergence is None:
+                raise SettingError(
+                    f"exprune.target_kl={value}: {subject.cfg.data.name} measures no divergence; it is of language "
+                    "models that predict tokens"
+                )
+            return Tried(level, point.divergence, point.saved)
+
+        if target == "target_kl":
+            best = most_within(tried, value, _COARSE, cfg.exprune.refine)
+            if best.change > value:
+                raise SettingError(
+                    f"exprune.target_kl={value}: no setting keeps it; the most cautious gives {best.change:.3g}"
+                )
+        elif target == "target_drop":
             best = most_within(tried, value, _COARSE, cfg.exprune.refine, _BEYOND)
         else:
             best = least_that_saves(tried, value, _FINE)
@@ -47,7 +63,17 @@ def found(subject: Subject, target: str, value: float) -> tuple[Heuristic | None
                 raise SettingError(
                     f"exprune.target_saved={value}: out of reach; the most that can be saved is {best.saved:.3f}"
                 )
-    knob = at_level(cfg, best.level)
-    found = f"on validation a drop of {best.change:.3f} points, {100 * best.saved:.2f} % saved"
-    log.info("%s=%s: %s=%.4g, %s", target, value, cfg.exprune.knob, knob, found)
-    return setting_at(cfg, make, knob)[0], {target: value, "valid_drop": best.change, "valid_saved": best.saved}
+    knob, point = at_level(cfg, best.level), point_at(best.level)
+    reached = {"valid_drop": point.drop, "valid_saved": point.saved}
+    reached |= {} if point.divergence is None else {"valid_kl": point.divergence}
+    said = f"a KL of {best.change:.4g}" if target == "target_kl" else f"a drop of {point.drop:.3f} points"
+    log.info(
+        "%s=%s: %s=%.4g, on validation %s, %.2f %% saved",
+        target,
+        value,
+        cfg.exprune.knob,
+        knob,
+        said,
+        100 * point.saved,
+    )
+    return setting_at(cfg, make, knob)[0], {target: value, **reached}

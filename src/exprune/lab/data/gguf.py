@@ -42,9 +42,9 @@ def unpacked(file: Path, cache_dir: Path) -> Path:
     if kept(folder, _check, "it is made anew") is None:
         with _alone(folder):
             if not folder.exists() or kept(folder, _check, "it is made anew") is None:
-                log.info("reading %s, which is done once: %s", file, folder)
                 model, tokenizer = _read(file)
                 write_whole_folder(folder, lambda partial: _save(model, tokenizer, partial))
+                log.info("%s, which was read once: %s", file, folder)
     return folder
 
 

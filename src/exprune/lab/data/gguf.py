@@ -41,7 +41,7 @@ def unpacked(file: Path, cache_dir: Path) -> Path:
     folder = cache_dir / "gguf" / f"{file.stem}-{_digest(file, state.st_size, state.st_mtime_ns)}"
     if kept(folder, _check, "it is made anew") is None:
         with _alone(folder):
-            if not folder.exists() or kept(folder, _check, "it is made anew") is None:
+            if kept(folder, _check, "it is made anew") is None:  # another job may have made it meanwhile
                 model, tokenizer = _read(file)
                 write_whole_folder(folder, lambda partial: _save(model, tokenizer, partial))
                 log.info("%s, which was read once: %s", file, folder)

@@ -1,7 +1,5 @@
 """Questions answered by the likelihood of their continuations, measured as lm-evaluation-harness 0.4 does."""
 
-from typing import Any
-
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,6 +30,6 @@ class ContinuationTask(LanguageTask):
             **costs,
         }
 
-    def secondary(self, columns: dict[str, NDArray]) -> dict[str, Any]:
+    def secondary(self, columns: dict[str, NDArray]) -> dict[str, float]:
         """Further metrics of a whole split, from what :meth:`predict_step` gave beside the predictions."""
         return {"acc_norm": float((columns["per_character"] == columns["target"]).mean())}

@@ -16,8 +16,8 @@ class ContinuationTask(LanguageTask):
     unit = "example"
 
     def predict_step(self, batch: ContinuationBatch, index: int) -> dict[str, Tensor | int]:
-        """Per question what both metrics answer, ``loglikelihood`` (of both), ``target`` and ``index`` in its part; and
-        the batch's FLOPs."""
+        """Per question what both metrics answer, ``loglikelihood`` (of both), ``target`` and ``number`` in the file;
+        and the batch's FLOPs."""
         logits, costs = self.counted_logits(batch)
         likelihood = -token_losses(logits, batch.targets).double().sum(1).view(-1, 2)
         return {
@@ -25,7 +25,7 @@ class ContinuationTask(LanguageTask):
             "per_character": (likelihood / batch.characters).argmax(1),
             "loglikelihood": likelihood,
             "target": batch.answers,
-            "index": batch.index,
+            "number": batch.numbers,
             "not_finite": not_finite(likelihood.sum(1)),
             **costs,
         }

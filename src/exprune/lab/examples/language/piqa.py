@@ -28,7 +28,7 @@ class ContinuationBatch(NamedTuple):
         targets: the token after each where it is of the continuation, else ``NO_TARGET``.
         characters: (questions, 2), how many each solution has.
         answers: (questions,), which of the two is right.
-        index: (questions,), where each stands in its part.
+        numbers: (questions,), which question of the file each is, from 0.
     """
 
     input_ids: Tensor
@@ -36,7 +36,7 @@ class ContinuationBatch(NamedTuple):
     targets: Tensor
     characters: Tensor
     answers: Tensor
-    index: Tensor  # type: ignore[assignment]  # a field, where tuples have a method
+    numbers: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def continuations_of(row: PiqaRow, tokenizer: PreTrainedTokenizerBase) -> Contin
 
 
 def collate(chosen: Sequence[tuple[int, Continuations]], pad: int) -> ContinuationBatch:
-    """Of (index, question) a batch, filled up with the token ``pad``."""
+    """Of (number, question) a batch, filled up with the token ``pad``."""
     lines = [(ids, prompt) for _, one in chosen for ids, prompt in zip(one.ids, one.prompts, strict=True)]
     targets = [ids[1:].clone() for ids, _ in lines]
     for target, (_, prompt) in zip(targets, lines, strict=True):
@@ -80,12 +80,13 @@ def collate(chosen: Sequence[tuple[int, Continuations]], pad: int) -> Continuati
         padded(targets, NO_TARGET),
         torch.tensor([one.characters for _, one in chosen]),
         torch.tensor([one.answer for _, one in chosen]),
-        torch.tensor([index for index, _ in chosen]),
+        torch.tensor([number for number, _ in chosen]),
     )
 
 
 class PiqaData(SplitData):
-    """PIQA's validation split in a causal model's tokens, the longest questions first. It does not train.
+    """PIQA's validation split in a causal model's tokens: each part's questions by their length, the longest first, so
+    that little of a batch is padding and one that is too much for the memory is so at once. It does not train.
 
     There is no training split: questions of even number (from 0) are ``valid``, by which a setting is chosen, those of
     odd number ``test``; what is calibrated on is text.
@@ -120,8 +121,8 @@ class PiqaData(SplitData):
         rows = piqa_rows(self.data_dir)
         parts = {part: range(first, len(rows), 2)[: self.limit] for part, first in (("valid", 0), ("test", 1))}
         for part, numbers in parts.items():
-            questions = [self._question(number, rows[number]) for number in numbers]
-            self.parts[part] = sorted(enumerate(questions), key=lambda one: -one[1].longest)
+            questions = [(number, self._question(number, rows[number])) for number in numbers]
+            self.parts[part] = sorted(questions, key=lambda one: -one[1].longest)
 
     def _question(self, number: int, row: PiqaRow) -> Continuations:
         """In tokens.

@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -75,8 +76,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         CannotWriteError: the folder cannot be written to.
     """
-    # Jobs of a sweep, on many machines perhaps, may write the same cache.
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    partial = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
@@ -86,6 +86,30 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):  # also where a parent is no folder
             partial.unlink()
+
+
+def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary folder beside ``path``, then rename it; a folder that is there is replaced.
+
+    Raises:
+        CannotWriteError: the folder cannot be written to.
+    """
+    partial = _beside(path)
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise CannotWriteError(path, getattr(error, "strerror", None) or error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """A name of this process: jobs of a sweep, on many machines perhaps, may write the same cache."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
 def save_tensors(

@@ -30,8 +30,8 @@ def resolve_paths(cfg: DictConfig) -> None:
         for key in _GIVEN:
             if (value := OmegaConf.select(cfg, key)) is not None:
                 OmegaConf.update(cfg, key, to_absolute_path(str(Path(value).expanduser())))
-        pretrained = OmegaConf.select(cfg, "model.pretrained")  # a name on the hub, or a folder
-        if pretrained is not None and Path(folder := to_absolute_path(str(Path(pretrained).expanduser()))).is_dir():
+        pretrained = OmegaConf.select(cfg, "model.pretrained")  # a name on the hub, a folder, or a GGUF file
+        if pretrained is not None and Path(folder := to_absolute_path(str(Path(pretrained).expanduser()))).exists():
             OmegaConf.update(cfg, "model.pretrained", folder)
 
 

@@ -1,4 +1,4 @@
-"""What lies on the Hugging Face hub, in its cache, in a folder, or in an installed package."""
+"""What lies on the Hugging Face hub, in its cache, in a folder, in a GGUF file, or in an installed package."""
 
 import importlib.util
 import os
@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from exprune.core.errors import SettingError
+from exprune.lab.data.gguf import unpacked
 
 _SECONDS = 3.0
 
@@ -31,13 +32,18 @@ def without_hub() -> bool:
     return False
 
 
-def from_hub(name: str | None, what: str, load: Callable[..., Any], **options: Any) -> Any:
-    """What ``load`` makes of a name on the hub, a local folder, or ``package:PACKAGE/FOLDER`` of an installed package.
+def from_hub(
+    name: str | None, what: str, load: Callable[..., Any], *, cache_dir: str | None = None, **options: Any
+) -> Any:
+    """What ``load`` makes of a name on the hub, a local folder, a GGUF file, or what :func:`in_folder` says of those.
+
+    Args:
+        cache_dir: where what a GGUF file holds is kept; None: where the environment says.
 
     Raises:
         SettingError: there is no such thing to be had.
     """
-    place = in_folder(name)
+    place = in_folder(name, cache_dir)
     try:
         return load(place, local_files_only=not Path(place).is_dir() and without_hub(), **options)
     except (OSError, ValueError, ImportError) as error:
@@ -47,14 +53,27 @@ def from_hub(name: str | None, what: str, load: Callable[..., Any], **options: A
         ) from error
 
 
-def in_folder(name: str | None) -> str:
-    """The folder that a name is: of a package the one inside it, else itself."""
+def in_folder(name: str | None, cache_dir: str | None = None) -> str:
+    """The folder that a name is.
+
+    Of ``package:PACKAGE/PATH`` what lies at that path inside an installed package (which is not imported), of a GGUF
+    file the folder that it is unpacked into, else the name itself.
+
+    Raises:
+        SettingError: there is no name, no such package, or no such GGUF file that can be read.
+    """
     if name is None:
         raise SettingError(
-            "model.pretrained=null: a name on the Hugging Face hub, or a folder with model and tokenizer"
+            "model.pretrained=null: a name on the Hugging Face hub, or a folder or GGUF file with model and tokenizer"
         )
-    if not name.startswith("package:"):
-        return name
+    place = _in_package(name) if name.startswith("package:") else name
+    if place.lower().endswith(".gguf"):
+        cache = cache_dir or os.environ.get("EXPRUNE_CACHE_DIR") or "~/.cache/exprune"
+        return str(unpacked(Path(place).expanduser().absolute(), Path(cache).expanduser()))
+    return place
+
+
+def _in_package(name: str) -> str:
     package, _, inside = name.removeprefix("package:").partition("/")
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or not found.submodule_search_locations:

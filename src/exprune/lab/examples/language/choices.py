@@ -45,9 +45,29 @@ class ChoiceBatch(NamedTuple):
 
 
 def read_piqa(data_dir: Path, cache_dir: Path) -> list[Question]:
-    """PIQA's validation split: ``data_dir/piqa/valid.jsonl`` and ``valid-labels.lst``, else from the Hugging Face hub.
+    """PIQA's validation split. A text is the goal, a line break, and one of the two solutions.
 
-    A text is the goal, a line break, and one of the two solutions.
+    Raises:
+        SettingError: the files are not PIQA's, or are neither here nor on the hub.
+    """
+    # Some solutions end in blanks, which the published FLOPs leave out.
+    return [
+        Question((f"{row.goal}\n{row.solutions[0].strip()}", f"{row.goal}\n{row.solutions[1].strip()}"), row.answer)
+        for row in piqa_rows(data_dir)
+    ]
+
+
+@dataclass(frozen=True)
+class PiqaRow:
+    """A question of PIQA as it was published: a goal, two solutions, of which the one at ``answer`` is right."""
+
+    goal: str
+    solutions: tuple[str, str]
+    answer: int
+
+
+def piqa_rows(data_dir: Path) -> list[PiqaRow]:
+    """``data_dir/piqa/valid.jsonl`` with ``valid-labels.lst``, else the split of the Hugging Face hub.
 
     Raises:
         SettingError: the files are not PIQA's, or are neither here nor on the hub.
@@ -55,18 +75,26 @@ def read_piqa(data_dir: Path, cache_dir: Path) -> list[Question]:
     questions, labels = data_dir / "piqa" / "valid.jsonl", data_dir / "piqa" / "valid-labels.lst"
     if not questions.is_file():
         return _piqa_from_hub(questions)
+    if not labels.is_file():
+        raise SettingError(f"{labels}: no such file; PIQA's questions need their labels, a line with 0 or 1 for each")
     try:
         rows = [json.loads(line) for line in questions.read_text("utf-8").splitlines() if line.strip()]
         answers = [int(line) for line in labels.read_text().split()]
+        if len(rows) != len(answers):
+            raise ValueError(f"{len(rows)} questions and {len(answers)} labels")
         found = [
-            _question(row["goal"], row["sol1"], row["sol2"], answer) for row, answer in zip(rows, answers, strict=True)
+            PiqaRow(row["goal"], (row["sol1"], row["sol2"]), answer) for row, answer in zip(rows, answers, strict=True)
         ]
+        if wrong := next((answer for answer in answers if answer not in (0, 1)), None):
+            raise ValueError(f"a label {wrong}, not 0 or 1")
+        if not all(isinstance(text, str) for row in found for text in (row.goal, *row.solutions)):
+            raise TypeError("a goal or a solution that is no text")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingError(f"{questions.parent}: not PIQA's validation split ({error})") from error
     return found
 
 
-def _piqa_from_hub(missing: Path) -> list[Question]:
+def _piqa_from_hub(missing: Path) -> list[PiqaRow]:
     try:
         path = hf_hub_download(
             "ybisk/piqa",
@@ -81,12 +109,7 @@ def _piqa_from_hub(missing: Path) -> list[Question]:
             f"Hugging Face hub can be reached (ybisk/piqa failed: {str(error).splitlines()[0]})"
         ) from error
     table = pd.read_parquet(path)
-    return [_question(row.goal, row.sol1, row.sol2, int(row.label)) for row in table.itertuples()]
-
-
-def _question(goal: str, first: str, second: str, answer: int) -> Question:
-    # Some solutions end in blanks, which the published FLOPs leave out.
-    return Question((f"{goal}\n{first.strip()}", f"{goal}\n{second.strip()}"), answer)
+    return [PiqaRow(row.goal, (row.sol1, row.sol2), int(row.label)) for row in table.itertuples()]
 
 
 def collate(chosen: Sequence[tuple[int, list[Tensor], int]]) -> ChoiceBatch:

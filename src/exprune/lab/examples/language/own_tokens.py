@@ -41,14 +41,20 @@ class OwnTokens:
     mask: int | None
 
 
-def own_tokens(name: str | None) -> OwnTokens:
+def own_tokens(name: str | None, cache_dir: str | None = None, only_causal: bool = False) -> OwnTokens:
     """Those of a pretrained model's tokenizer.
 
+    Args:
+        name, cache_dir: as :func:`~exprune.lab.examples.language.pretrained.pretrained_lm` takes them.
+        only_causal: refuse a model that predicts masked tokens.
+
     Raises:
-        SettingError: it has none, or one that lacks what is needed.
+        SettingError: it has none, or one that lacks what is needed; or it is of a masked model that is refused.
     """
-    tokenizer: PreTrainedTokenizerBase = from_hub(name, "tokenizer", AutoTokenizer.from_pretrained)
-    masked = is_masked_lm(name)
+    if only_causal:
+        check_causal(name, cache_dir)
+    tokenizer = own_tokenizer(name, cache_dir)
+    masked = is_masked_lm(name, cache_dir)
     if masked and tokenizer.mask_token_id is None:
         raise SettingError(f"model.pretrained={name}: its tokenizer has no token that masks")
 
@@ -64,6 +70,24 @@ def own_tokens(name: str | None) -> OwnTokens:
     end = known(tokenizer.sep_token_id) if masked else ()
     pad = known(tokenizer.pad_token_id, tokenizer.eos_token_id, 0)[0]
     return OwnTokens(ids, begin, end, pad, tokenizer.mask_token_id if masked else None)
+
+
+def own_tokenizer(name: str | None, cache_dir: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies with a pretrained model."""
+    return from_hub(name, "tokenizer", AutoTokenizer.from_pretrained, cache_dir=cache_dir)
+
+
+def check_causal(name: str | None, cache_dir: str | None = None) -> None:
+    """Whether a pretrained model predicts the next token.
+
+    Raises:
+        SettingError: it predicts masked ones.
+    """
+    if is_masked_lm(name, cache_dir):
+        raise SettingError(
+            f"model.pretrained={name}: predicts masked tokens, and this data asks for the next one; name a causal "
+            "language model, or take data=text, which serves both"
+        )
 
 
 class OwnTokenData(SplitData):

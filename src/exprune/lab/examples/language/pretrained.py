@@ -15,12 +15,13 @@ from exprune.core.errors import SettingError
 from exprune.lab.data.hub import from_hub
 
 
-def pretrained_lm(name: str | None, dtype: str) -> PreTrainedModel:
+def pretrained_lm(name: str | None, dtype: str, cache_dir: str | None = None) -> PreTrainedModel:
     """A causal or masked language model, as its configuration says which.
 
     Args:
-        name: on the Hugging Face hub, a local folder, or ``package:PACKAGE/FOLDER`` of an installed package.
+        name: on the Hugging Face hub, a local folder, a GGUF file, or ``package:PACKAGE/PATH`` of an installed package.
         dtype: ``float32`` or ``bfloat16``.
+        cache_dir: where what a GGUF file holds is kept; None: where the environment says.
 
     Raises:
         SettingError: there is nothing of that name to be had, or it is no language model.
@@ -28,17 +29,17 @@ def pretrained_lm(name: str | None, dtype: str) -> PreTrainedModel:
     stored = weight_type(dtype)
     transformers.logging.set_verbosity_error()  # of weights that another task of the model has
     transformers.logging.disable_progress_bar()
-    auto = AutoModelForMaskedLM if is_masked_lm(name) else AutoModelForCausalLM
-    return from_hub(name, "weights", auto.from_pretrained, dtype=stored)
+    auto = AutoModelForMaskedLM if is_masked_lm(name, cache_dir) else AutoModelForCausalLM
+    return from_hub(name, "weights", auto.from_pretrained, cache_dir=cache_dir, dtype=stored)
 
 
-def is_masked_lm(name: str | None) -> bool:
+def is_masked_lm(name: str | None, cache_dir: str | None = None) -> bool:
     """Whether a model predicts masked tokens, by its configuration; else the next one.
 
     Raises:
         SettingError: there is no such model, or it is no language model.
     """
-    config = from_hub(name, "configuration", AutoConfig.from_pretrained)
+    config = from_hub(name, "configuration", AutoConfig.from_pretrained, cache_dir=cache_dir)
     kinds = config.architectures or []
     masked = any(kind.endswith("ForMaskedLM") for kind in kinds)
     if not masked and not any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):

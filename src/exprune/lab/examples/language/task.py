@@ -15,11 +15,14 @@ from exprune.api.change import divergence
 from exprune.core.calibration.backward import signed
 from exprune.lab.examples.language.choices import ChoiceBatch
 from exprune.lab.examples.language.opt import check_tokens, fc1_flops, opt_flops, zeros_of_fc2
+from exprune.lab.examples.language.piqa import ContinuationBatch
 from exprune.lab.examples.language.pretrained import FlopsOfLength, arguments, is_masked, measured_flops
 from exprune.lab.examples.language.tokens import NO_TARGET, TokenBatch
 from exprune.lab.tasks.finite import check_finite, not_finite
 from exprune.lab.tasks.optimisation import checked_rate, decay_groups, one_cycle
 from exprune.lab.tasks.task import AccuracyTask
+
+Batch = TokenBatch | ChoiceBatch | ContinuationBatch
 
 
 class LanguageTask(AccuracyTask):
@@ -33,7 +36,7 @@ class LanguageTask(AccuracyTask):
         if self._flops is None and not isinstance(self.network, OPTForCausalLM):
             self._flops = measured_flops(self.network)
 
-    def counted_logits(self, batch: TokenBatch | ChoiceBatch) -> tuple[Tensor, dict[str, int]]:
+    def counted_logits(self, batch: Batch) -> tuple[Tensor, dict[str, int]]:
         """The network's logits for a batch, and what it cost, as ``predict_step`` names it."""
         lengths = batch.attention_mask.sum(1).tolist()
         if not isinstance(self.network, OPTForCausalLM):
@@ -50,7 +53,7 @@ class LanguageTask(AccuracyTask):
             "zero_skipping": int(sum(zeros)),
         }
 
-    def sampled_loss(self, batch: TokenBatch | ChoiceBatch, generator: torch.Generator) -> Tensor:
+    def sampled_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """What has in expectation the squared gradients of the loss of tokens drawn from the network's own predictions.
 
         A drawn token would tell of one class in thousands: most outputs of the head would seem not to matter.
@@ -59,7 +62,7 @@ class LanguageTask(AccuracyTask):
         check_finite(self, logits.amax(1), "calibration")
         return signed(logits, generator)
 
-    def network_inputs(self, batch: TokenBatch | ChoiceBatch) -> tuple[Any, ...]:
+    def network_inputs(self, batch: Batch) -> tuple[Any, ...]:
         """The arguments with which this task calls the network, which can read them.
 
         Raises:
@@ -68,11 +71,11 @@ class LanguageTask(AccuracyTask):
         check_tokens(self.network.config, batch.input_ids)
         return arguments(self.network, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
 
-    def data_rows(self, batch: TokenBatch | ChoiceBatch) -> Tensor:
+    def data_rows(self, batch: Batch) -> Tensor:
         """Which of the tokens are no padding: what an :class:`~exprune.core.ExPrune` counts."""
         return batch.attention_mask.bool()
 
-    def _logits(self, batch: TokenBatch | ChoiceBatch) -> Tensor:
+    def _logits(self, batch: Batch) -> Tensor:
         """(texts, tokens, vocabulary)."""
         return self.network(*self.network_inputs(batch)).logits
 

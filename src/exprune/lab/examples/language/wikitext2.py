@@ -1,0 +1,50 @@
+"""WikiText-2, the tokenised version: Wikipedia's articles, rare words replaced by ``<unk>``, `` @-@ `` for a hyphen."""
+
+import re
+from pathlib import Path
+
+from exprune.core.errors import SettingError
+from exprune.lab.examples.language.stdlib import Corpus, read_stdlib
+from exprune.lab.files import named
+
+# A line by itself between empty ones: sections have more signs, and formulas stand inside of a text.
+_HEADING = re.compile(r"^ *\n = (?!= )(.*[^=\s]) = *\n(?= *$)", re.MULTILINE)
+
+
+def read_wikitext2(data_dir: Path, cache_dir: Path) -> Corpus:
+    """The articles of ``data_dir/wikitext2/valid.txt`` and ``test.txt``; the cache goes unused.
+
+    There is no training split. Of the validation split every other article is what is calibrated on (``train``), and
+    those between are ``valid``: no article is in both.
+
+    Raises:
+        SettingError: a file is missing, or holds no two articles.
+    """
+    folder = data_dir / "wikitext2"
+    if missing := [name for name in ("valid.txt", "test.txt") if not (folder / name).is_file()]:
+        raise SettingError(
+            f"{folder / missing[0]}: no such file; put WikiText-2's valid.txt and test.txt, the tokenised version, "
+            f"into {folder} (EXPRUNE_DATA_DIR, or paths.data_dir, names the folder around it)"
+        )
+    held_out, test = (named(folder / name, _articles) for name in ("valid.txt", "test.txt"))
+    halves = {"train": held_out[::2], "valid": held_out[1::2], "test": test}
+    return Corpus("WikiText-2, tokenised", {part: dict(articles) for part, articles in halves.items()})
+
+
+def _articles(file: Path) -> list[tuple[str, str]]:
+    """Each article's title, with its number in the file, and its text, the title included."""
+    text = file.read_text("utf-8")
+    starts = [(found.start(), found[1].strip()) for found in _HEADING.finditer(text)]
+    if len(starts) < 2:
+        raise ValueError(f"{len(starts)} articles: no lines ' = Title = ', as the tokenised version has them")
+    ends = [start for start, _ in starts[1:]] + [len(text)]
+    return [
+        (f"{number} {title}", text[start:end])
+        for number, ((start, title), end) in enumerate(zip(starts, ends, strict=True))
+    ]
+
+
+def wikitext2_or_stdlib(data_dir: Path, cache_dir: Path) -> Corpus:
+    """WikiText-2 where it lies in the data folder, else Python's standard library."""
+    there = (data_dir / "wikitext2" / "valid.txt").is_file()
+    return (read_wikitext2 if there else read_stdlib)(data_dir, cache_dir)

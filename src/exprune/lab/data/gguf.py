@@ -15,7 +15,7 @@ from filelock import AcquireReturnProxy, FileLock
 from safetensors import safe_open
 
 from exprune.core.errors import SettingError
-from exprune.lab.files import CannotWriteError, kept, write_whole_folder
+from exprune.files import CannotWriteError, kept, write_whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from exprune.core.errors import SettingError
+from exprune.files import named
 from exprune.lab.examples.language.stdlib import Corpus, read_stdlib
-from exprune.lab.files import named
 
 # A line by itself between empty ones: sections have more signs, and formulas stand inside of a text.
 _HEADING = re.compile(r"^ *\n = (?!= )(.*[^=\s]) = *\n(?= *$)", re.MULTILINE)

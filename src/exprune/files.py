@@ -101,8 +101,8 @@ def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)
-    except (OSError, SafetensorError) as error:
-        raise CannotWriteError(path, getattr(error, "strerror", None) or error) from error
+    except OSError as error:
+        raise CannotWriteError(path, error.strerror or error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -68,8 +68,10 @@ class Curve:
     def _watch(self, so_far: Batches) -> None:
         # A part of the inputs may fall further short than all of them, but not by more than its share allows.
         predictions = torch.cat([batch["prediction"] for batch in so_far]).numpy()
-        done, inputs = len(predictions), len(self.dense.targets)
-        if done < inputs and drop_points(self.subject.task, self.dense, predictions) > self.limit * inputs / done:
+        done, inputs, seen = len(predictions), len(self.dense.targets), None
+        if "index" in so_far[0]:  # the task's batches are not in the order of the split
+            seen = torch.cat([batch["index"] for batch in so_far]).numpy()
+        if done < inputs and drop_points(self.subject.task, self.dense, predictions, seen) > self.limit * inputs / done:
             raise _TooFar
 
     def test(self, point: Point) -> PairedTest:

@@ -87,9 +87,13 @@ def _terms_before_test(heuristic: Heuristic) -> int | None:
     return None if len(heuristic.stages) > 1 or isinstance(heuristic, Magnitude) else heuristic.stages[0]
 
 
-def drop_points(task: Task, dense: Pass, predictions: NDArray) -> float:
-    """What the metric loses, in points, over the inputs that are predicted: the first of the dense pass, or all."""
-    targets, before = dense.targets[: len(predictions)], dense.predictions[: len(predictions)]
+def drop_points(task: Task, dense: Pass, predictions: NDArray, which: NDArray | None = None) -> float:
+    """What the metric loses, in points, over the inputs that are predicted.
+
+    ``which`` are these inputs, by their places in the dense pass; None: its first, or all.
+    """
+    of = slice(len(predictions)) if which is None else which
+    targets, before = dense.targets[of], dense.predictions[of]
     return 100 * (task.score(before, targets) - task.score(predictions, targets))
 
 

@@ -32,7 +32,7 @@ from exprune.door.progress import bar
 Loss = Callable[[Any, Any, torch.Generator], Tensor]
 
 _FORMAT = "exprune calibration 1"
-_MEASURED = ("slope", "offset", "sd", "order", "gradient", "rest", "magnitudes", "gate")
+_MEASURED = "slope offset sd order gradient rest magnitudes gate outputs factor weighed".split()
 
 
 @dataclass(frozen=True)

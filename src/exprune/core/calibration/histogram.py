@@ -33,3 +33,48 @@ class Histogram:
         wanted = (torch.arange(steps + 1, dtype=torch.float64) / steps * int(total[-1])).ceil().clamp(min=1)
         bins = torch.searchsorted(total, wanted.long())
         return (bins << _DROPPED).int().view(torch.float32).double()
+
+
+def weighed_quantile(values: Tensor, weights: Tensor, shares: Tensor | float) -> Tensor:
+    """The least of some values (n,) at which those up to it have such a share of all weights (n,), or such shares."""
+    values, order = values.sort()
+    total = weights[order].double().cumsum(0)
+    wanted = torch.as_tensor(shares, dtype=total.dtype, device=total.device) * total[-1]
+    return values[torch.searchsorted(total, wanted).clamp(max=len(values) - 1)]
+
+
+_STEPS, _LEAST, _MOST = 8, -16, 8  # bins to a power of 2, from 2^-16 to 2^8
+
+
+@dataclass
+class NeuronHistogram:
+    """Counts of the absolute values of each neuron of a layer, to an eighth of a power of 2.
+
+    What lies below 2^-16 counts as 0, what lies above 2^8 as that.
+    """
+
+    counts: Tensor | None = None  # (bins, neurons)
+
+    def add(self, values: Tensor) -> None:
+        """Count numbers (rows, neurons); rows with NaN or infinities in them are left out."""
+        values = values[values.isfinite().all(1)].float()
+        low, neurons = _LEAST * _STEPS, values.shape[1]
+        bins = (values.abs().log2() * _STEPS).ceil().clamp(low, _MOST * _STEPS).long() - low
+        index = bins * neurons + torch.arange(neurons, device=values.device)
+        size = 1 + (_MOST - _LEAST) * _STEPS
+        more = torch.bincount(index.flatten(), minlength=size * neurons).int().cpu().view(size, neurons)
+        self.counts = more if self.counts is None else self.counts + more
+
+    def quantiles(self, steps: int, factors: Tensor | None = None) -> Tensor:
+        """(steps + 1,) float64: as of :class:`Histogram`, of all numbers times their neuron's factor (neurons,).
+
+        Each number is taken to be in the middle of its bin.
+        """
+        assert self.counts is not None  # asked for what was counted
+        bins, neurons = self.counts.shape
+        middles = 2 ** ((torch.arange(bins, dtype=torch.float64) - 0.5) / _STEPS + _LEAST)
+        middles[0] = 0
+        values = middles[:, None] * (torch.ones(neurons) if factors is None else factors.cpu())
+        shares = torch.arange(steps + 1, dtype=torch.float64) / steps
+        counted = self.counts.flatten() > 0
+        return weighed_quantile(values.flatten()[counted], self.counts.flatten()[counted], shares)

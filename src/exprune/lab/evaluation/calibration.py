@@ -26,7 +26,7 @@ from exprune.lab.tasks.task import Task
 log = logging.getLogger(__name__)
 
 _VERSION = 2  # of how it is measured: gradients of language models by random signs
-_MEASURED = ("slope", "offset", "sd", "order", "gradient", "rest", "magnitudes", "gate")
+_MEASURED = "slope offset sd order gradient rest magnitudes gate outputs factor weighed".split()
 
 
 def statistics_of(subject: Subject) -> dict[str, SiteStatistics]:

@@ -37,6 +37,8 @@ class Cats(InputRule):
         return f"is a convolution: {type(self).__name__} is a rule for Linear layers" if site.spatial_dims else None
 
     def choose(self, site: Site, tau: float) -> Choice:
+        if site.before_activation:
+            self.threshold(site, tau)  # what it lacks is said before the run
         return Choice(nonzero, 0)
 
     def threshold(self, site: Site, tau: float) -> float | Tensor:
@@ -47,7 +49,7 @@ class Cats(InputRule):
         if not seen.site.before_activation:
             return super().stop(seen)
         assert seen.full is not None and seen.site.activation is not None  # needs_full
-        outputs, threshold = seen.site.activation(seen.full).abs(), self.threshold(seen.site, seen.tau or 0.0)
+        outputs, threshold = seen.site.activation(seen.full).abs(), self.threshold(seen.site, seen.tau)
         return outputs <= (threshold.to(outputs) if isinstance(threshold, Tensor) else threshold)
 
     def prediction(self, seen: Prefix) -> Tensor:
@@ -88,11 +90,9 @@ class Chess(Cats):
 
     def choices(self, sites: Sequence[Site], taus: Mapping[str, Any]) -> Mapping[str, Choice]:
         ends = {name for site in sites if site.activation is not None for name in (site.gated, site.reader)}
-        inputs = Teal(statistics=self.statistics)
+        inputs = Teal(0.0, self.statistics)
         return {
-            site.name: self.choose(site, 0.0)
-            if site.before_activation or site.name in ends
-            else inputs.choose(site, taus[site.name] or 0.0)
+            site.name: (self if site.before_activation or site.name in ends else inputs).choose(site, taus[site.name])
             for site in sites
             if site.name in taus
         }

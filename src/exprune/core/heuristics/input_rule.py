@@ -39,7 +39,7 @@ class InputRule(Heuristic, ABC):
         """Which inputs a site evaluates, and what choosing costs."""
 
     def choices(self, sites: Sequence[Site], taus: Mapping[str, Any]) -> Mapping[str, Choice]:
-        return {site.name: self.choose(site, taus[site.name] or 0.0) for site in sites if site.name in taus}
+        return {site.name: self.choose(site, taus[site.name]) for site in sites if site.name in taus}
 
     def order(self, site: Site) -> str:
         return BY_INPUT

@@ -1,6 +1,7 @@
 """TEAL: leaving out the inputs of a layer that are small, the training-free way that ours is compared with."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,7 +65,7 @@ class Teal(InputRule):
         for _, group in itertools.groupby(sorted(pruned, key=block_of), key=block_of):
             block = list(group)
             for site in block:
-                found[site.name] = above(self._divided(block, site, taus[site.name] or 0.0), site)
+                found[site.name] = above(self._divided(block, site, taus[site.name]), site)
         return found
 
     def cut(self, site: Site, tau: float) -> float:
@@ -78,12 +79,11 @@ class Teal(InputRule):
         """Likewise, of one site of a block that leaves out so much of its FLOPs."""
         if not tau:
             return 0.0
-        prices = {one.name: self._price(one) ** 0.5 for one in block}
+        prices = {one.name: math.sqrt(self._price(one)) for one in block}
         sizes = torch.stack([self._sizes(one)[1:] * prices[one.name] for one in block])
         flops = torch.tensor([float(one.dense_flops * one.outputs) for one in block], dtype=sizes.dtype)
-        return float(weighed_quantile(sizes.flatten(), flops.repeat_interleave(sizes.shape[1]), tau)) / max(
-            prices[site.name], torch.finfo(sizes.dtype).tiny
-        )
+        shared = weighed_quantile(sizes.flatten(), flops.repeat_interleave(sizes.shape[1]), tau)
+        return float(shared) / max(prices[site.name], torch.finfo(sizes.dtype).tiny)
 
     def _price(self, site: Site) -> float:
         """What leaving out an input of size 1 adds to the loss, for each FLOP that it saves, up to a factor."""

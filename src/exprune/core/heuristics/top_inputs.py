@@ -90,4 +90,5 @@ def _directions(site: Site, rank: int) -> Tensor:
     weight = site.weight.detach().flatten(2) if site.spatial_dims else site.weight.detach()[..., None]
     matrix = weight.permute(2, 1, 0).flatten(0, 1)
     precise = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-    return torch.linalg.svd(precise, full_matrices=False).U[:, :rank].contiguous()
+    vectors: Tensor = torch.linalg.svd(precise, full_matrices=False).U
+    return vectors[:, :rank].contiguous()

@@ -43,12 +43,13 @@ def weighed_quantile(values: Tensor, weights: Tensor, shares: Tensor | float) ->
     return values[torch.searchsorted(total, wanted).clamp(max=len(values) - 1)]
 
 
-_STEPS, _LEAST, _MOST = 8, -16, 8  # bins to a power of 2, from 2^-16 to 2^8
+_SHIFT = 20  # 8 bins to a power of 2: 3 of the 23 bits of a float32's fraction are kept
+_LEAST, _MOST = (int(torch.tensor(2.0**power).view(torch.int32)) >> _SHIFT for power in (-16, 8))
 
 
 @dataclass
 class NeuronHistogram:
-    """Counts of the absolute values of each neuron of a layer, to an eighth of a power of 2.
+    """Counts of the absolute values of each neuron of a layer, in 8 bins to a power of 2.
 
     What lies below 2^-16 counts as 0, what lies above 2^8 as that.
     """
@@ -57,11 +58,12 @@ class NeuronHistogram:
 
     def add(self, values: Tensor) -> None:
         """Count numbers (rows, neurons); rows with NaN or infinities in them are left out."""
-        values = values[values.isfinite().all(1)].float()
-        low, neurons = _LEAST * _STEPS, values.shape[1]
-        bins = (values.abs().log2() * _STEPS).ceil().clamp(low, _MOST * _STEPS).long() - low
-        index = bins * neurons + torch.arange(neurons, device=values.device)
-        size = 1 + (_MOST - _LEAST) * _STEPS
+        values = values.float()
+        if not values.sum().isfinite():
+            values = values[values.isfinite().all(1)]
+        size, neurons = _MOST - _LEAST + 2, values.shape[1]
+        bins = values.abs().view(torch.int32).bitwise_right_shift_(_SHIFT).sub_(_LEAST - 1).clamp_(0, size - 1)
+        index = bins.mul_(neurons).add_(torch.arange(neurons, device=bins.device, dtype=torch.int32))
         more = torch.bincount(index.flatten(), minlength=size * neurons).int().cpu().view(size, neurons)
         self.counts = more if self.counts is None else self.counts + more
 
@@ -71,10 +73,10 @@ class NeuronHistogram:
         Each number is taken to be in the middle of its bin.
         """
         assert self.counts is not None  # asked for what was counted
-        bins, neurons = self.counts.shape
-        middles = 2 ** ((torch.arange(bins, dtype=torch.float64) - 0.5) / _STEPS + _LEAST)
+        neurons = self.counts.shape[1]
+        middles = ((torch.arange(_LEAST - 1, _MOST + 1) << _SHIFT) + (1 << _SHIFT - 1)).int().view(torch.float32)
         middles[0] = 0
-        values = middles[:, None] * (torch.ones(neurons) if factors is None else factors.cpu())
+        values = middles.double()[:, None] * (torch.ones(neurons) if factors is None else factors.cpu())
         shares = torch.arange(steps + 1, dtype=torch.float64) / steps
         counted = self.counts.flatten() > 0
         return weighed_quantile(values.flatten()[counted], self.counts.flatten()[counted], shares)

@@ -26,7 +26,7 @@ class Cats(InputRule):
 
     Args:
         tau: the share of the neurons' outputs that is left out, in [0, 1], by their quantile on the calibration inputs
-            (in steps of 1/1024, to 4 %); 0 leaves out what is exactly zero.
+            (in steps of 1/1024, to 6 %); 0 leaves out what is exactly zero.
         statistics: as of :class:`InputRule`.
     """
 

@@ -43,7 +43,7 @@ class Cats(InputRule):
 
     def threshold(self, site: Site, tau: float) -> float | Tensor:
         """Up to what absolute value an output of the activation is left out; one number, or one per neuron."""
-        return self._quantile(site, self._measured(site).outputs, tau) if tau else 0.0
+        return _quantile(self._measured(site).outputs, tau) if tau else 0.0
 
     def stop(self, seen: Prefix) -> Tensor:
         if not seen.site.before_activation:
@@ -65,11 +65,6 @@ class Cats(InputRule):
         if of is None or of.outputs is None:
             raise SettingError(f"{type(self).__name__}: nothing of {site.name}'s outputs; calibrate with order=input")
         return of
-
-    @staticmethod
-    def _quantile(site: Site, quantiles: Tensor | None, tau: float) -> float:
-        assert quantiles is not None  # else it is said that they are missing
-        return float(quantiles[int(tau * (len(quantiles) - 1))])
 
 
 class Chess(Cats):
@@ -106,4 +101,9 @@ class Chess(Cats):
                 f"{type(self).__name__}: nothing of the outputs of {site.gated}, with which those of {site.name} are "
                 "multiplied; calibrate with scope=all"
             )
-        return self._quantile(site, of.weighed, tau) / of.factor
+        return _quantile(of.weighed, tau) / of.factor
+
+
+def _quantile(quantiles: Tensor | None, tau: float) -> float:
+    assert quantiles is not None  # else it is said that they are missing
+    return float(quantiles[int(tau * (len(quantiles) - 1))])

@@ -28,9 +28,9 @@ from torch import Tensor, nn  # isort: skip
 from torch.overrides import TorchFunctionMode  # isort: skip
 
 from exprune.core import Calibrated, ExPrune, Heuristic, Optimal, Oracle, Prefix, Site, SiteStatistics, find_sites
+from exprune.files import write_whole
 from exprune.lab.evaluation.calibration import calibrate
 from exprune.lab.evaluation.subject import Subject
-from exprune.lab.files import write_whole
 
 HERE = Path(__file__).parent
 STAGES = (32, 64, 128, 192, 256)

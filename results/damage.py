@@ -29,8 +29,8 @@ from torch import Tensor  # isort: skip
 from exprune.core import ExPrune, Optimal, Prefix, select_sites
 from exprune.core.decisions.apply import expected
 from exprune.core.decisions.moments import gauss_hermite, half_moment, predicted_moment
+from exprune.files import write_whole
 from exprune.lab.evaluation.subject import Subject
-from exprune.lab.files import write_whole
 from exprune.lab.selection.knobs import maker
 
 HERE = Path(__file__).parent

@@ -17,8 +17,8 @@ from networks import FEED_FORWARD, STAGES, WITHOUT_RELU
 from tqdm import tqdm
 
 from exprune.core import ExPrune
+from exprune.files import write_whole
 from exprune.lab.evaluation.subject import plain
-from exprune.lab.files import write_whole
 from exprune.lab.selection.knobs import maker
 
 HERE = Path(__file__).parent

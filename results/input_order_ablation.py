@@ -24,9 +24,9 @@ from torch import Tensor  # isort: skip
 from exprune.core import ExPrune, Heuristic, Magnitude, Optimal, Prefix, Recorder, Site, SiteStatistics
 from exprune.core.accounting.plan import BY_INPUT
 from exprune.core.heuristics.calibrated_test import STAGES, STAGES_BY_INPUT
+from exprune.files import write_whole
 from exprune.lab.evaluation.calibration import statistics_of
 from exprune.lab.evaluation.subject import Subject
-from exprune.lab.files import write_whole
 
 HERE = Path(__file__).parent
 FIVE, SEVEN = STAGES, STAGES_BY_INPUT

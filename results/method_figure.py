@@ -17,8 +17,8 @@ import torch  # isort: skip
 from torch.nn import functional as F  # isort: skip
 
 from exprune.core import Calibrated, ExPrune, Oracle
+from exprune.files import write_whole
 from exprune.lab.evaluation.calibration import calibrate
-from exprune.lab.files import write_whole
 
 HERE = Path(__file__).parent
 SITE, NEURON, IMAGES, TAU = 3, 7, 48, 0.05  # the fourth site: convolution 5, 256 terms, without a BatchNorm

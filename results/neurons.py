@@ -19,7 +19,7 @@ import torch  # isort: skip
 from torch import Tensor  # isort: skip
 
 from exprune.core import ExPrune, Oracle, Prefix
-from exprune.lab.files import write_whole
+from exprune.files import write_whole
 
 TABLE = Path(__file__).with_name("neurons.csv")
 

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from tqdm import tqdm
 
+from exprune.api.paired_tests import PairedTest, accuracy_test, roc_auc_test
+from exprune.api.sequence import how_many_pass
+from exprune.files import write_whole
 from exprune.lab.evaluation.result import read_result
-from exprune.lab.files import write_whole
-from exprune.lab.selection.sequence import how_many_pass
-from exprune.lab.tasks.paired_tests import PairedTest, accuracy_test, roc_auc_test
 
 DIVISIONS = 500
 TARGETS = (0.5, 1.0)  # points
@@ -119,7 +119,7 @@ def outcomes(settings: Settings, target: float) -> pd.DataFrame:
         valid = divided(settings, rng)
         on_valid, on_rest = settings.tests(valid), settings.tests(~valid)
         chosen = {
-            "promised": (how_many_pass((test() for test in on_valid), target, ERROR)[0], on_rest),
+            "promised": (how_many_pass((test() for test in on_valid), target / 100, ERROR)[0], on_rest),
             "kept": (boldest_within(on_valid, target), on_rest),
             "reported": (boldest_within(on_rest, target), on_valid),
         }

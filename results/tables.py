@@ -17,7 +17,7 @@ from networks import ACTIVATIONS, NETWORKS, WITH_RECIPES, whole
 from speed import decoding, kernels, shares
 from table_lines import NOT_YET, heading, line, not_yet
 
-from exprune.lab.files import write_whole
+from exprune.files import write_whole
 from exprune.lab.fronts.paper_table import PUBLISHED, paper_table, read
 
 HERE = Path(__file__).parent

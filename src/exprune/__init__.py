@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from exprune.errors import SettingError
 
 if TYPE_CHECKING:
-    from exprune.door.calibration import Calibration, calibrate
-    from exprune.door.inspection import inspect
-    from exprune.door.pruning import prune
-    from exprune.door.tradeoff import Tradeoff, tradeoff
+    from exprune.api.calibration import Calibration, calibrate
+    from exprune.api.inspection import inspect
+    from exprune.api.pruning import prune
+    from exprune.api.tradeoff import Tradeoff, tradeoff
 
 _HOMES = {
     "Calibration": "calibration",
@@ -35,5 +35,5 @@ __all__ = ["Calibration", "SettingError", "Tradeoff", "calibrate", "inspect", "p
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(f"exprune.door.{_HOMES[name]}"), name)
+        return getattr(importlib.import_module(f"exprune.api.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'exprune' has no attribute {name!r}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from transformers import OPTConfig, OPTForCausalLM
 
+import exprune
 from exprune.core import (
     Calibrated,
     Dominance,
@@ -359,3 +360,21 @@ def test_refuses_what_lies_between_the_layers() -> None:
     heuristic = Calibrated(0.1, STAGES, recorder.statistics())
     refused("not the ReLU of fc1", lambda: entered(model, sites, heuristic, lambda: model(torch.randn(1, 12))))
     entered(model, sites, None, lambda: model(torch.randn(1, 12)))  # zeros are zeros all the same
+
+
+def test_a_calibration_and_a_price_serve_as_well() -> None:
+    torch.manual_seed(0)
+    model, batches = Net().eval(), list(torch.randn(8, 64, 12))
+    relu = exprune.calibrate(model, batches, sites="mlp.0", order="layer", scope="relu", stages=STAGES)
+    price, x = 1e-5, torch.randn(2, 12)
+    with torch.no_grad(), exprune.prune(model, relu, price=price) as run:
+        simulated = model(x)
+    with torch.no_grad(), faster(model, relu, price=price, switch=False):
+        torch.testing.assert_close(model(x), simulated)
+    assert run.flops.saved > 0
+    with pytest.raises(SettingError, match="give price="):
+        faster(model, relu)
+    with pytest.raises(SettingError, match='scope="relu"'):
+        faster(model, exprune.calibrate(model, batches), price=price)
+    with pytest.raises(SettingError, match="goes with a calibration"):
+        faster(model, find_sites(model, x), None, price=price)

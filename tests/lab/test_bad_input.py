@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from exprune.lab.files import load_tensors, save_tensors
+from exprune.files import load_tensors, save_tensors
 from tests.cli import TINY, CommandLine
 
 

@@ -15,16 +15,16 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
+from exprune.api.levels import Tried, most_within
 from exprune.core import ExPrune, Oracle, find_sites
 from exprune.core.calibration.backward import signed
 from exprune.core.errors import SettingError
+from exprune.files import load_tensors, save_tensors
 from exprune.lab.evaluation.calibration import calibrate
 from exprune.lab.evaluation.store import about
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.examples.language.choices import ChoiceData
 from exprune.lab.examples.language.text import TextData
-from exprune.lab.files import load_tensors, save_tensors
-from exprune.lab.selection import targets
 from exprune.lab.tasks.sampling import draw
 from tests.cli import TINY, CommandLine, Outcome
 
@@ -187,26 +187,26 @@ def test_a_noisy_drop_does_not_end_the_search_too_early(seed: int) -> None:
     noise = torch.rand(10_000, generator=torch.Generator().manual_seed(seed)) * 0.4 - 0.2
     asked = []
 
-    def tried(level: float) -> targets._Tried:
+    def tried(level: float) -> Tried:
         drop = 40 * max(0.0, level - 0.5) ** 2 + noise[int(9999 * level)].item() * (level > 0.1)
-        asked.append(targets._Tried(level, drop, level))
+        asked.append(Tried(level, drop, level))
         return asked[-1]
 
-    found = targets._most_within(tried, 0.1, 0)
-    assert found.drop <= 0.1 and 0.5 <= found.saved <= 0.6  # without noise: 0.55
-    assert all(other.drop > 0.1 for other in asked if other.level > found.level)
+    found = most_within(tried, 0.1, 1 / 128, 0, 1.0)
+    assert found.change <= 0.1 and 0.5 <= found.saved <= 0.6  # without noise: 0.55
+    assert all(other.change > 0.1 for other in asked if other.level > found.level)
     assert len(asked) < 30
     coarse, before = found.level, len(asked)
-    finer = targets._most_within(tried, 0.1, 2)
-    assert finer.drop <= 0.1 and coarse <= finer.level < coarse + 1 / 128 and len(asked) == 2 * before + 2
-    assert any(other.drop > 0.1 and other.level == finer.level + 1 / 512 for other in asked)
+    finer = most_within(tried, 0.1, 1 / 128, 2, 1.0)
+    assert finer.change <= 0.1 and coarse <= finer.level < coarse + 1 / 128 and len(asked) == 2 * before + 2
+    assert any(other.change > 0.1 and other.level == finer.level + 1 / 512 for other in asked)
 
 
 def test_where_nothing_is_within_the_target_the_tests_are_still_paid_for() -> None:
-    def tried(level: float) -> targets._Tried:
-        return targets._Tried(level, 5.0 if level else 0.0, level - 0.002)
+    def tried(level: float) -> Tried:
+        return Tried(level, 5.0 if level else 0.0, level - 0.002)
 
-    assert targets._most_within(tried, 0.1, 2) == targets._Tried(0.0, 0.0, -0.002)
+    assert most_within(tried, 0.1, 1 / 128, 2, 1.0) == Tried(0.0, 0.0, -0.002)
 
 
 def test_the_oracle_is_a_ceiling(command: CommandLine) -> None:
@@ -221,7 +221,10 @@ def test_the_oracle_is_a_ceiling(command: CommandLine) -> None:
     ("arguments", "words"),
     [
         (["exprune.scope=most"], "scope='most': relu or all"),
-        (["exprune.target_drop=null"], "exprune.tau=null: set one of exprune.tau, target_drop, target_saved"),
+        (
+            ["exprune.target_drop=null"],
+            "exprune.tau=null: set one of exprune.tau, target_drop, target_kl, target_saved",
+        ),
         (["exprune.target_saved=0.99"], "exprune.target_saved=0.99: out of reach; the most"),
         (["exprune.target_drop=-1"], "exprune.target_drop=-1: a number, at least 0"),
         (["exprune.refine=-1"], "exprune.refine=-1: how often the last step is halved"),
@@ -273,7 +276,7 @@ def test_a_calibration_of_something_else_is_refused(command: CommandLine, sessio
         assert f"made for {what}=" in run.err
     save_tensors(tmp_path / "no.safetensors", tensors, {})
     run = command("evaluate.py", *SMALL, *calibrated, f"exprune.calibration={tmp_path / 'no.safetensors'}")
-    assert run.code == 1 and "no calibration file" in run.err
+    assert run.code == 1 and "its format is None" in run.err
 
 
 def test_questions_have_nothing_to_calibrate_on() -> None:
@@ -327,5 +330,5 @@ def test_a_layer_that_the_inputs_do_not_reach(cpu_trainer: Callable[..., lightni
         data=SimpleNamespace(calibration_dataloader=lambda inputs, generator: []),
         trainer=cpu_trainer(),
     )
-    with pytest.raises(SettingError, match="a quarter of them does not reach 1, "):
+    with pytest.raises(SettingError, match="inputs=24: 1: was not reached by the batches"):
         calibrate(cast(Subject, subject))

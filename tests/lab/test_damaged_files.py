@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from exprune.core import ExPrune, SiteStatistics, Threshold, find_sites
+from exprune.core.calibration.files import save_statistics
 from exprune.core.errors import SettingError
+from exprune.files import kept, load_tensors, named, save_tensors
 from exprune.lab import studies
 from exprune.lab.evaluation import calibration
 from exprune.lab.evaluation.passes import _Progress
@@ -27,7 +29,6 @@ from exprune.lab.examples.molecules import graphs
 from exprune.lab.examples.molecules.smiles import Molecules
 from exprune.lab.examples.molecules.texts import smiles_tokens
 from exprune.lab.failures import failed_jobs
-from exprune.lab.files import kept, load_tensors, named, save_tensors
 from exprune.lab.fingerprint import programs
 from exprune.lab.studies import finished, open_study
 from exprune.lab.training.checkpoints import load_weights
@@ -225,10 +226,10 @@ def test_calibrations(order: str, tmp_path: Path, caplog: Log) -> None:
     perm: Any = "input" if order == "input" else torch.arange(40)
     of = SiteStatistics((8, 16), *lines, order=perm, gradient=torch.ones(8), **by_input)
     file = tmp_path / "c.safetensors"
-    calibration._write(file, {"0": of}, about)
+    save_statistics(file, {"0": of}, about)
     tensors, metadata = load_tensors(file)
     damage = [*cuts(file)]
-    for key in ("about", "stages"):
+    for key in ("about", "sites"):
         for text in (metadata[key][:4], "[1]", "null", '{"0": 1}'):
             damage += [(f"{key} {text}", tensors_of(tensors, metadata | {key: text}, tmp_path))]
     damage += [("no metadata", tensors_of(tensors, {}, tmp_path))]

@@ -7,8 +7,8 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 from exprune.core import SettingError
+from exprune.files import save_tensors
 from exprune.lab.decoding.loop import Decoder
-from exprune.lab.files import save_tensors
 
 SHAPES = [{}, {"do_layer_norm_before": False, "word_embed_proj_dim": 16}, {"enable_bias": False}]
 

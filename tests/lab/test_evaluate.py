@@ -17,9 +17,9 @@ from torchmetrics.functional.classification import binary_auroc
 from exprune.core import ExPrune
 from exprune.core.accounting import ledger
 from exprune.core.errors import SettingError
+from exprune.files import load_tensors
 from exprune.lab.evaluation import measure, passes
 from exprune.lab.examples.molecules.task import GraphTask
-from exprune.lab.files import load_tensors
 from tests.cli import TINY, CommandLine
 
 

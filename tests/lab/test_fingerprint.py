@@ -25,8 +25,9 @@ from exprune.core import (
     Threshold,
     find_sites,
 )
+from exprune.core.calibration.files import network_digest
 from exprune.lab.evaluation.store import about
-from exprune.lab.fingerprint import code_digest, fingerprint, network_digest
+from exprune.lab.fingerprint import code_digest, fingerprint
 
 STAGES = (2, 4)
 

@@ -392,3 +392,18 @@ def test_sequences_that_do_not_fit() -> None:
         data.setup()
     with pytest.raises(SettingError, match="hidden=30"):
         small_opt(40, 30, 2, 4, 20, 0.1)
+
+
+def test_the_divergence_of_a_language_model_is_measured_and_kept_within_a_target(command: CommandLine) -> None:
+    run = command("evaluate.py", "model=opt", *TINY, "exprune=optimal", "exprune.target_kl=0.02",
+                  "exprune.inputs=24")  # fmt: skip
+    assert run.code == 0, run.err
+    (folder,) = run.runs()
+    result = json.loads((folder / "result.json").read_text())
+    of = result["divergence"]
+    assert 0 <= of["median"] <= of["most"] <= of["largest"] and of["low"] <= of["mean"] <= of["high"]
+    assert 0 < result["target"]["valid_kl"] <= 0.02 and of["examples"] == result["inputs"]
+    assert "KL(dense || pruned)" in run.out and "the same most likely token" in run.out
+    other = command("evaluate.py", "model=gnn", *TINY[:-1], "data.limit=64", "exprune=optimal",
+                    "exprune.target_kl=0.02", "exprune.inputs=24")  # fmt: skip
+    assert other.code == 1 and "measures no divergence" in other.err

@@ -10,8 +10,8 @@ from scipy import optimize, stats
 from scipy.special import xlogy
 from sklearn.metrics import roc_auc_score
 
+from exprune.api.paired_tests import ExactAccuracy, GroupedMean, accuracy_test, roc_auc_test
 from exprune.lab.tasks.intervals import paired_bootstrap, weighted_roc_auc
-from exprune.lab.tasks.paired_tests import ExactAccuracy, GroupedAccuracy, accuracy_test, roc_auc_test
 
 
 def tail(lost: int, mended: int, inputs: int, drop: float, rate: float) -> float:
@@ -64,7 +64,7 @@ def test_accuracy_test_counts() -> None:
     test = accuracy_test(dense, pruned, targets)
     assert test == ExactAccuracy(lost=1, mended=1, inputs=5) and test.drop == 0
     grouped = accuracy_test(dense, pruned, targets, groups=np.array([7, 7, 3, 3, 3]))
-    assert isinstance(grouped, GroupedAccuracy)
+    assert isinstance(grouped, GroupedMean)
     assert grouped.lost.tolist() == [1, -1] and grouped.sizes.tolist() == [3, 2]
 
 
@@ -72,13 +72,13 @@ def test_groups_of_one_size_are_the_t_test() -> None:
     rng = np.random.default_rng(1)
     lost = (rng.binomial(100, 0.02, 40) - rng.binomial(100, 0.015, 40)).astype(float)
     expected = stats.ttest_1samp(lost / 100, 0.01, alternative="less").pvalue
-    assert GroupedAccuracy(lost, np.full(40, 100.0)).p_value(0.01, 0.05) == pytest.approx(expected)
+    assert GroupedMean(lost, np.full(40, 100.0)).p_value(0.01, 0.05) == pytest.approx(expected)
 
 
 def test_what_groups_lose_at_one_rate_is_known() -> None:
     """That texts are of all sizes is no doubt about the rate at which they lose."""
     sizes = np.array([5000.0, 100, 200, 50, 300])
-    assert GroupedAccuracy(0.02 * sizes, sizes).p_value(0.021, 0.05) < 1e-6
+    assert GroupedMean(0.02 * sizes, sizes).p_value(0.021, 0.05) < 1e-6
 
 
 def test_grouped_test_keeps_its_error_roughly() -> None:
@@ -87,12 +87,12 @@ def test_grouped_test_keeps_its_error_roughly() -> None:
         sizes = np.ceil(rng.lognormal(5, 1, 60))
         rates = rng.gamma(2, 0.01 / 2, 60)  # every text loses at its own, 1 point in the mean
         lost = rng.binomial(sizes.astype(int), np.minimum(rates, 1)).astype(float)
-        passed += GroupedAccuracy(lost, sizes).p_value(0.01, 0.05) <= 0.05
+        passed += GroupedMean(lost, sizes).p_value(0.01, 0.05) <= 0.05
     assert 0.03 < passed / 1000 < 0.13, passed
 
 
 def test_one_text_shows_nothing() -> None:
-    assert GroupedAccuracy(np.array([0.0]), np.array([500.0])).p_value(0.5, 0.05) == 1
+    assert GroupedMean(np.array([0.0]), np.array([500.0])).p_value(0.5, 0.05) == 1
     only = roc_auc_test(np.array([0.1, 0.2, 0.9]), np.array([0.1, 0.2, 0.9]), np.array([0, 0, 1]))
     assert only.p_value(0.5, 0.05) == 1
 

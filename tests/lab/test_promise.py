@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exprune.api.levels import even_levels
+from exprune.api.paired_tests import ExactAccuracy
+from exprune.api.sequence import bound, how_many_pass, inputs_needed, out_of_reach
 from exprune.lab.evaluation import curve
 from exprune.lab.evaluation.store import measured
 from exprune.lab.evaluation.subject import Inputs, Subject
-from exprune.lab.selection.guarantee import even_levels
-from exprune.lab.selection.sequence import bound, how_many_pass, inputs_needed, out_of_reach
-from exprune.lab.tasks.paired_tests import ExactAccuracy
 from tests.cli import TINY, CommandLine
 
 GNN = (
@@ -38,45 +38,46 @@ def test_the_sequence_ends_at_the_first_failure() -> None:
             asked.append(count)
             yield ExactAccuracy(count, 0, 1000)
 
-    passed, test = how_many_pass(evidence([0, 2, 40, 1]), 1.0, 0.05)
+    passed, test = how_many_pass(evidence([0, 2, 40, 1]), 0.01, 0.05)
     assert (passed, test.lost, asked) == (2, 2, [0, 2, 40])  # what comes after the failure is not looked at
-    passed, test = how_many_pass(evidence([40, 0]), 1.0, 0.05)
+    passed, test = how_many_pass(evidence([40, 0]), 0.01, 0.05)
     assert (passed, test.lost) == (0, 40)
-    assert how_many_pass(evidence([0, 1]), 1.0, 0.05)[0] == 2
+    assert how_many_pass(evidence([0, 1]), 0.01, 0.05)[0] == 2
     with pytest.raises(ValueError):
-        how_many_pass([], 1.0, 0.05)
+        how_many_pass([], 0.01, 0.05)
 
 
 def test_a_promise_is_kept() -> None:
     """Settings drop by more and more; one beyond the target passes in at most 5 % of all samples."""
-    rng, drops, target = np.random.default_rng(0), np.linspace(0, 0.02, 21), 1.0
+    rng, drops, target = np.random.default_rng(0), np.linspace(0, 0.02, 21), 0.01
     broken = 0
     for _ in range(400):
         tests = (ExactAccuracy(*map(int, rng.multinomial(3000, [drop + 0.005, 0.005, 0.99 - drop])[:2]), 3000)
                  for drop in drops)  # fmt: skip
         passed, _ = how_many_pass(tests, target, 0.05)
-        broken += passed > 0 and 100 * drops[passed - 1] > target
+        broken += passed > 0 and drops[passed - 1] > target
     assert broken / 400 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
 
 
 @pytest.mark.parametrize("test", [ExactAccuracy(20, 12, 4000), ExactAccuracy(0, 0, 4000), ExactAccuracy(5, 6, 4000)])
 def test_the_bound_is_where_the_test_turns(test: ExactAccuracy) -> None:
     least = bound(test, 0.05)
-    assert least > 100 * test.drop
-    assert test.p_value(1.01 * least / 100, 0.05) <= 0.05 < test.p_value(0.98 * least / 100, 0.05)
+    assert least > test.drop
+    assert test.p_value(1.01 * least, 0.05) <= 0.05 < test.p_value(0.98 * least, 0.05)
 
 
 def test_what_so_few_inputs_cannot_show() -> None:
     test = ExactAccuracy(9, 6, 5000)
     assert test.p_value(0.001, 0.05) > 0.05
-    needed = inputs_needed(test, 0.1, 0.05, 5000)
+    needed = inputs_needed(test, 0.001, 0.05, 5000)
     assert test.p_value(0.001, 0.05, 1.05 * needed / 5000) < 0.05 < test.p_value(0.001, 0.05, 0.8 * needed / 5000)
-    line = str(out_of_reach(test, 0.1, 0.05, 5000, "image", "lam=1e-12"))
-    assert line.startswith("exprune.target_drop=0.1: 5,000 images cannot show a drop of at most 0.1 points with 0.95 ")
-    assert f"is {bound(test, 0.05):.2f}; about {needed:,} could" in line
+    line = str(out_of_reach(test, 0.001, 0.05, 5000, "image", "lam=1e-12", "target_drop=0.1", 100))
+    assert line.startswith("target_drop=0.1: 5,000 images cannot show a drop of at most 0.1 with 0.95 ")
+    assert f"is {100 * bound(test, 0.05):.3g}; about {needed:,} could" in line
     worse = ExactAccuracy(30, 6, 5000)
-    assert inputs_needed(worse, 0.1, 0.05, 5000) is None
-    assert "no number of them could: there it drops by 0.48" in str(out_of_reach(worse, 0.1, 0.05, 5000, "image", "x"))
+    assert inputs_needed(worse, 0.001, 0.05, 5000) is None
+    line = str(out_of_reach(worse, 0.001, 0.05, 5000, "image", "x", "target_drop=0.1", 100))
+    assert "no number of them could: there it drops by 0.48" in line
 
 
 @given(st.floats(0.1, 8), st.integers(2, 40), st.floats(0.02, 0.9))

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from exprune.core.errors import SettingError
+from exprune.files import load_tensors, save_tensors
 from exprune.lab.examples.molecules.task import GraphTask
-from exprune.lab.files import load_tensors, save_tensors
 from exprune.lab.training import static as static_module
 from exprune.lab.training.checkpoints import load_weights, save_weights
 from exprune.lab.training.masks import attach_masks, masked_layers, refresh_weights, sparsity, weights_left

@@ -10,8 +10,8 @@ import pytest
 import torch
 import wandb
 
+from exprune.files import load_tensors
 from exprune.lab.data.hub import without_hub
-from exprune.lab.files import load_tensors
 from tests.cli import TINY, CommandLine
 
 GNN = ("model=gnn", *TINY)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from exprune.core.errors import SettingError
+from exprune.files import load_tensors, save_tensors
 from exprune.lab.evaluation.result import FlopsPerInput, Metric, Result, check_defined, read_result
 from exprune.lab.examples.images.task import ImageTask
 from exprune.lab.examples.images.vgg import VGG11BN
@@ -19,7 +20,6 @@ from exprune.lab.examples.language.task import NextTokenTask
 from exprune.lab.examples.language.tokens import StreamLoader, TokenBatch
 from exprune.lab.examples.molecules.gcn import GCN
 from exprune.lab.examples.molecules.task import GraphTask
-from exprune.lab.files import load_tensors, save_tensors
 from exprune.lab.tasks.intervals import paired_bootstrap, weighted_roc_auc
 from exprune.lab.training.checkpoints import save_weights
 from tests.cli import CommandLine, Outcome

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from exprune.api.calibration import Calibration
+from exprune.api.tradeoff import batches_for, heuristic_at
 from exprune.core import CalibratedTest, Dominance, Heuristic, Site, SiteStatistics
 from exprune.core.accounting.plan import BY_INPUT, Plan, make_plan
 from exprune.core.decisions.apply import bounds
@@ -31,6 +33,8 @@ _ROUNDS = 5  # of timing the dense layers
 class faster:
     """Decode with the tests of a heuristic deciding which weights are read: ``with faster(model, sites, heuristic):``.
 
+    Or by a calibration of ``order="layer", scope="relu"``: ``with faster(model, calibration, price=price):``.
+
     Inside the context a call of a few rows evaluates the sites stage by stage, for the neurons that are left, and the
     layer after each site's ReLU for the inputs that are not zero. Calls of more rows (a prompt, a large batch) run
     the layers densely, from the same copy of the weights. At the end, and after an exception, all is as it was. For
@@ -41,12 +45,14 @@ class faster:
     Args:
         model: in eval mode; its weights in float32, float16 or bfloat16.
         sites: from :func:`~exprune.core.find_sites`; the eligible ones are Linear layers before a ReLU (squared or
-            not), each with another Linear layer behind it in the same module.
+            not), each with another Linear layer behind it in the same module. Or a calibration that knows its batches,
+            with ``price``.
         heuristic: Calibrated or Optimal, in an order that all inputs share; None: zeros alone are skipped.
         head: which logits of the network's head to drop, where the largest alone is wanted (greedy decoding); they
             become -inf, in this context and not in its own.
         switch: a layer whose kernel takes its first rows longer than the dense layer takes goes back to that. Which
             ones do, time decides; False keeps the kernels, and with them what stops, the same in every run.
+        price: with a calibration: of a FLOP in loss, as of :func:`exprune.prune`.
 
     Attributes:
         layers: what was replaced, with the share of the weights that was read (``density``), the ``seconds`` of the
@@ -60,15 +66,20 @@ class faster:
     def __init__(
         self,
         model: nn.Module,
-        sites: Sequence[Site],
-        heuristic: Heuristic | None,
+        sites: Sequence[Site] | Calibration,
+        heuristic: Heuristic | None = None,
         head: Dominance | None = None,
         switch: bool = True,
+        price: float | None = None,
     ) -> None:
         self.layers: list[FastLayer] = []
         self._guarded: list[nn.Module] = []
         self._is_eager = False
         model = getattr(model, "_orig_mod", model)  # of what torch.compile has put a module around
+        if isinstance(sites, Calibration):
+            sites, heuristic = _calibrated(model, sites, price)
+        elif price is not None:
+            raise SettingError(f"faster: price={price!r} goes with a calibration, in place of sites and a heuristic")
         self._model, self._heuristic, self._switch = model, heuristic, switch
         self._sites = [site for site in sites if site.eligible]
         if not self._sites:
@@ -160,6 +171,14 @@ class faster:
         table = self._heuristic.solve(site, plan, self._taus[site.name])
         stages = Stages.below([len(part) for part in terms], torch.cat(terms), bounds(table, bias))
         return Up(site.name, layer, stages, dense_seconds)
+
+
+def _calibrated(model: nn.Module, calibration: Calibration, price: float | None) -> tuple[Sequence[Site], Heuristic]:
+    if price is None:
+        raise SettingError("faster: a calibration says what stops only at a price; give price=, as prune(...) found it")
+    if calibration.scope != "relu":
+        raise SettingError('faster: calibrate with order="layer", scope="relu": there is no kernel for predictions')
+    return calibration.sites(model, batches_for(model, calibration, None, None)), heuristic_at(calibration, price)
 
 
 class _Eager:

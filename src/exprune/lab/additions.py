@@ -23,7 +23,9 @@ Key = tuple[str, ...]
 _OPTIONAL = {"model.epochs", "model.precision", "model.pretrained", "data.task", "data.trained_as"}
 _OPTIONAL |= {"exprune.knob", "exprune.levels"}
 # Read where a knob may be found for a target.
-_WITH_KNOB = {f"exprune.{name}" for name in ("target_drop", "target_saved", "refine", "confidence", "grid")}
+_WITH_KNOB = {
+    f"exprune.{name}" for name in ("target_drop", "target_kl", "target_saved", "refine", "confidence", "grid")
+}
 # Mappings whose keys are names of networks, or free.
 _OPEN = {"static.sparsities", "data.epochs", "data.cutouts", "data.trained_as"}
 # What hydra.utils.instantiate itself reads beside the arguments.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from exprune.files import write_whole
 from exprune.lab.configured import heuristic_of, knob_to_find
 from exprune.lab.decoding.engine import decoded, engine
 from exprune.lab.evaluation.head import dominance
@@ -14,7 +15,6 @@ from exprune.lab.evaluation.measure import measure
 from exprune.lab.evaluation.report import log_result, print_result
 from exprune.lab.evaluation.result import Result
 from exprune.lab.evaluation.subject import load_data, plain, prepare
-from exprune.lab.files import write_whole
 from exprune.lab.selection.tuning import check_tuning, tuned
 from exprune.lab.tracking import tracked
 from exprune.lab.training.fit import make_trainer

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from exprune.errors import SettingError
-from exprune.lab.files import named, write_whole
+from exprune.files import named, write_whole
 
 log = logging.getLogger(__name__)
 

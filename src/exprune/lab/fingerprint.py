@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import exprune
 from exprune.core import Heuristic
+from exprune.core.calibration.files import raw
 
 
 def fingerprint(*values: Any) -> str:
@@ -35,15 +36,6 @@ def fingerprint(*values: Any) -> str:
     for piece in _pieces(values):
         digest.update(piece)
     return digest.hexdigest()
-
-
-def network_digest(network: nn.Module) -> str:
-    """That of a network's weights and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(_raw(tensor))
-    return digest.hexdigest()[:16]
 
 
 def code_digest(module: nn.Module) -> str:
@@ -74,7 +66,7 @@ def _pieces(value: Any) -> Iterator[bytes]:
     elif isinstance(value, Tensor | np.ndarray | np.generic):
         tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
         yield f"tensor {tensor.dtype} {tuple(tensor.shape)} ".encode()
-        yield _raw(tensor)
+        yield raw(tensor)
     elif isinstance(value, Mapping):
         yield b"mapping %d " % len(value)
         for key, one in value.items():
@@ -92,10 +84,6 @@ def _pieces(value: Any) -> Iterator[bytes]:
         yield from _pieces([kind.__qualname__, value.to_dict()])
     else:
         yield uuid.uuid4().bytes
-
-
-def _raw(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def _classes(kind: type) -> list[str]:

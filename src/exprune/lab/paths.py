@@ -9,7 +9,7 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from exprune.errors import SettingError
-from exprune.lab.files import CannotWriteError
+from exprune.files import CannotWriteError
 
 _GIVEN = ("checkpoint", "paths.data_dir", "paths.cache_dir", "exprune.calibration")
 _SET_CACHE = "set EXPRUNE_CACHE_DIR (or paths.cache_dir) to a folder that can be"

@@ -6,8 +6,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from exprune.errors import SettingError
+from exprune.files import check_file
 from exprune.lab.additions import check_additions
-from exprune.lab.files import check_file
 from exprune.lab.tracking import check_logger
 from exprune.lab.training.schedule import check_static
 

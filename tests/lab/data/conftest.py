@@ -12,9 +12,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from exprune.core import SettingError
+from exprune.files import write_whole
 from exprune.lab.examples.molecules.graphs import Graphs, cached
 from exprune.lab.examples.molecules.smiles import Molecules, read_hiv, read_nci
-from exprune.lab.files import write_whole
 from tests.cli import ROOT
 
 Refused = Callable[..., AbstractContextManager]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from exprune.core.errors import SettingError
-from exprune.lab.files import load_tensors, save_tensors, write_whole
+from exprune.files import load_tensors, save_tensors, write_whole
 
 from .conftest import Refused
 

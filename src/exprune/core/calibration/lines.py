@@ -12,6 +12,10 @@ _FEWEST = 100  # rows: the standard deviation of a residual is then known to 7 %
 _FLOOR = 0.01  # of the layer's median: what no standard deviation and no gradient is taken to lie below
 
 
+class TooFewRowsError(SettingError):
+    """A site that too few rows reached, or nothing but zeros."""
+
+
 @dataclass(frozen=True)
 class SiteStatistics:
     """Of every neuron of a site the line from its partial sum s to the sum of all its terms, ``slope * s + offset``.
@@ -73,12 +77,13 @@ class SiteStatistics:
         """From the moments of the sums after these stages.
 
         Raises:
-            SettingError: they are of too few rows, or some rows were NaN, infinite or too large to be squared.
+            TooFewRowsError: they are of fewer than a hundred rows.
+            SettingError: some rows were NaN, infinite or too large to be squared.
         """
         if moments.undefined or not moments.squares.isfinite().all():
             raise undefined(moments.undefined, moments.undefined + moments.rows, name)
         if moments.rows < _FEWEST:
-            raise SettingError(f"calibration: {moments.rows} rows of {name}; at least {_FEWEST}, take more inputs")
+            raise TooFewRowsError(f"calibration: {moments.rows} rows of {name}; at least {_FEWEST}, take more inputs")
         slope, offset, sd = moments.lines()
         return cls(tuple(stages), slope, offset, floored(sd), order, rest=rest, magnitudes=magnitudes)
 

@@ -10,9 +10,8 @@ from torch import Tensor
 from exprune.core.accounting.plan import checked, make_plan
 from exprune.core.calibration.context import Calibration
 from exprune.core.calibration.histogram import Histogram, NeuronHistogram
-from exprune.core.calibration.lines import Moments, SiteStatistics, floored, undefined
+from exprune.core.calibration.lines import Moments, SiteStatistics, TooFewRowsError, floored, undefined
 from exprune.core.discovery.sites import Site, with_wholes
-from exprune.core.errors import SettingError
 from exprune.core.partial_sums.input_order import Columns, Ranked, energies, rows_of
 from exprune.core.partial_sums.parts import Parts
 from exprune.core.partial_sums.rows import check_rows, data_rows, rows_for
@@ -147,15 +146,26 @@ class Recorder(Calibration):
         """By site.
 
         Raises:
-            SettingError: too few rows (images times positions, nodes, tokens) reached a site, or nothing but zeros.
+            SettingError: as of :meth:`statistics_of`.
         """
-        return {name: self._statistics(name, of) for name, of in self._moments.items()}
+        return {name: self.statistics_of(name) for name in self._moments}
 
-    def _statistics(self, name: str, moments: Moments) -> SiteStatistics:
-        rest = magnitudes = None
+    @property
+    def measured(self) -> list[str]:
+        """The names of the sites that were reached."""
+        return list(self._moments)
+
+    def statistics_of(self, name: str) -> SiteStatistics:
+        """Those of one site.
+
+        Raises:
+            TooFewRowsError: too few rows (images times positions, nodes, tokens) reached it, or nothing but zeros.
+            SettingError: some rows were NaN, infinite or too large to be squared.
+        """
+        moments, rest, magnitudes = self._moments[name], None, None
         if (squares := self._rest.get(name)) is not None:
             if not squares[-1]:
-                raise SettingError(
+                raise TooFewRowsError(
                     f"calibration: all inputs of {name} are zero in {moments.rows} rows, so they have no order; "
                     "take more inputs, or leave the site out"
                 )

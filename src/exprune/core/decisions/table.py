@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exprune.core.discovery.sites import Site
-from exprune.core.tensor_files import read_tensors
+from exprune.files import load_tensors, save_tensors
 
 _STEPS, _POWERS = 8, 4  # steps to a power of 2; powers of 2 to either side of what is usual
 WIDTHS = torch.cat([torch.zeros(1), 2.0 ** (torch.arange(-_POWERS * _STEPS, _POWERS * _STEPS + 1) / _STEPS)]).double()
@@ -95,16 +95,14 @@ def test_flops(site: Site, stage: int, by_input: bool, predicts: bool, gated: bo
 
 def save_tables(tables: Mapping[str, DecisionTable], path: Path | str) -> None:
     """Write the tables of some sites, by name, as safetensors."""
-    from safetensors.torch import save_file
-
     tensors = {
-        f"{name}/{of}": value.contiguous()
+        f"{name}/{of}": value
         for name, table in tables.items()
         for of, value in {**table.tensors(), "order": table.order}.items()
         if value is not None
     }
     about = {name: {"stages": table.stages, "predicts": table.predicts} for name, table in tables.items()}
-    save_file(tensors, path, {"format": _FORMAT, "tables": json.dumps(about)})
+    save_tensors(Path(path), tensors, {"format": _FORMAT, "tables": json.dumps(about)})
 
 
 def load_tables(path: Path | str) -> dict[str, DecisionTable]:
@@ -113,8 +111,7 @@ def load_tables(path: Path | str) -> dict[str, DecisionTable]:
     Raises:
         SettingError: there is no such file, or it holds none.
     """
-    lines = "no file of decision tables", "holds no decision tables of this version"
-    tensors, metadata = read_tensors(path, _FORMAT, *lines)
+    tensors, metadata = load_tensors(Path(path), _FORMAT)
     tables = {}
     for name, about in json.loads(metadata["tables"]).items():
         own: dict[str, Any] = {

@@ -1,6 +1,7 @@
 """The context under which a model runs pruned."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -151,6 +152,15 @@ class ExPrune:
                 "none of the sites was reached: the model object that they were found in ran none of them; find those "
                 "of the one that runs"
             )
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, the model runs as if this context were not entered."""
+        self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.__enter__()
 
     @cached_property
     def tables(self) -> dict[str, DecisionTable]:

@@ -1,10 +1,9 @@
 """Statistics for the calibrated tests, from inputs of the training split, and kept (docs/method.md, section 8)."""
 
-import json
+import functools
 import logging
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from exprune.core import InputVariances, Recorder, Site, SiteStatistics, SquaredGradients, term_order
-from exprune.core.accounting.plan import BY_INPUT
-from exprune.core.calibration.backward import frozen
+from exprune.core import SiteStatistics
+from exprune.core.calibration.files import MEASURED, load_statistics, save_statistics
+from exprune.core.calibration.measure import measure_statistics
 from exprune.core.errors import SettingError
 from exprune.core.settings import whole
+from exprune.files import kept, named
 from exprune.lab.evaluation.subject import Subject, plain
-from exprune.lab.files import kept, load_tensors, named, save_tensors
 from exprune.lab.fingerprint import fingerprint
 from exprune.lab.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
 _VERSION = 2  # of how it is measured: gradients of language models by random signs
-_MEASURED = "slope offset sd order gradient rest magnitudes gate outputs factor weighed".split()
 
 
 def statistics_of(subject: Subject) -> dict[str, SiteStatistics]:
@@ -44,7 +42,7 @@ def statistics_of(subject: Subject) -> dict[str, SiteStatistics]:
     path = subject.cached(f"calibrations/{name}-{fingerprint(*decides)[:12]}.safetensors")
     statistics = kept(path, lambda path: _read(path, about), "it is measured anew")
     if statistics is None:
-        _write(path, calibrate(subject), about)
+        save_statistics(path, calibrate(subject), about)
         log.info("calibration: %s", path)
         statistics = _read(path, about)
     return statistics
@@ -74,56 +72,40 @@ def calibrate(subject: Subject) -> dict[str, SiteStatistics]:
     _number_of_inputs(subject)
     generator = torch.Generator().manual_seed(subject.cfg.seed)
     some = subject.data.calibration_dataloader(_of_gradients(settings.inputs), generator)
-    variances, gradients = _importance(subject.trainer, task, sites, some, generator)
-    if unreached := [site.name for site in sites if site.eligible and site.name not in variances]:
-        raise SettingError(
-            f"exprune.inputs={settings.inputs}: a quarter of them does not reach {unreached[0]}, so that its gradients "
-            "are unknown; take more, or leave the layer out of exprune.sites"
-        )
-    orders = {site.name: term_order(site, variances[site.name], settings.order) for site in sites if site.eligible}
     batches = subject.data.calibration_dataloader(settings.inputs, generator)
-    with torch.no_grad(), Recorder(sites, settings.stages, orders) as recorder:
-        for batch in _prepared(batches, subject.trainer, task, recorder):
-            with subject.trainer.precision_plugin.forward_context():
-                task.network(*task.network_inputs(batch))
-    measured = recorder.statistics()
-    return {name: replace(of, gradient=gradients[name]) for name, of in measured.items()}
+
+    def forward(batch: Any) -> Any:
+        return task.network(*task.network_inputs(batch))
+
+    losses = _steps(some, subject.trainer, task, lambda batch: task.sampled_loss(batch, generator))
+    calls = _steps(batches, subject.trainer, task, forward)
+    statistics, refused = measure_statistics(task.network, sites, losses, calls, settings.order, settings.stages)
+    for name, reason in refused.items():
+        raise SettingError(
+            f"exprune.inputs={settings.inputs}: {name}: {reason}; take more inputs (a quarter of them is for the "
+            "gradients), or leave the layer out of exprune.sites"
+        )
+    return statistics
 
 
 def _of_gradients(inputs: int) -> int:
     return math.ceil(inputs / 4)
 
 
-def _importance(
-    trainer: lightning.Trainer,
-    task: Task,
-    sites: list[Site],
-    batches: Iterable,
-    generator: torch.Generator,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Variances of the sites' inputs and mean squared gradients at their outputs.
-
-    The loss is that of labels drawn from the network's own predictions, so no true label is used.
-    """
-    with frozen(task.network), SquaredGradients(sites) as gradients, InputVariances(sites) as variances:
-        for batch in _prepared(batches, trainer, task, gradients, variances):
-            with torch.enable_grad(), trainer.precision_plugin.forward_context():
-                loss = task.sampled_loss(batch, generator)
-            loss.backward()
-    return variances.variances(), gradients.mean()
-
-
-def _prepared(batches: Iterable, trainer: lightning.Trainer, task: Task, *contexts: Any) -> Iterator[Any]:
-    """The batches on the trainer's device; each of the contexts knows which of their rows are data."""
+def _steps(
+    batches: Iterable, trainer: lightning.Trainer, task: Task, run: Callable[[Any], Any]
+) -> Iterator[tuple[Tensor | None, Callable[[], Any]]]:
+    """Of each batch, on the trainer's device, which of its rows are data, and what runs it in the trainer's type."""
     device = trainer.strategy.root_device
     task.to(device).eval()
+
+    def in_type(batch: Any) -> Any:
+        with trainer.precision_plugin.forward_context():
+            return run(batch)
+
     for batch in tqdm(batches, desc="calibration", disable=None, leave=False):
         batch = task.transfer_batch_to_device(batch, device, 0)
-        if hasattr(task, "data_rows"):
-            rows = task.data_rows(batch)
-            for context in contexts:
-                context.rows = rows
-        yield batch
+        yield task.data_rows(batch) if hasattr(task, "data_rows") else None, functools.partial(in_type, batch)
 
 
 def _about(subject: Subject) -> dict[str, Any]:
@@ -137,43 +119,19 @@ def _about(subject: Subject) -> dict[str, Any]:
         "stages": list(settings.stages),
         "order": settings.order,
         "scope": settings.scope,
-        "measured": list(_MEASURED),
+        "measured": list(MEASURED),
         "inputs": [settings.inputs, _of_gradients(settings.inputs)],
         "limit": data.limit,
         "seed": subject.cfg.seed,
     }
 
 
-def _write(path: Path, statistics: dict[str, SiteStatistics], about: dict[str, Any]) -> None:
-    tensors = {
-        f"{name}/{what}": value
-        for name, of in statistics.items()
-        for what in _MEASURED
-        if isinstance(value := getattr(of, what), Tensor)
-    }
-    stages = {name: of.stages for name, of in statistics.items()}
-    save_tensors(path, tensors, {"about": json.dumps(about), "stages": json.dumps(stages)})
-
-
 def _read(path: Path, about: dict[str, Any]) -> dict[str, SiteStatistics]:
-    tensors, metadata = load_tensors(path)
-    if "about" not in metadata or "stages" not in metadata:
-        raise SettingError(f"exprune.calibration={path}: no calibration file; its metadata says nothing of sites")
-    of_file = json.loads(metadata["about"])
+    found, of_file = load_statistics(path)
     for what, value in about.items():
         if of_file.get(what) != value:
             raise SettingError(
                 f"exprune.calibration={path}: made for {what}={of_file.get(what)}, not {value}; "
                 "null makes one for this network"
             )
-    found, by_input = {}, about["order"] == BY_INPUT
-    needed = {"slope", "offset", "sd", "gradient"}
-    needed |= {"rest", "magnitudes"} if by_input else {"order"} if about["order"] != "model" else set()
-    for name, stages in json.loads(metadata["stages"]).items():
-        values: dict[str, Any] = {what: tensors.get(f"{name}/{what}") for what in _MEASURED}
-        if missing := sorted(what for what in needed if values[what] is None):
-            raise ValueError(f"no {missing[0]} of {name}")
-        if by_input:
-            values["order"] = BY_INPUT
-        found[name] = SiteStatistics(tuple(stages), **values)
     return found

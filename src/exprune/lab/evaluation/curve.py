@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from exprune.api.paired_tests import PairedTest
 from exprune.core import ExPrune, Heuristic
 from exprune.core.errors import SettingError
 from exprune.lab.evaluation.measure import check_same_inputs, drop_points
@@ -13,7 +14,6 @@ from exprune.lab.evaluation.passes import Batches, Pass
 from exprune.lab.evaluation.result import flops_per_input
 from exprune.lab.evaluation.store import measured
 from exprune.lab.evaluation.subject import Inputs, Subject
-from exprune.lab.tasks.paired_tests import PairedTest
 
 Setting = tuple[Heuristic | None, Any]  # with its gain_ratio
 
@@ -25,12 +25,14 @@ class Point:
     Attributes:
         drop: of the metric, in points; infinite where the pass was ended early, bound to exceed the limit.
         saved: the share of the FLOPs; then NaN.
+        divergence: the mean KL(dense || pruned) of the predictions; None of a task that does not measure it.
         pruned: what the pass gave of each input; then None.
     """
 
     drop: float
     saved: float
     pruned: Pass | None = None
+    divergence: float | None = None
 
 
 class _TooFar(Exception):
@@ -59,7 +61,9 @@ class Curve:
             return Point(math.inf, math.nan)
         check_same_inputs(self.dense, pruned)
         saved = flops_per_input(task.unit, run.flops, self.dense, pruned).saved
-        return Point(drop_points(task, self.dense, pruned.predictions), saved, pruned)
+        of = pruned.columns.get("divergence")
+        mean = None if of is None else float(of.mean(dtype="float64"))
+        return Point(drop_points(task, self.dense, pruned.predictions), saved, pruned, mean)
 
     def _watch(self, so_far: Batches) -> None:
         # A part of the inputs may fall further short than all of them, but not by more than its share allows.

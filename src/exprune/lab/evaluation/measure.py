@@ -1,11 +1,15 @@
 """One measurement: a network densely and under ExPrune on a split."""
 
+import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
+from exprune.api.change import summarised
 from exprune.core import Dominance, ExPrune, Heuristic, InputRule
 from exprune.core.errors import SettingError
 from exprune.lab.evaluation.head import head_row
@@ -69,6 +73,7 @@ def measure(
         command=command,
         head=None if head is None else head_row(head, len(dense.targets)),
         metrics={} if head is not None else _secondary(task, dense, pruned),  # they ask for all logits
+        divergence=_divergence(dense, pruned, cfg.seed),
     )
     check_defined(result)
     examples = pd.DataFrame({"target": dense.targets, "dense": dense.predictions, "pruned": pruned.predictions})
@@ -122,6 +127,17 @@ def compare(task: Task, dense: Pass, pruned: Pass, resamples: int, seed: int) ->
         dense_interval=intervals.dense,
         pruned_interval=intervals.pruned,
     )
+
+
+def _divergence(dense: Pass, pruned: Pass, seed: int) -> dict[str, Any] | None:
+    """What KL(dense || pruned) of the predictions is over the inputs; None of a task that does not measure it."""
+    if "divergence" not in pruned.columns:
+        return None
+    same = torch.from_numpy(dense.predictions == pruned.predictions)
+    groups = pruned.columns.get("group")
+    of = None if groups is None else torch.from_numpy(groups)
+    change = asdict(summarised("kl", torch.from_numpy(pruned.columns["divergence"]), same, seed, of))
+    return {name: value if value != math.inf else None for name, value in change.items() if name != "measure"}
 
 
 def _secondary(task: Task, dense: Pass, pruned: Pass) -> dict[str, dict[str, float]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from exprune.core import Dominance, ExPrune, HeadRecorder
 from exprune.core.errors import SettingError
-from exprune.lab.files import CannotWriteError, kept, write_whole
+from exprune.files import CannotWriteError, kept, write_whole
 from exprune.lab.fingerprint import programs
 from exprune.lab.tasks.finite import not_finite_line
 from exprune.lab.tasks.task import Task
@@ -149,6 +149,11 @@ class _Progress(Callback):
     def on_predict_batch_start(
         self, trainer: lightning.Trainer, task: Any, batch: Any, index: int, dataloader: int = 0
     ) -> None:
+        run = self.run
+        prunes = run is not None and run.heuristic is not None and self.head is None
+        if run is not None and prunes and hasattr(task, "keep_reference"):
+            with run.paused(), trainer.precision_plugin.forward_context():
+                task.keep_reference(batch)
         watching = [one for one in (self.run, self.head) if one is not None]
         if watching and hasattr(task, "data_rows"):
             rows = task.data_rows(batch)

@@ -72,6 +72,10 @@ def _summary(result: Result) -> Table:
         f"drop {metric.drop:+.2f} points",
         f"[{low:+.2f}, {high:+.2f}]",
     )
+    if of := result.divergence:
+        spread = f"median {of['median']:.2g}, 99 % {of['most']:.2g}, largest {of['largest']:.2g}"
+        table.add_row("KL(dense || pruned)", "", f"{of['mean']:.4g}", spread, f"[{of['low']:.3g}, {of['high']:.3g}]")
+        table.add_row("the same most likely token", "", f"{of['same']:.2%}", "", "")
     for name, both in result.metrics.items():
         table.add_row(name, f"{both['dense']:.4f}", f"{both['pruned']:.4f}", "", "")
     scopes = {f"FLOPs per {flops.unit}": asdict(flops)}

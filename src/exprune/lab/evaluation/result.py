@@ -9,8 +9,8 @@ from typing import Any
 
 from exprune.core import ExPrune, Flops, SiteFlops
 from exprune.core.errors import SettingError
+from exprune.files import write_whole
 from exprune.lab.evaluation.passes import Pass
-from exprune.lab.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,9 @@ class Result:
     no part of; None where all were computed. It does count in the metric.
     ``engine`` is what a part of the inputs became through the kernels of :mod:`exprune.fast`, beside the passes that
     all else is of; None where they were not asked for.
+    ``divergence`` is KL(dense || pruned) of a language model's predictions in nats, over its tokens: ``mean`` with its
+    ``error`` over texts (None: there is one), ``median``, ``most`` (99 %), ``largest``, and ``same``, the share of
+    tokens with the same most likely one; None where nothing was pruned, or logits were dropped.
     """
 
     model: str
@@ -91,6 +94,7 @@ class Result:
     head: dict[str, Any] | None = None
     engine: dict[str, Any] | None = None
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    divergence: dict[str, Any] | None = None
 
     def write(self, path: Path) -> None:
         text = json.dumps(asdict(self), indent=2, allow_nan=False)

@@ -12,10 +12,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from exprune.core import ExPrune, Heuristic, Site, find_sites, select_sites
+from exprune.core.calibration.files import network_digest
 from exprune.lab.data.splits import SplitData, batches_of, check_measurable
 from exprune.lab.decoding.check import check_engine
 from exprune.lab.evaluation.head import check_head, without_head
-from exprune.lab.fingerprint import code_digest, fingerprint, network_digest
+from exprune.lab.fingerprint import code_digest, fingerprint
 from exprune.lab.tasks.task import Task
 from exprune.lab.training.checkpoints import load_weights
 from exprune.lab.training.fit import make_trainer

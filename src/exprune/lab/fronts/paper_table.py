@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 
 from exprune.core.errors import SettingError
+from exprune.files import write_whole
 from exprune.lab.evaluation.result import read_result
-from exprune.lab.files import write_whole
 
 # Section 4 of docs/method.md: % of the FLOPs saved at a drop of at most so many points, as ranges over the networks of
 # the paper (v1 and v2 are its versions), and the data they are on; of OPT it counts fc1 alone (paper scope).

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from exprune.core.errors import SettingError
+from exprune.files import write_whole
 from exprune.lab.evaluation.result import read_result
-from exprune.lab.files import write_whole
 
 PANEL = ["data", "split", "metric"]  # what can stand in one plot
 NETWORK = ["model", "static", "sparsity", "seed", "checkpoint"]  # what has one dense baseline

@@ -14,9 +14,9 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from exprune.core.errors import SettingError
+from exprune.files import write_whole
 from exprune.lab.evaluation.result import read_result
 from exprune.lab.failures import failed_jobs, one_line
-from exprune.lab.files import write_whole
 from exprune.lab.fronts.chart import log_front
 from exprune.lab.fronts.pareto import find_results, plot, tabulate
 from exprune.lab.tracking import tracked_sweep

@@ -1,27 +1,25 @@
 """A knob with a promise: how far the metric drops on inputs that nobody has seen (docs/method.md, section 11)."""
 
-import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
+from exprune.api.levels import even_levels
+from exprune.api.paired_tests import PairedTest
+from exprune.api.sequence import bound, how_many_pass, out_of_reach
 from exprune.core import Heuristic
 from exprune.lab.configured import at_level
 from exprune.lab.evaluation.curve import Curve, Point, Setting
 from exprune.lab.evaluation.report import promise_line
 from exprune.lab.evaluation.subject import Inputs, Subject, plain
 from exprune.lab.selection.knobs import Maker, maker, setting_at
-from exprune.lab.selection.sequence import bound, how_many_pass, out_of_reach
-from exprune.lab.tasks.paired_tests import PairedTest
 
 log = logging.getLogger(__name__)
 
 _INPUTS = 64  # of the training split, enough to see what a setting saves
-_FINEST = 1 / 512  # of a knob's level
 
 
 def promised(subject: Subject, drop: float, confidence: float) -> tuple[Heuristic | None, dict[str, Any]]:
@@ -44,7 +42,7 @@ def promised(subject: Subject, drop: float, confidence: float) -> tuple[Heuristi
         "target_drop": drop,
         "confidence": confidence,
         "inputs": len(curve.dense.targets),
-        "bound": bound(test, error),
+        "bound": 100 * bound(test, error),
         "test": test.kind,
         "tried": len(points),
         "valid_drop": 100 * test.drop,
@@ -69,9 +67,10 @@ def how_many_promised(
             points.append(curve.at(setting))
             yield curve.test(points[-1])
 
-    passed, test = how_many_pass(evidence(), drop, error)
+    passed, test = how_many_pass(evidence(), drop / 100, error)
     if not passed:
-        raise out_of_reach(test, drop, error, len(curve.dense.targets), curve.subject.task.unit, first)
+        count, unit = len(curve.dense.targets), curve.subject.task.unit
+        raise out_of_reach(test, drop / 100, error, count, unit, first, f"exprune.target_drop={drop:g}", 100)
     return passed, test, points
 
 
@@ -93,22 +92,3 @@ def grid_of(subject: Subject, make: Maker) -> list[float]:
             return curve.at(setting_at(cfg, make, at_level(cfg, level))).saved
 
         return [at_level(cfg, level) for level in even_levels(saved, grid)]
-
-
-def even_levels(saved: Callable[[float], float], count: int) -> list[float]:
-    """At most ``count`` levels in (0, 1], increasing up to 1, between which ``saved`` rises by equal parts."""
-    known = {level: saved(level) for level in (0.0, 1.0)}
-    step = (known[1.0] - known[0.0]) / count
-    todo = [(0.0, 1.0)]
-    while todo:
-        low, high = todo.pop()
-        if abs(known[high] - known[low]) > step and high - low > _FINEST:
-            middle = (low + high) / 2
-            known[middle] = saved(middle)
-            todo += [(low, middle), (middle, high)]
-    levels = sorted(known)
-    rising = np.maximum.accumulate([known[level] for level in levels])
-    wanted = np.linspace(known[0.0], rising[-1], count + 1)[1:]
-    found = np.interp(wanted, rising, levels)
-    found[-1] = 1.0
-    return [high for low, high in itertools.pairwise([0.0, *map(float, found)]) if high > low]

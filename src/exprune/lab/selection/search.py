@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from exprune.core import ExPrune, Heuristic, Prefix
 from exprune.core.errors import SettingError
+from exprune.files import write_whole
 from exprune.lab.configured import heuristic_of
 from exprune.lab.data.splits import check_measurable
 from exprune.lab.evaluation.curve import Curve
 from exprune.lab.evaluation.passes import run_pass
 from exprune.lab.evaluation.subject import Inputs, Subject, plain, prepare
-from exprune.lab.files import write_whole
 from exprune.lab.fingerprint import fingerprint, programs
 from exprune.lab.fronts.chart import log_front
 from exprune.lab.selection.front import GAIN_RATIOS, chosen_trials, measure_front, promised_trials, setting_of

@@ -42,15 +42,17 @@ def check_promise(cfg: DictConfig) -> None:
     """
     settings, wanted = cfg.exprune, "a probability above 0 and below 1, such as 0.95; or null"
     confidence = real(settings.confidence, "exprune.confidence", wanted, lambda p: 0 < p < 1)
-    if settings.target_drop is None or settings.get("target_saved") is not None:
-        raise SettingError(f"exprune.confidence={confidence}: is of a drop; target_drop=1 and target_saved=null")
+    others = [name for name in ("target_saved", "target_kl") if settings.get(name) is not None]
+    if settings.target_drop is None or others:
+        other = others[0] if others else "target_saved"
+        raise SettingError(f"exprune.confidence={confidence}: is of a drop; target_drop=1 and {other}=null")
     if settings.refine:
         raise SettingError(f"exprune.refine={settings.refine}: exprune.grid says what a promise tries; refine=0")
     _check_target(cfg, "target_drop")
 
 
 def _check_target(cfg: DictConfig, target: str) -> None:
-    """Raises SettingError where ``exprune.target_drop`` or ``target_saved`` is no number, or below 0."""
+    """Raises SettingError where ``exprune.target_drop``, ``target_kl`` or ``target_saved`` is no number, or below 0."""
     real(cfg.exprune[target], f"exprune.{target}", "a number, at least 0", lambda x: 0 <= x < math.inf)
 
 
@@ -83,8 +85,8 @@ def tuned(subject: Subject) -> tuple[Heuristic | None, dict[str, Any] | None]:
 
 
 def _target(cfg: DictConfig) -> str:
-    for target in ("target_saved", "target_drop"):
-        if cfg.exprune[target] is not None:
+    for target in ("target_kl", "target_saved", "target_drop"):
+        if cfg.exprune.get(target) is not None:
             return target
     knob = cfg.exprune.knob
-    raise SettingError(f"exprune.{knob}=null: set one of exprune.{knob}, target_drop, target_saved")
+    raise SettingError(f"exprune.{knob}=null: set one of exprune.{knob}, target_drop, target_kl, target_saved")

@@ -7,8 +7,8 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from exprune.api.paired_tests import PairedTest, accuracy_test
 from exprune.lab.tasks.intervals import accuracy, weighted_accuracy
-from exprune.lab.tasks.paired_tests import PairedTest, accuracy_test
 
 
 class Task(lightning.LightningModule):
@@ -24,7 +24,7 @@ class Task(lightning.LightningModule):
         monitor: what Lightning logs the validation metric as; the larger the better.
         score: the metric of (predictions, targets).
         weighted_metric: that of many resamples at once (:mod:`exprune.lab.tasks.intervals`).
-        drop_test: the test of its drop (:mod:`exprune.lab.tasks.paired_tests`) from dense predictions, pruned ones,
+        drop_test: the test of its drop (:mod:`exprune.api.paired_tests`) from dense predictions, pruned ones,
             targets and groups; a task may be without.
     """
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from exprune.core.errors import SettingError
-from exprune.lab.files import TORCH_FILES, check_file, load_tensors, named, save_tensors
+from exprune.files import TORCH_FILES, check_file, load_tensors, named, save_tensors
 from exprune.lab.training.masks import masked_layers, refresh_weights
 
 # Settings of a data set that its training split does not depend on, or that stand elsewhere (model.epochs, cutout).

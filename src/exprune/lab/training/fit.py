@@ -14,8 +14,8 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig
 
 from exprune.core.errors import SettingError
+from exprune.files import kept
 from exprune.lab.data.splits import SplitData, check_trainable
-from exprune.lab.files import kept
 from exprune.lab.tasks.task import Task
 from exprune.lab.training.precision import training_precision
 

@@ -17,8 +17,8 @@ from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
 from exprune.core.errors import SettingError
+from exprune.files import kept, load_tensors, save_tensors
 from exprune.lab.examples.images.data import Images
-from exprune.lab.files import kept, load_tensors, save_tensors
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIZES = {"train": 50_000, "test": 10_000}

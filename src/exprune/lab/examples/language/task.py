@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import OPTForCausalLM, PreTrainedModel
 
+from exprune.api.change import divergence
 from exprune.core.calibration.backward import signed
 from exprune.lab.examples.language.choices import ChoiceBatch
 from exprune.lab.examples.language.opt import check_tokens, fc1_flops, opt_flops, zeros_of_fc2
@@ -92,18 +93,31 @@ class TokenTask(LanguageTask):
 
     def __init__(self, network: PreTrainedModel) -> None:
         super().__init__(network)
+        self._reference: Tensor | None = None  # logits of the next batch, densely
         self.metric_name = "masked_token_accuracy" if is_masked(network) else "next_token_accuracy"
 
+    def keep_reference(self, batch: TokenBatch) -> None:
+        """Compute what the next :meth:`predict_step` compares its logits with: those of the network as it runs now."""
+        self._reference = self._logits(batch)[batch.targets != NO_TARGET]
+
     def predict_step(self, batch: TokenBatch, index: int) -> dict[str, Tensor | int]:
-        """Per token: ``prediction``, ``target``, ``loss`` and ``group`` (its text); and the batch's FLOPs."""
+        """Per token: ``prediction``, ``target``, ``loss``, ``group`` (its text); and the batch's FLOPs.
+
+        After :meth:`keep_reference` also ``divergence``, KL(reference || prediction) in nats.
+        """
         logits, costs = self.counted_logits(batch)
         real = batch.targets != NO_TARGET
+        compared = {}
+        if self._reference is not None:
+            compared["divergence"] = divergence(self._reference, logits[real])[0]
+            self._reference = None
         largest, prediction = logits.max(-1)
         return {
             "prediction": prediction[real],
             "target": batch.targets[real],
             "loss": token_losses(logits, batch.targets)[real],
             "group": batch.groups[:, None].expand_as(real)[real],
+            **compared,
             "not_finite": not_finite(largest[real]),
             **costs,
         }

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from exprune.core.errors import SettingError
-from exprune.lab.files import kept, named, write_whole
+from exprune.files import kept, named, write_whole
 
 PAD, START = 1, 2  # OPT's own numbers for padding and </s>
 _SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]

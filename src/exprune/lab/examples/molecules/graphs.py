@@ -15,11 +15,11 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
+from exprune.files import kept, load_tensors, save_tensors
 from exprune.lab.data.splits import SplitData
 from exprune.lab.examples.molecules.features import featurise, parse
 from exprune.lab.examples.molecules.scaffold import checked_split, scaffold_split
 from exprune.lab.examples.molecules.smiles import Molecules
-from exprune.lab.files import kept, load_tensors, save_tensors
 
 _FORMAT = 3  # raise it when the processing changes, so that no old cache is read
 

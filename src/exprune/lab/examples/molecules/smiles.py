@@ -15,7 +15,7 @@ from rdkit.Chem.FilterCatalog import FilterCatalog, FilterCatalogParams
 from rdkit.rdBase import BlockLogs
 
 from exprune.core.errors import SettingError
-from exprune.lab.files import kept, write_whole
+from exprune.files import kept, write_whole
 
 HIV_URL = "https://deepchemdata.s3-us-west-1.amazonaws.com/datasets/HIV.csv"
 HIV_SHA256 = "b72f0cf00cd1f45ae5c415f21aef10e69187e30dd24029ddb345fbca35b0d798"

@@ -12,11 +12,11 @@ from torch_geometric.data import Batch
 from torchmetrics.classification import BinaryAUROC
 from torchmetrics.functional.classification import binary_auroc
 
+from exprune.api.paired_tests import roc_auc_test
 from exprune.core.errors import SettingError
 from exprune.lab.tasks.finite import check_finite, not_finite
 from exprune.lab.tasks.intervals import weighted_roc_auc
 from exprune.lab.tasks.optimisation import checked_rate, one_cycle
-from exprune.lab.tasks.paired_tests import roc_auc_test
 from exprune.lab.tasks.task import Task
 
 

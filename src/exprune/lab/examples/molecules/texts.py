@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from exprune.core.errors import SettingError
+from exprune.files import named
 from exprune.lab.data.hub import in_folder
 from exprune.lab.examples.language.own_tokens import OwnTokens
 from exprune.lab.examples.language.stdlib import Corpus
 from exprune.lab.examples.molecules.smiles import Molecules
-from exprune.lab.files import named
 
 
 def smiles_tokens(name: str | None) -> OwnTokens:

@@ -2,18 +2,23 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from exprune.api.batches import Call, check_eval
+from exprune.api.calibration import Calibration
+from exprune.api.change import Metric
+from exprune.api.levels import Tried, even_levels, least_that_saves, most_within
+from exprune.api.promise import Promise, changes, promised
+from exprune.api.tradeoff import Observed, Point, batches_for, default_prices, heuristic_at, observed, price_at
 from exprune.core import ExPrune, Flops, Site
 from exprune.core.errors import SettingError
-from exprune.door.batches import Batches, Call, check_eval
-from exprune.door.calibration import Calibration
-from exprune.door.change import Metric
-from exprune.door.tradeoff import Point, batches_for, default_prices, heuristic_at, measured
+from exprune.core.settings import real
 
-_HALVINGS = 6
+_STEP = 1 / 64  # of a level: a tenth of the price
+_PROMISES_TRIED = 16
 _TARGETS = ("kl", "drop", "saved", "price")
 
 
@@ -30,6 +35,8 @@ class prune:
         drop: the most that ``metric`` may fall.
         saved: the least share of the FLOPs that is to be saved.
         price: of a FLOP in loss.
+        confidence: with this probability, over the draw of the half that is not picked on, the mean change on further
+            inputs like them is within ``kl`` or ``drop``. Needs scipy.
         batches: to find the price on; None: those of the calibration.
         metric: as of :func:`~exprune.tradeoff`; needed with ``drop``.
         call, seed: as of :func:`~exprune.tradeoff`.
@@ -37,6 +44,7 @@ class prune:
     Attributes:
         price: that was found.
         point: what it gives on batches that it was not found on; None: it was given.
+        promise: see :class:`~exprune.api.promise.Promise`; None without ``confidence``.
 
     Raises:
         SettingError: no or more than one target, one that no price keeps, another model's calibration.
@@ -51,6 +59,7 @@ class prune:
         drop: float | None = None,
         saved: float | None = None,
         price: float | None = None,
+        confidence: float | None = None,
         batches: Any = None,
         metric: Metric | None = None,
         call: Call | None = None,
@@ -67,20 +76,32 @@ class prune:
             raise SettingError(f"{target}={value!r}: a number above 0")
         if (target == "drop") != (metric is not None):
             raise SettingError("prune: drop= goes with metric=, of (output, batch), one number for each example")
+        if confidence is not None:
+            if target not in ("kl", "drop"):
+                raise SettingError(f"confidence={confidence!r}: is of a change; give kl= or drop=, not {target}=")
+            real(confidence, "confidence", "a probability above 0 and below 1, such as 0.95", lambda p: 0 < p < 1)
         given = batches_for(model, calibration, batches, call)
         sites = calibration.sites(model, given)
         self.point: Point | None = None
+        self.promise: Promise | None = None
         self.price = float(value)
         if target != "price":
             if len(given) < 2:
                 raise SettingError("prune: one batch; a price is found on one half of them and tried on the other")
             found_on, tried_on = given.part(slice(0, None, 2)), given.part(slice(1, None, 2))
-
-            def at(price: float, some: Batches = found_on) -> Point:
-                return measured(model, calibration, sites, some, price, metric, seed)
-
-            self.price = _found(at, target, float(value), default_prices(calibration, sites, 2))
-            self.point = at(self.price, tried_on)
+            at = partial(observed, model, calibration, sites, metric=metric)
+            ends = default_prices(calibration, sites, 2)
+            if confidence is None:
+                self.price = _found(partial(at, found_on), target, float(value), ends)
+                last = at(tried_on, self.price)
+            else:
+                levels = even_levels(
+                    cache(lambda level: at(found_on, price_at(level, ends)).flops.saved), _PROMISES_TRIED
+                )
+                prices = [price_at(level, ends) for level in levels]
+                self.promise, last = promised(partial(at, tried_on), prices, target, float(value), confidence)
+                self.price = self.promise.price
+            self.point = last.point(seed)
         self._run, self._model = ExPrune(sites, heuristic_at(calibration, self.price)), model
         self._hook: Any = None
 
@@ -112,34 +133,27 @@ class prune:
             self._run.rows = mask[:, -ids.shape[1] :].bool()
 
 
-def _found(at: Callable[[float], Point], target: str, value: float, ends: Sequence[float]) -> float:
-    """The price that saves the most within the target, or that saves enough, by bisection of its logarithm.
+def _found(at: Callable[[float], Observed], target: str, value: float, ends: Sequence[float]) -> float:
+    """The price that saves the most within the target, or the lowest that saves enough.
 
     Raises:
         SettingError: none keeps it; the line says the nearest.
     """
 
-    def kept(point: Point) -> bool:
-        if target == "saved":
-            return point.flops.saved < value  # the boldest that saves less; its neighbour is taken
-        change = point.metric if target == "drop" else point.change
-        assert change is not None  # of the metric there is one
-        return change.mean <= value
+    @cache
+    def tried(level: float) -> Tried:
+        seen = at(price_at(level, ends))
+        return Tried(level, float(changes(seen, target).double().mean()), seen.flops.saved)
 
-    low, high = (math.log(end) for end in ends)
-    of_low, of_high = at(math.exp(low)), at(math.exp(high))
-    if not kept(of_low) and target != "saved":
-        change = of_low.metric if target == "drop" else of_low.change
-        assert change is not None
+    if target == "saved":
+        best = least_that_saves(tried, value, _STEP)
+        if best.saved < value:
+            raise SettingError(f"saved={value:g}: the highest price tried saves {best.saved:.1%}")
+        return price_at(best.level, ends)
+    best = most_within(tried, value, _STEP)
+    if best.change > value:
         raise SettingError(
-            f"{target}={value:g}: no price keeps it; the lowest that was tried gives {change.mean:.3g} and saves "
-            f"{of_low.flops.saved:.1%}"
+            f"{target}={value:g}: no price keeps it; the lowest that was tried gives {best.change:.3g} and saves "
+            f"{best.saved:.1%}"
         )
-    if kept(of_high):
-        if target == "saved":
-            raise SettingError(f"saved={value:g}: the highest price tried saves {of_high.flops.saved:.1%}")
-        return math.exp(high)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if kept(at(math.exp(middle))) else (low, middle)
-    return math.exp(high if target == "saved" else low)
+    return price_at(best.level, ends)

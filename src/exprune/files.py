@@ -1,6 +1,7 @@
 """Writing files so that none is ever half-written, and reading what may be damaged or of another version."""
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -11,8 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, TypeVar
-
-from safetensors import SafetensorError, safe_open
 
 from exprune.errors import SettingError
 
@@ -82,8 +81,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         partial.replace(path)
-    except (OSError, SafetensorError) as error:  # safetensors wraps the OSErrors of its own writing
-        raise CannotWriteError(path, getattr(error, "strerror", None) or error) from error
+    except OSError as error:
+        raise CannotWriteError(path, error.strerror or error) from error
     finally:
         with contextlib.suppress(OSError):  # also where a parent is no folder
             partial.unlink()
@@ -97,7 +96,14 @@ def save_tensors(
     Args:
         most: bytes of a file: more of them go into ``STEM-1of3.safetensors``, ``STEM-2of3.safetensors``, and so on.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
+
+    def write(partial: Path, part: "Mapping[str, Tensor]") -> None:
+        try:
+            save_file(dict(part), partial, metadata=dict(metadata))
+        except SafetensorError as error:  # which wraps the OSErrors of its writing
+            raise OSError(str(error)) from error
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     parts: list[dict[str, Tensor]] = [{}]
@@ -107,7 +113,7 @@ def save_tensors(
         parts[-1][name] = tensor
     paths = [path] if len(parts) == 1 else parts_of(path, len(parts))
     for one, part in reversed(list(zip(paths, parts, strict=True))):  # the first, by which all are found, last
-        write_whole(one, lambda partial, part=part: save_file(part, partial, metadata=dict(metadata)))  # type: ignore[misc]
+        write_whole(one, functools.partial(write, part=part))
     return paths[0]
 
 
@@ -137,12 +143,17 @@ def check_file(path: Path) -> None:
         raise SettingError(f"{path}: is not a regular file; name a file of weights")
 
 
-def load_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
+def load_tensors(path: Path, form: str | None = None) -> "tuple[dict[str, Tensor], dict[str, str]]":
     """Tensors and metadata of a safetensors file; of the first of several parts, those of all.
+
+    Args:
+        form: what its metadata must say its ``format`` is; None: whatever.
 
     Raises:
         SettingError: the file is missing, truncated or of another format, or its parts are of different files.
     """
+    from safetensors import SafetensorError, safe_open
+
     first = re.fullmatch(r"(.+)-1of(\d+)", path.stem)
     paths = parts_of(path.with_stem(first[1]), int(first[2])) if first else [path]
     tensors: dict[str, Tensor] = {}
@@ -158,4 +169,6 @@ def load_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
         if one != paths[0] and about != metadata:
             raise SettingError(f"{one}: not a part of the same weights as {paths[0]}; its metadata differ")
         metadata = about
+    if form is not None and metadata.get("format") != form:
+        raise SettingError(f"{path}: its format is {metadata.get('format')!r}, not {form!r}")
     return tensors, metadata

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exprune.api.batches import Batches, Call, data_rows
+from exprune.api.calibration import Calibration
+from exprune.api.change import Change, Metric, apart, inputs_of, output_of, summarised
+from exprune.api.progress import bar
 from exprune.core import ExPrune, Flops, Optimal, Site
 from exprune.core.errors import SettingError
-from exprune.door.batches import Batches, Call, data_rows
-from exprune.door.calibration import Calibration
-from exprune.door.change import Change, Metric, apart, output_of, summarised
-from exprune.door.progress import bar
 
 PRICES = 6
 _LOWEST, _HIGHEST = 1e-4, 0.3  # of the price at which a model is worth nothing
@@ -112,7 +112,7 @@ def tradeoff(
     chosen = sorted(prices) if prices is not None else default_prices(calibration, sites)
     if not chosen or any(not price > 0 for price in chosen):
         raise SettingError(f"prices={list(chosen)}: numbers above 0 (expected loss per FLOP)")
-    return Tradeoff(tuple(measured(model, calibration, sites, given, price, metric, seed) for price in chosen))
+    return Tradeoff(tuple(observed(model, calibration, sites, given, price, metric).point(seed) for price in chosen))
 
 
 def batches_for(model: nn.Module, calibration: Calibration, batches: Any, call: Call | None) -> Batches:
@@ -137,8 +137,13 @@ def default_prices(calibration: Calibration, sites: Sequence[Site], count: int =
     worth = damage / flops
     if not worth > 0:
         raise SettingError("no gradient reaches any of the layers: nothing that they compute matters to the outputs")
-    steps = torch.linspace(0, 1, count, dtype=torch.float64)
-    return (worth * _LOWEST * (_HIGHEST / _LOWEST) ** steps).tolist()
+    ends = worth * _LOWEST, worth * _HIGHEST
+    return [price_at(level, ends) for level in torch.linspace(0, 1, count, dtype=torch.float64).tolist()]
+
+
+def price_at(level: float, ends: Sequence[float]) -> float:
+    """The price at a level between 0 and 1, of two prices, by equal steps of its logarithm."""
+    return float(ends[0] * (ends[1] / ends[0]) ** level)
 
 
 def heuristic_at(calibration: Calibration, price: float) -> Optimal:
@@ -146,20 +151,50 @@ def heuristic_at(calibration: Calibration, price: float) -> Optimal:
     return Optimal(price, statistics=calibration.statistics, predict=calibration.scope == "all")
 
 
-def measured(
+@dataclass(frozen=True)
+class Observed:
+    """What one price gave, example by example.
+
+    Attributes:
+        values: of the measure (examples,). same: whether the most likely class is the same, likewise.
+        inputs: which input each is of: those of one depend on each other.
+        falls: of the user's metric, which has examples of its own.
+    """
+
+    price: float
+    flops: Flops
+    measure: str
+    values: Tensor
+    same: Tensor | None
+    inputs: Tensor
+    falls: Tensor | None
+
+    def point(self, seed: int = 0) -> Point:
+        """The means with their intervals."""
+        change = summarised(self.measure, self.values, self.same, seed, self.inputs)
+        return Point(
+            self.price,
+            self.flops,
+            change,
+            None if self.falls is None else summarised("metric", self.falls, None, seed),
+        )
+
+
+def observed(
     model: nn.Module,
     calibration: Calibration,
     sites: Sequence[Site],
     batches: Batches,
     price: float,
     metric: Metric | None = None,
-    seed: int = 0,
-) -> Point:
+) -> Observed:
     """One price on some batches."""
     run = ExPrune(sites, heuristic_at(calibration, price))
     values: list[Tensor] = []
     same: list[Tensor] = []
+    inputs: list[Tensor] = []
     falls: list[Tensor] = []
+    count = 0
     for batch in bar(batches, f"price {price:.2g}", len(batches)):
         run.rows = data_rows(batch)
         with torch.no_grad():
@@ -171,8 +206,16 @@ def measured(
         value, alike = apart(calibration.measure, of_dense, output_of(pruned), batch)
         values.append(value)
         same += [] if alike is None else [alike]
+        inputs.append(count + inputs_of(of_dense, batch, len(value)))
+        count = int(inputs[-1].max()) + 1 if len(value) else count
         if metric is not None and before is not None:
             falls.append(before.float() - metric(pruned, batch).float())
-    change = summarised(calibration.measure, torch.cat(values), torch.cat(same) if same else None, seed)
-    fall = summarised("metric", torch.cat(falls), None, seed) if falls else None
-    return Point(price, run.flops, change, fall)
+    return Observed(
+        price,
+        run.flops,
+        calibration.measure,
+        torch.cat(values),
+        torch.cat(same) if same else None,
+        torch.cat(inputs),
+        torch.cat(falls) if falls else None,
+    )

@@ -94,19 +94,21 @@ def _most_lost(score: Array, mends: Array, inputs: int, drop: float) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class GroupedAccuracy:
-    """Accuracy of inputs in groups whose inputs depend on each other, such as the tokens of a text.
+class GroupedMean:
+    """The mean of what examples lose, in groups whose examples depend on each other, such as the tokens of a text.
 
     Student's t of a ratio over the groups: valid as far as what so many of them lose, beyond their share, is normally
     distributed.
 
     Args:
-        lost: lost minus mended predictions of each group (groups,).
-        sizes: the inputs of each (groups,).
+        lost: the sum of each group (groups,): of an accuracy, lost minus mended predictions.
+        sizes: the examples of each (groups,).
+        unit: what a group is called.
     """
 
     lost: NDArray
     sizes: NDArray
+    unit: str = "texts"
 
     @property
     def drop(self) -> float:
@@ -114,7 +116,7 @@ class GroupedAccuracy:
 
     @property
     def kind(self) -> str:
-        return f"approximate, by Student's t over {len(self.sizes):,} texts"
+        return f"approximate, by Student's t over {len(self.sizes):,} {self.unit}"
 
     def p_value(self, drop: float, error: float, times: float = 1.0) -> float:
         beyond = (self.lost - self.drop * self.sizes) / self.sizes.mean()  # what a group loses beyond its share
@@ -154,11 +156,15 @@ def _student(excess: float, deviation: float, count: int, times: float) -> float
 
 def accuracy_test(dense: Array, pruned: Array, targets: NDArray, groups: NDArray | None = None) -> PairedTest:
     """The test of an accuracy. ``groups`` (n,) says which inputs depend on each other."""
-    lost = (dense == targets).astype(float) - (pruned == targets)
-    if groups is None:
+    return mean_test((dense == targets).astype(float) - (pruned == targets), groups)
+
+
+def mean_test(lost: Array, groups: NDArray | None = None, unit: str = "texts") -> PairedTest:
+    """The test of the mean of what each example loses (n,): exact where those are -1, 0 and 1 of independent ones."""
+    if groups is None and np.isin(lost, (-1, 0, 1)).all():
         return ExactAccuracy(int((lost > 0).sum()), int((lost < 0).sum()), len(lost))
-    units = np.unique(groups, return_inverse=True)[1]
-    return GroupedAccuracy(np.bincount(units, lost), np.bincount(units).astype(float))
+    units = np.arange(len(lost)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    return GroupedMean(np.bincount(units, lost), np.bincount(units).astype(float), unit)
 
 
 def roc_auc_test(dense: Array, pruned: Array, targets: NDArray, groups: NDArray | None = None) -> PairedTest:

@@ -1,15 +1,17 @@
 """Which layers of a model can be pruned, and why the others cannot."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from exprune.api.batches import Batches, Call, data_rows
+from exprune.api.calibration import sites_of, too_short
 from exprune.core import ExPrune, Site, select_sites
-from exprune.door.batches import Batches, Call, data_rows
-from exprune.door.calibration import sites_of
+from exprune.core.accounting.plan import BY_INPUT
+from exprune.core.heuristics.calibrated_test import default_stages
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ def inspect(model: nn.Module, batch: Any, *, call: Call | None = None, scope: st
     """
     given = Batches(model, [batch], call)
     sites = select_sites(sites_of(model, given), None, scope)
+    first = default_stages(BY_INPUT)
+    sites = [replace(site, reason=too_short(site, first)) if site.eligible else site for site in sites]
     placed = next(iter(given))
     with torch.no_grad(), ExPrune(sites, None, rows=data_rows(placed)) as run:
         given.call(model, placed)

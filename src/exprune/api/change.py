@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exprune.api.batches import Batches, data_rows, labels_of
 from exprune.core.errors import SettingError
-from exprune.door.batches import Batches, data_rows, labels_of
 
 Metric = Callable[[Any, Any], Tensor]
 
@@ -95,11 +95,7 @@ def in_rows(out: Tensor, batch: Any) -> Tensor:
 def apart(measure: str, dense: Tensor, pruned: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
     """Of one batch, example by example: the measure, and whether the most likely class is the same."""
     if measure == "kl":
-        of_dense, of_pruned = (in_rows(out, batch).float().log_softmax(-1) for out in (dense, pruned))
-        likely = of_dense.exp()
-        # A class that neither thinks possible is no difference.
-        terms = torch.where(likely > 0, likely * (of_dense - of_pruned), 0)
-        return terms.sum(-1).clamp(min=0), of_dense.argmax(-1) == of_pruned.argmax(-1)
+        return divergence(in_rows(dense, batch), in_rows(pruned, batch))
     rows = data_rows(batch)
     if rows is not None and rows.shape == dense.shape[: rows.dim()]:
         dense, pruned = dense[rows], pruned[rows]
@@ -108,18 +104,61 @@ def apart(measure: str, dense: Tensor, pruned: Tensor, batch: Any) -> tuple[Tens
     return square / scale.mean().clamp(min=torch.finfo(torch.float32).tiny), None
 
 
-def summarised(measure: str, values: Tensor, same: Tensor | None, seed: int) -> Change:
-    """The change over all examples."""
+def divergence(dense: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
+    """Of logits (examples, classes): KL(dense || pruned) in nats, and whether the most likely class is the same."""
+    of_dense, of_pruned = dense.float().log_softmax(-1), pruned.float().log_softmax(-1)
+    likely = of_dense.exp()
+    # A class that neither thinks possible is no difference.
+    terms = torch.where(likely > 0, likely * (of_dense - of_pruned), 0)
+    return terms.sum(-1).clamp(min=0), of_dense.argmax(-1) == of_pruned.argmax(-1)
+
+
+def inputs_of(dense: Tensor, batch: Any, examples: int) -> Tensor:
+    """(examples,): which input of a batch each example is of, such as the text of a token; they depend on each other.
+
+    Args:
+        dense: the output that the examples are of.
+        examples: how many there are.
+    """
+    rows = data_rows(batch)
+    if rows is not None and int(rows.sum()) == examples:
+        return rows.nonzero()[:, 0].cpu()
+    graph = getattr(batch, "batch", None)
+    if isinstance(graph, Tensor) and len(graph) == examples:
+        return graph.cpu()
+    if hasattr(batch, "edge_index") and getattr(batch, "num_nodes", None) == examples:
+        return torch.zeros(examples, dtype=torch.long)
+    return torch.arange(len(dense)).repeat_interleave(examples // len(dense))
+
+
+def summarised(measure: str, values: Tensor, same: Tensor | None, seed: int, inputs: Tensor | None = None) -> Change:
+    """The change over all examples.
+
+    Args:
+        inputs: which input each example is of (examples,): those of one depend on each other, so that the error and
+            the interval are of the inputs. None: each is its own.
+    """
     values = values.double().cpu()
     count = len(values)
+    of = torch.arange(count) if inputs is None else inputs.unique(return_inverse=True)[1]
+    sums, sizes = (torch.bincount(of, weights) for weights in (values, torch.ones_like(values)))
+    mean, groups = float(values.mean()), len(sums)
+    error = (
+        float(((sums - mean * sizes) / sizes.mean()).square().sum() / (groups - 1) / groups) ** 0.5
+        if groups > 1
+        else math.inf
+    )
     generator = torch.Generator().manual_seed(seed)
-    means = torch.stack([values[torch.randint(count, (count,), generator=generator)].mean() for _ in range(_RESAMPLES)])
+    means = torch.empty(_RESAMPLES, dtype=torch.float64)
+    for k in range(_RESAMPLES):
+        drawn = torch.randint(groups, (groups,), generator=generator)
+        means[k] = sums[drawn].sum() / sizes[drawn].sum()
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     ordered = values.sort().values
     return Change(
         measure,
-        float(values.mean()),
-        float(values.std(correction=1) / count**0.5) if count > 1 else math.inf,
+        mean,
+        error,
         low,
         high,
         float(ordered[(count - 1) // 2]),

@@ -1,38 +1,29 @@
 """What is measured of a model once: which layers can be pruned, and how their partial sums foretell the full ones."""
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from exprune.core import (
-    InputVariances,
-    Recorder,
-    Site,
-    SiteStatistics,
-    SquaredGradients,
-    select_sites,
-    term_order,
-)
+from exprune.api.batches import Batches, Call, data_rows
+from exprune.api.change import in_rows, measure_of, output_of
+from exprune.api.progress import bar
+from exprune.core import Site, SiteStatistics, select_sites
 from exprune.core.accounting.plan import BY_INPUT
-from exprune.core.calibration.backward import frozen, signed
+from exprune.core.calibration.backward import signed
+from exprune.core.calibration.files import load_statistics, network_digest, save_statistics
+from exprune.core.calibration.measure import measure_statistics
 from exprune.core.discovery.find import sites_in
 from exprune.core.errors import SettingError
 from exprune.core.heuristics.calibrated_test import default_stages
-from exprune.core.tensor_files import read_tensors
-from exprune.door.batches import Batches, Call, data_rows
-from exprune.door.change import in_rows, measure_of, output_of
-from exprune.door.progress import bar
 
 Loss = Callable[[Any, Any, torch.Generator], Tensor]
 
-_FORMAT = "exprune calibration 1"
-_MEASURED = "slope offset sd order gradient rest magnitudes gate outputs factor weighed".split()
+_ABOUT = ("refused", "measure", "model", "scope")  # what a file says of itself
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,7 @@ class Calibration:
     Attributes:
         statistics: of every layer that can be pruned, by name.
         refused: of the others why not, by name.
-        measure: what the change of the outputs is measured by, see :class:`~exprune.door.change.Change`.
+        measure: what the change of the outputs is measured by, see :class:`~exprune.api.change.Change`.
         model: the fingerprint of the model's weights.
         scope: as of :func:`~exprune.core.select_sites`.
         batches: those that it was measured on; None where it was loaded.
@@ -61,7 +52,7 @@ class Calibration:
         Raises:
             SettingError: this is the calibration of another model.
         """
-        if fingerprint_of(model) != self.model:
+        if network_digest(model) != self.model:
             raise SettingError("the calibration is of another model, or its weights have changed: calibrate this one")
         found = select_sites(sites_of(model, batches), None, self.scope)
         return [
@@ -73,19 +64,7 @@ class Calibration:
 
     def save(self, path: Path | str) -> None:
         """Write it as safetensors."""
-        from safetensors.torch import save_file
-
-        tensors = {
-            f"{name}/{what}": value.contiguous()
-            for name, of in self.statistics.items()
-            for what in _MEASURED
-            if isinstance(value := getattr(of, what), Tensor)
-        }
-        sites = {
-            name: [of.stages, of.order if isinstance(of.order, str) else None] for name, of in self.statistics.items()
-        }
-        about = {"measure": self.measure, "model": self.model, "scope": self.scope, "refused": self.refused}
-        save_file(tensors, path, {"format": _FORMAT, "about": json.dumps(about), "sites": json.dumps(sites)})
+        save_statistics(Path(path), self.statistics, {what: getattr(self, what) for what in _ABOUT})
 
     @classmethod
     def load(cls, path: Path | str) -> "Calibration":
@@ -94,13 +73,10 @@ class Calibration:
         Raises:
             SettingError: there is no such file, or it holds none of this version.
         """
-        lines = "no calibration can be read from it", "holds no calibration of this version; calibrate anew"
-        tensors, metadata = read_tensors(path, _FORMAT, *lines)
-        statistics = {}
-        for name, (stages, order) in json.loads(metadata["sites"]).items():
-            values: dict[str, Any] = {what: tensors.get(f"{name}/{what}") for what in _MEASURED}
-            statistics[name] = SiteStatistics(tuple(stages), **{**values, "order": order or values["order"]})
-        return cls(statistics, **json.loads(metadata["about"]))
+        statistics, about = load_statistics(Path(path))
+        if missing := [what for what in _ABOUT if what not in about]:
+            raise SettingError(f"{path}: a calibration of the command line, which says nothing of its {missing[0]}")
+        return cls(statistics, **{what: about[what] for what in _ABOUT})
 
     def __str__(self) -> str:
         stages = sorted({n for of in self.statistics.values() for n in of.stages})
@@ -129,7 +105,7 @@ def calibrate(
 
     Args:
         model: any module in eval mode.
-        batches: some hundreds of inputs, see :class:`~exprune.door.batches.Batches`.
+        batches: some hundreds of inputs, see :class:`~exprune.api.batches.Batches`.
         call: calls the model with a batch, where it cannot be told how.
         sites: names of the layers to prune, or wildcards; None: all that can be.
         scope: ``all``, or ``relu``: layers before an activation alone, that do not read the raw input.
@@ -150,30 +126,34 @@ def calibrate(
     found = select_sites(sites_of(model, given), sites, scope)
     eligible = [site for site in found if site.eligible]
     if not eligible:
-        reasons = "; ".join(f"{site.name}: {site.reason}" for site in found)
-        raise SettingError(f"no layer of the model can be pruned ({reasons or 'there is none'})")
+        raise _nothing_to_prune({site.name: site.reason for site in found})
     generator = torch.Generator().manual_seed(seed)
     some = given.part(slice(None, None, 4)) if len(given) > 3 else given
     own = loss or (_signs_of_logits if measure == "kl" else _signs_of_values)
-    with frozen(model), SquaredGradients(found) as gradients, InputVariances(found) as variances:
-        for batch in bar(some, "gradients", len(some)):
-            gradients.rows = variances.rows = data_rows(batch)
-            with torch.enable_grad():
-                own(given.call(model, batch), batch, generator).backward()
-    reached, squared = variances.variances(), gradients.mean()
-    found = [
-        replace(site, reason="was not reached by the batches") if site.eligible and site.name not in reached else site
-        for site in found
-    ]
-    orders = {site.name: term_order(site, reached[site.name], order) for site in found if site.eligible}
     stages = tuple(stages) if stages is not None else stages_for(order, max(site.terms for site in eligible))
-    with torch.no_grad(), Recorder(found, stages, orders) as recorder:
-        for batch in bar(given, "calibration", len(given)):
-            recorder.rows = data_rows(batch)
-            given.call(model, batch)
-    statistics = {name: replace(of, gradient=squared[name]) for name, of in recorder.statistics().items()}
-    refused = {site.name: site.reason or "is too short for a test" for site in found if site.name not in statistics}
-    return Calibration(statistics, refused, measure, fingerprint_of(model), scope, given)
+    losses = _steps(some, "gradients", lambda batch: own(given.call(model, batch), batch, generator))
+    calls = _steps(given, "calibration", lambda batch: given.call(model, batch))
+    statistics, refused = measure_statistics(model, found, losses, calls, order, stages)
+    reasons = {site.name: refused.get(site.name) or site.reason or too_short(site, stages) for site in found}
+    if not statistics:
+        raise _nothing_to_prune(reasons)
+    left = {name: reason for name, reason in reasons.items() if reason is not None and name not in statistics}
+    return Calibration(statistics, left, measure, network_digest(model), scope, given)
+
+
+def _nothing_to_prune(reasons: dict[str, str | None]) -> SettingError:
+    why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return SettingError(f"no layer of the model can be pruned ({why or 'there is none'})")
+
+
+def _steps(batches: Batches, what: str, run: Callable[[Any], Any]) -> Iterator[tuple[Tensor | None, Callable[[], Any]]]:
+    for batch in bar(batches, what, len(batches)):
+        yield data_rows(batch), partial(run, batch)
+
+
+def too_short(site: Site, stages: Sequence[int]) -> str | None:
+    """Why no test fits into a site's terms; None where one does."""
+    return f"{site.terms} terms, none behind the first test at {stages[0]}" if site.terms <= stages[0] else None
 
 
 def stages_for(order: str, terms: int) -> tuple[int, ...]:
@@ -182,19 +162,6 @@ def stages_for(order: str, terms: int) -> tuple[int, ...]:
     while stages[-1] * 2 < terms:
         stages.append(stages[-1] * 2)
     return tuple(stages)
-
-
-def fingerprint_of(model: nn.Module) -> str:
-    """Of a model's parameters and buffers, by their names and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if not isinstance(tensor, Tensor):
-            continue
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        plain = tensor.detach().cpu().contiguous().flatten()
-        if plain.numel():
-            digest.update(plain.view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:32]
 
 
 def sites_of(model: nn.Module, batches: Batches) -> list[Site]:

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import exprune
+from exprune.api.change import apart, summarised
 from exprune.core import ExPrune, Optimal, SettingError
-from exprune.door.change import apart, summarised
 
 
 class Classifier(nn.Module):
@@ -130,7 +130,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     whole = (tmp_path / "c.safetensors").read_bytes()
     for size in (0, 5, 200, len(whole) - 3):
         (tmp_path / "cut.safetensors").write_bytes(whole[:size])
-        with pytest.raises(SettingError, match=r"cut\.safetensors: no calibration can be read"):
+        with pytest.raises(SettingError, match=r"cut\.safetensors: not a whole safetensors file"):
             exprune.Calibration.load(tmp_path / "cut.safetensors")
 
 
@@ -269,8 +269,8 @@ def bad() -> Iterator[tuple[str, Any]]:
     yield "one batch; a price is found on one half", lambda: exprune.prune(model, calibrated(), kl=1.0, batches=x)
     yield "prices=", lambda: exprune.tradeoff(model, calibrated(), prices=[-1.0])
     yield "measure='mse'", lambda: exprune.calibrate(model, x, measure="mse")
-    yield "holds no calibration of this version", lambda: exprune.Calibration.load(_other_file())
-    yield "no calibration can be read", lambda: exprune.Calibration.load("/nowhere/at/all")
+    yield "its format is None, not 'exprune calibration 2'", lambda: exprune.Calibration.load(_other_file())
+    yield "no such file", lambda: exprune.Calibration.load("/nowhere/at/all")
 
 
 def _other_file() -> Path:
@@ -308,3 +308,31 @@ def test_the_divergence_of_impossible_classes_is_finite() -> None:
 def test_importing_the_package_imports_nothing() -> None:
     code = "import sys, exprune; assert not {'torch', 'pandas', 'matplotlib'} & sys.modules.keys(); exprune.prune"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_promise_of_the_divergence() -> None:
+    model, _, _ = made()
+    run = exprune.prune(model, calibrated(), kl=0.05, confidence=0.9, batches=pairs() * 8)
+    promise = run.promise
+    assert promise is not None and run.point is not None and run.price == promise.price
+    assert run.point.change.mean < promise.bound <= 0.05 and promise.tried >= 1
+    assert "with 0.9 probability" in str(promise) and run.point.flops.saved > 0
+    bolder = exprune.prune(model, calibrated(), kl=0.05, batches=pairs() * 8)
+    assert run.price <= bolder.price * 1.5
+    with pytest.raises(SettingError, match=r"kl=1e-09 with confidence=0.95: .* cannot show a drop of at most 1e-09"):
+        exprune.prune(model, calibrated(), kl=1e-9, confidence=0.95)
+    with pytest.raises(SettingError, match="confidence=2: a probability"):
+        exprune.prune(model, calibrated(), kl=0.1, confidence=2)
+    with pytest.raises(SettingError, match="is of a change; give kl= or drop="):
+        exprune.prune(model, calibrated(), saved=0.1, confidence=0.9)
+
+
+def test_a_promise_of_the_users_metric_is_exact_where_it_counts_predictions() -> None:
+    model, x, y = made()
+
+    def right(output: Any, batch: Any) -> torch.Tensor:
+        return (output.argmax(-1) == batch[1]).float()
+
+    batches = [(x.roll(k, 0), y.roll(k, 0)) for k in range(8)]
+    run = exprune.prune(model, calibrated(), drop=0.2, metric=right, confidence=0.9, batches=batches)
+    assert run.promise is not None and run.promise.kind == "exact for every number of inputs"

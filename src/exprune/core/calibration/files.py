@@ -1,0 +1,77 @@
+"""Statistics of sites as a file, which holds tensors and no code."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exprune.core.accounting.plan import BY_INPUT
+from exprune.core.calibration.lines import SiteStatistics
+from exprune.core.errors import SettingError
+from exprune.files import load_tensors, save_tensors
+
+# Of SiteStatistics.
+MEASURED = tuple(
+    "slope offset sd order gradient rest magnitudes gate outputs factor weighed".split()
+)  # of SiteStatistics
+_FORMAT = "exprune calibration 2"
+_LISTED = "listed"  # of an order that is a tensor
+
+
+def save_statistics(path: Path, statistics: Mapping[str, SiteStatistics], about: Mapping[str, Any]) -> None:
+    """Write the statistics of some sites, by name, as safetensors; ``about`` says what they belong to, as JSON."""
+    tensors = {
+        f"{name}/{what}": value
+        for name, of in statistics.items()
+        for what in MEASURED
+        if isinstance(value := getattr(of, what), Tensor)
+    }
+    sites = {
+        name: {"stages": of.stages, "order": _LISTED if isinstance(of.order, Tensor) else of.order}
+        for name, of in statistics.items()
+    }
+    save_tensors(path, tensors, {"format": _FORMAT, "about": json.dumps(about), "sites": json.dumps(sites)})
+
+
+def load_statistics(path: Path) -> tuple[dict[str, SiteStatistics], dict[str, Any]]:
+    """What :func:`save_statistics` wrote: the statistics, and what they belong to.
+
+    Raises:
+        SettingError: there is no such file, or it holds none of this version.
+    """
+    tensors, metadata = load_tensors(path, _FORMAT)
+    try:
+        sites, about = (json.loads(metadata[key]) for key in ("sites", "about"))
+        return {name: _of(name, of, tensors) for name, of in sites.items()}, dict(about)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SettingError(f"{path}: no whole calibration ({type(error).__name__}: {error})") from error
+
+
+def _of(name: str, of: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SiteStatistics:
+    values: dict[str, Any] = {what: tensors.get(f"{name}/{what}") for what in MEASURED}
+    needed = {"slope", "offset", "sd", "gradient"}
+    needed |= {BY_INPUT: {"rest", "magnitudes"}, _LISTED: {"order"}}.get(of["order"], set())
+    if missing := sorted(what for what in needed if values[what] is None):
+        raise ValueError(f"no {missing[0]} of {name}")
+    if of["order"] != _LISTED:
+        values["order"] = of["order"]
+    return SiteStatistics(tuple(of["stages"]), **values)
+
+
+def network_digest(network: nn.Module) -> str:
+    """The fingerprint of a network's weights and buffers, by their names, shapes, types and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(raw(tensor))
+    return digest.hexdigest()[:32]
+
+
+def raw(tensor: Tensor) -> Any:
+    """A tensor's bytes."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

@@ -6,10 +6,10 @@ import pytest
 
 PUBLIC = {
     "exprune.core": """
-        Activation Calibrated CalibratedTest DecisionTable Dominance ExPrune Flops FromTables HeadRecorder Heuristic
-        InputVariances Magnitude Optimal Oracle Prefix Recorder SettingError Site SiteFlops SiteStatistics
-        SquaredGradients StatsTest Threshold find_sites load_tables register_activation save_tables select_sites
-        term_order
+        Activation Calibrated CalibratedTest Cats Chess Choice DecisionTable Dominance ExPrune Flops FromTables
+        HeadRecorder Heuristic InputRule InputVariances Magnitude Optimal Oracle Prefix RSparse Recorder
+        SettingError Site SiteFlops SiteStatistics SquaredGradients StatsTest Teal Threshold TopK Wina
+        find_sites load_tables register_activation save_tables select_sites term_order
     """,
     "exprune": "Calibration SettingError Tradeoff calibrate inspect prune tradeoff",
     "exprune.fast": "faster",

@@ -14,6 +14,8 @@ from torch.nn.utils import prune
 
 from exprune.core import (
     Calibrated,
+    Cats,
+    Chess,
     Dominance,
     ExPrune,
     HeadRecorder,
@@ -22,6 +24,7 @@ from exprune.core import (
     Magnitude,
     Optimal,
     Recorder,
+    RSparse,
     Site,
     SiteStatistics,
     SquaredGradients,
@@ -91,6 +94,9 @@ HEURISTICS: dict[str, Callable[[Statistics], Heuristic]] = {
     "optimal": lambda s: Optimal(1e-4, STAGES, s),
     "predict": lambda s: Optimal(1e-4, STAGES, s, predict=True),
     "magnitude": lambda s: Magnitude(0.3, s),
+    "r_sparse": lambda s: RSparse(0.3, 2, s),
+    "cats": lambda s: Cats(0.3, s),
+    "chess": lambda s: Chess(0.3, s),
 }
 
 
@@ -136,7 +142,8 @@ def test_one_row_in_the_order_of_each_input(name: str, scope: str, dtype: torch.
     statistics = calibrated(model, sites, torch.randn(300, *shape), "input")
     model, x = model.to(dtype), torch.randn(10, *shape, dtype=dtype)
     sites = select_sites(find_sites(model, x), None, scope)
-    for kind in HEURISTICS if scope == "relu" else ["predict", "magnitude"]:
+    rules = ["predict", "magnitude", "r_sparse", *(["cats", "chess"] if name != "images" else [])]
+    for kind in rules if scope == "all" else ["calibrated", "optimal", *rules[:4]]:  # a factor is no site of relu
         expected, alone = run(model, sites, HEURISTICS[kind](statistics), without(x))
         assert any(count.pruned for count in alone.flops.sites)
         for value in VALUES:

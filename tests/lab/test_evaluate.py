@@ -189,7 +189,7 @@ def test_help_names_the_axes(command: CommandLine) -> None:
     assert outcome.code == 0
     for word in (
         "model: crepe, gnn",
-        "exprune: calibrated, magnitude, none, optimal, oracle, stats_test, threshold",
+        "exprune: calibrated, cats, chess, magnitude, none, optimal, oracle, r_sparse, stats_test",
         "exprune.tau",
         "trainer: auto, cpu, gpu",
     ):

@@ -13,6 +13,7 @@ from exprune.core.calibration.importance import InputVariances, SquaredGradients
 from exprune.core.calibration.lines import SiteStatistics
 from exprune.core.calibration.recorder import Recorder
 from exprune.core.calls.activations import Activation, register_activation
+from exprune.core.decisions.choice import Choice
 from exprune.core.decisions.prefix import Prefix
 from exprune.core.decisions.table import DecisionTable, load_tables, save_tables
 from exprune.core.discovery.find import find_sites
@@ -22,16 +23,23 @@ from exprune.core.heuristics.calibrated import Calibrated
 from exprune.core.heuristics.calibrated_test import CalibratedTest
 from exprune.core.heuristics.dominance import Dominance, HeadRecorder
 from exprune.core.heuristics.from_tables import FromTables
+from exprune.core.heuristics.gated import Cats, Chess
 from exprune.core.heuristics.heuristic import Heuristic, StatsTest, Threshold
+from exprune.core.heuristics.input_rule import InputRule
 from exprune.core.heuristics.magnitude import Magnitude
 from exprune.core.heuristics.optimal import Optimal
 from exprune.core.heuristics.oracle import Oracle
+from exprune.core.heuristics.teal import Teal
+from exprune.core.heuristics.top_inputs import RSparse, TopK, Wina
 from exprune.core.simulation.exprune import ExPrune
 
 __all__ = [
     "Activation",
     "Calibrated",
     "CalibratedTest",
+    "Cats",
+    "Chess",
+    "Choice",
     "DecisionTable",
     "Dominance",
     "ExPrune",
@@ -39,11 +47,13 @@ __all__ = [
     "FromTables",
     "HeadRecorder",
     "Heuristic",
+    "InputRule",
     "InputVariances",
     "Magnitude",
     "Optimal",
     "Oracle",
     "Prefix",
+    "RSparse",
     "Recorder",
     "SettingError",
     "Site",
@@ -51,7 +61,10 @@ __all__ = [
     "SiteStatistics",
     "SquaredGradients",
     "StatsTest",
+    "Teal",
     "Threshold",
+    "TopK",
+    "Wina",
     "find_sites",
     "load_tables",
     "register_activation",

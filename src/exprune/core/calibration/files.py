@@ -14,7 +14,10 @@ from exprune.core.calibration.lines import SiteStatistics
 from exprune.core.errors import SettingError
 from exprune.files import load_tensors, save_tensors
 
-MEASURED = ("slope", "offset", "sd", "order", "gradient", "rest", "magnitudes", "gate")  # of SiteStatistics
+# Of SiteStatistics.
+MEASURED = tuple(
+    "slope offset sd order gradient rest magnitudes gate outputs factor weighed".split()
+)  # of SiteStatistics
 _FORMAT = "exprune calibration 2"
 _LISTED = "listed"  # of an order that is a tensor
 

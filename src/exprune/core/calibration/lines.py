@@ -37,6 +37,10 @@ class SiteStatistics:
             convolution patches), in equal steps, to 0.3 %; None: another order.
         gate: (outputs,) float64, the root mean square of what the neuron's output is multiplied by, of layers that are
             multiplied with a gate's output; None: of others.
+        outputs: (1025,) float64, of a Linear before an activation, in the order of each input, the quantiles of the
+            absolute values of what that makes of its outputs, in equal steps, to 6 %.
+        factor: (outputs,) float64, the root mean square of what those are multiplied by, where a site gives it.
+        weighed: (1025,) float64, where there is a factor: as ``outputs``, of each value times its neuron's factor.
     """
 
     stages: tuple[int, ...]
@@ -48,6 +52,9 @@ class SiteStatistics:
     rest: Tensor | None = None
     magnitudes: Tensor | None = None
     gate: Tensor | None = None
+    outputs: Tensor | None = None
+    factor: Tensor | None = None
+    weighed: Tensor | None = None
 
     def __post_init__(self) -> None:
         outputs = self.slope.shape[-1:]

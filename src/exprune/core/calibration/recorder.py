@@ -9,7 +9,7 @@ from torch import Tensor
 
 from exprune.core.accounting.plan import checked, make_plan
 from exprune.core.calibration.context import Calibration
-from exprune.core.calibration.histogram import Histogram
+from exprune.core.calibration.histogram import Histogram, NeuronHistogram
 from exprune.core.calibration.lines import Moments, SiteStatistics, TooFewRowsError, floored, undefined
 from exprune.core.discovery.sites import Site, with_wholes
 from exprune.core.partial_sums.input_order import Columns, Ranked, energies, rows_of
@@ -57,8 +57,16 @@ class Recorder(Calibration):
         self._moments: dict[str, Moments] = {}
         self._rest: dict[str, Tensor] = {}  # of sites in the order of each input, after each stage, sums of squares
         self._magnitudes: dict[str, Histogram] = {}
-        self._factors = {site.name: site.gated for site in known if site.gated in self.plans}
-        self._gates: dict[str, tuple[Tensor, int]] = {}  # by factor: of its gate's outputs the sums of squares, rows
+        self._outputs = {
+            site.name: NeuronHistogram()
+            for site in known
+            if site.before_activation and not site.spatial_dims and site.name in self.plans
+            if self.plans[site.name].by_input
+        }
+        # Of the two layers of a gated product each is asked how large the other's outputs are.
+        pairs = [(site.name, site.gated) for site in known if site.gated in self.plans and site.name in self.plans]
+        self._others = {name: other for pair in pairs for name, other in (pair, pair[::-1])}
+        self._squares: dict[str, tuple[Tensor, int]] = {}  # of those layers' outputs the sums of squares, rows
 
     def before_activation(self, chain: Chain, z: Tensor) -> None:
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
@@ -75,11 +83,15 @@ class Recorder(Calibration):
                 moments.add(len(some), ((s, some) for s in sums))
 
     def at_activation(self, chain: Chain, out: Tensor) -> None:
-        if (factor := self._factors.get(chain.name)) is not None:
-            outputs = data_rows(out.detach(), chain.call.channel_dim, self.rows)
+        if chain.name not in self._outputs and chain.name not in self._others:
+            return
+        outputs = data_rows(out.detach(), chain.call.channel_dim, self.rows)
+        if chain.name in self._outputs:
+            self._outputs[chain.name].add(outputs)
+        if chain.name in self._others:
             squares, rows = torch.linalg.vector_norm(outputs, dim=0, dtype=torch.float64) ** 2, len(outputs)
-            before = self._gates.get(factor, (torch.zeros_like(squares), 0))
-            self._gates[factor] = before[0] + squares, before[1] + rows
+            before = self._squares.get(chain.name, (torch.zeros_like(squares), 0))
+            self._squares[chain.name] = before[0] + squares, before[1] + rows
 
     def _rank(self, chain: Chain, take: Callable[[Tensor], Tensor], z: Tensor, full: Tensor, moments: Moments) -> None:
         """Take the moments of what is left of each row, over its norm, and of the sum so far, over that of all."""
@@ -161,11 +173,23 @@ class Recorder(Calibration):
             magnitudes = self._magnitudes[name].quantiles(QUANTILES).sqrt()
         stages = [stage.n for stage in self.plans[name].stages]
         measured = SiteStatistics.of(moments, stages, name, self.orders.get(name), rest, magnitudes)
-        if (of_gate := self._gates.get(name)) is None:
-            return measured
-        if not of_gate[0].isfinite().all():
-            raise undefined(0, of_gate[1], f"the gate of {name}")
-        return replace(measured, gate=floored((of_gate[0] / of_gate[1]).sqrt()))
+        if name not in self._outputs:
+            return replace(measured, gate=self._beside(name))
+        factor, of = self._beside(name), self._outputs[name]
+        weighed = None if factor is None else of.quantiles(QUANTILES, factor)
+        return replace(measured, outputs=of.quantiles(QUANTILES), factor=factor, weighed=weighed)
+
+    def _beside(self, name: str) -> Tensor | None:
+        """(outputs,): the root mean squares of what a layer's outputs are multiplied by; None where nothing is known.
+
+        Raises:
+            SettingError: something in it was NaN or infinite.
+        """
+        if (of := self._squares.get(self._others.get(name, ""))) is None:
+            return None
+        if not of[0].isfinite().all():
+            raise undefined(0, of[1], f"what {name} is multiplied by")
+        return floored((of[0] / of[1]).sqrt())
 
 
 def _scaled(ranked: Ranked, full: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from exprune.core.accounting.plan import Plan
 from exprune.core.calibration.lines import SiteStatistics
 from exprune.core.decisions import apply
+from exprune.core.decisions.choice import Choice
 from exprune.core.decisions.prefix import Prefix
 from exprune.core.decisions.table import DecisionTable
 from exprune.core.discovery.sites import Site, matching
@@ -92,13 +93,16 @@ class Heuristic:
             return None
         return f"feeds {site.activation.name}, no ReLU, for which {type(self).__name__} has no test; Optimal has one"
 
-    def cut(self, site: Site, tau: Any) -> float | None:
-        """Which terms are evaluated before the only stage, whose number is then no matter: of every row (position)
-        those with an input (a patch) of a norm above this.
+    def choices(self, sites: Sequence[Site], taus: Mapping[str, Any]) -> Mapping[str, Choice]:
+        """Which inputs are evaluated before the only stage, whose number is then no matter; worked out before the run.
 
-        None: as many as the stage says. It takes the order ``"input"``.
+        Such a site takes the order ``"input"``. Others evaluate as many terms as their stages say.
+
+        Args:
+            sites: all layers of the run.
+            taus: the knobs, by name, of those that are pruned.
         """
-        return None
+        return {}
 
     def overhead(self, stage: int, site: Site) -> int:
         """FLOPs of the test at ``stage``, per neuron tested."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exprune.core.calls.layers import LinearCall
+from exprune.core.decisions.choice import Choice
 from exprune.core.partial_sums.elementwise import per_row
 from exprune.core.partial_sums.products import product
 from exprune.core.partial_sums.terms import pad, sum_dtype
@@ -48,9 +49,10 @@ class Columns:
         """The rows (R, K, N) with their terms ranked: by patch norm times norm of the weights, ties as they stand."""
         return Ranked(self, rows, energies(rows).mul_(self.norms), tuple(stages))
 
-    def above(self, rows: Tensor, cut: float) -> "Above":
-        """The rows with those of their terms whose patch norm lies above the cut."""
-        return Above(self, rows, energies(rows), cut=cut)
+    def choose(self, rows: Tensor, choice: Choice) -> "Chosen":
+        """The rows with those of their terms that are chosen."""
+        energy = energies(rows)
+        return Chosen(self, rows, energy, kept=choice.keep(energy, self.norms), basis=choice.basis)
 
     @cached_property
     def of_outputs(self) -> Tensor:
@@ -181,29 +183,35 @@ class Ranked:
 _MOST, _PLACE = 2**31 - 1, 2**32 - 1
 
 
-@dataclass(frozen=True)
-class Above(Ranked):
-    """Rows of which, in a single stage, the terms are summed whose norm lies above a cut."""
+@dataclass(frozen=True, kw_only=True)
+class Chosen(Ranked):
+    """Rows of which, in a single stage, the ``kept`` terms (R, N) bool are summed; the others by way of ``basis``."""
 
-    cut: float = 0.0
+    kept: Tensor
+    basis: Tensor | None = None
 
     def sums(self) -> Iterator[Tensor]:
-        return map(self._product, self.firsts())
+        evaluated = self._product(next(self.firsts()))
+        if self.basis is not None:
+            basis = self.basis.to(self.rows)
+            left = torch.where(self.kept[:, None], 0, self.rows).flatten(1)
+            evaluated = evaluated + left @ basis @ (basis.T @ self.columns.weight)
+        yield evaluated
 
     def firsts(self) -> Iterator[Tensor]:
-        yield self._above.to(self.rows.dtype)
+        yield self._evaluated.to(self.rows.dtype)
 
     def counts(self) -> Iterator[int | Tensor]:
-        yield per_row(self._above)
+        yield per_row(self._evaluated)
 
     @cached_property
     def rest(self) -> Tensor:
-        left = self.energy.masked_fill(self._above, 0)
+        left = self.energy.masked_fill(self.kept, 0)
         return _norms(left.sum(1, keepdim=True)).to(self.rows.dtype)
 
     @cached_property
-    def _above(self) -> Tensor:
-        return self.energy > self.cut**2
+    def _evaluated(self) -> Tensor:
+        return self.kept & self.nonzero
 
 
 def _norms(energies: Tensor) -> Tensor:
@@ -247,9 +255,9 @@ def ranking_flops(call: LinearCall, stages: int) -> int:
     return call.terms * (_norm_flops(call) + 1 + math.ceil(math.log2(max(call.terms, 2))) + 1) + stages
 
 
-def cutting_flops(call: LinearCall) -> int:
-    """FLOPs of telling which terms of one row lie above a cut: norms of its patches, a comparison each."""
-    return call.terms * (_norm_flops(call) + 1 if call.is_conv else 1)
+def choosing_flops(call: LinearCall, choice: Choice) -> int:
+    """FLOPs of choosing terms of one row: the rule's, and norms of its patches, which a number needs none of."""
+    return choice.flops + (call.terms * _norm_flops(call) if call.is_conv else 0)
 
 
 def _norm_flops(call: LinearCall) -> int:

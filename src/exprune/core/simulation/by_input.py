@@ -9,7 +9,7 @@ from torch import Tensor
 from exprune.core.accounting.flops import SiteFlops
 from exprune.core.accounting.plan import Plan
 from exprune.core.partial_sums.elementwise import per_row
-from exprune.core.partial_sums.input_order import Columns, Ranked, cutting_flops, ranking_flops, rows_of
+from exprune.core.partial_sums.input_order import Columns, Ranked, choosing_flops, ranking_flops, rows_of
 from exprune.core.partial_sums.products import product
 from exprune.core.simulation.blocks import same_memory
 from exprune.core.simulation.stops import Stops
@@ -38,11 +38,11 @@ def prune_by_input(
         shift=chain.shift.flatten() if isinstance(chain.shift, Tensor) else chain.shift,
         residual=None if chain.residual is None else _matrix(chain.residual, given, dim),
     )
-    patches, cut = rows_of(chain.call, chain.call.input), stops.heuristic.cut(of.site, stops.tau)
-    if cut is None:
+    patches, choice = rows_of(chain.call, chain.call.input), stops.choice
+    if choice is None:
         ranked, overhead = columns.rank(patches, of.stages), ranking_flops(chain.call, len(of.stages))
     else:
-        ranked, overhead = columns.above(patches, cut), cutting_flops(chain.call)
+        ranked, overhead = columns.choose(patches, choice), choosing_flops(chain.call, choice)
     for index, so_far in enumerate(ranked.sums()):
         stops.test(index, beside, so_far, None, None, data, full, ranked, gate)
     rows = len(out) if data is None else int(data.sum())

@@ -1,7 +1,7 @@
 """The context under which a model runs pruned."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from exprune.core.accounting.counting import Counting
 from exprune.core.accounting.flops import Flops, SiteFlops
 from exprune.core.accounting.ledger import Ledger
 from exprune.core.accounting.plan import checked, make_plan
+from exprune.core.decisions.choice import Choice
 from exprune.core.decisions.table import DecisionTable
 from exprune.core.discovery.sites import Site
 from exprune.core.errors import SettingError
@@ -127,7 +128,7 @@ class ExPrune:
         ledger = self._ledger
         audit = RunAudit(self.sites, ledger.sites.keys())
         counting = Counting(self.sites, self._masks, ledger, lambda: self.rows)
-        pruner = Pruner(self.heuristic, self.taus, ledger, lambda: self.rows, self.tables)
+        pruner = Pruner(self.heuristic, self.taus, ledger, lambda: self.rows, self.tables, self.choices)
         known = KnownSites(self.sites, ledger.sites.keys(), audit.fault)
         tracer = Tracer(known, (counting, audit, pruner), ledger.flop_counter.call, pruner.compute)
         self._entered = tracer, audit, counting
@@ -170,6 +171,11 @@ class ExPrune:
             name: self.heuristic.solve(of.site, of.plan, self.taus[name]) for name, of in self._ledger.sites.items()
         }
         return {name: table for name, table in solved.items() if table is not None}
+
+    @cached_property
+    def choices(self) -> Mapping[str, Choice]:
+        """Which inputs are evaluated, by site, likewise; none of a heuristic that tests in stages."""
+        return {} if self.heuristic is None else self.heuristic.choices(self.sites, self.taus)
 
     @property
     def flops(self) -> Flops:

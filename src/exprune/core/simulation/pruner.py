@@ -7,6 +7,7 @@ from torch import Tensor
 
 from exprune.core.accounting.ledger import Ledger
 from exprune.core.calls.layers import LinearCall
+from exprune.core.decisions.choice import Choice
 from exprune.core.decisions.table import DecisionTable
 from exprune.core.heuristics.heuristic import Heuristic
 from exprune.core.partial_sums.input_order import Columns, inputs_at_once
@@ -30,6 +31,7 @@ class Pruner(Observer):
         ledger: where to count; its sites are those that are pruned.
         rows: says which rows of the current batch are data, see :class:`~exprune.core.ExPrune`.
         tables: what the heuristic has solved, by site.
+        choices: which inputs are evaluated, of sites of which the heuristic says that.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Pruner(Observer):
         ledger: Ledger,
         rows: Callable[[], Tensor | None],
         tables: Mapping[str, DecisionTable],
+        choices: Mapping[str, Choice],
     ) -> None:
-        self._heuristic, self._taus, self._ledger, self._rows, self._tables = heuristic, taus, ledger, rows, tables
+        self._heuristic, self._taus, self._ledger, self._rows = heuristic, taus, ledger, rows
+        self._tables, self._choices = tables, choices
         several = heuristic is not None and len(heuristic.stages) > 1
         # The sums of one stage are not worth other last bits.
         self._parts = Parts({name: of.plan for name, of in ledger.sites.items()} if several else {})
@@ -79,7 +83,8 @@ class Pruner(Observer):
         chain, out = as_rows(chain, out)
         full = None if self._full is None else self._full.reshape(out.shape)
         name = chain.name
-        terms, stops = self._terms(chain), Stops(self._heuristic, of, self._taus[name], self._tables.get(name))
+        solved = self._tables.get(name), self._choices.get(name)
+        terms, stops = self._terms(chain), Stops(self._heuristic, of, self._taus[name], *solved)
         columns = most = gate = None
         noted: list[Tensor] = []
         if of.plan.by_input:

@@ -10,6 +10,7 @@ from torch import Tensor
 from exprune.core.accounting.flops import SiteFlops
 from exprune.core.calls.activations import Activation
 from exprune.core.calls.layers import per_channel
+from exprune.core.decisions.choice import Choice
 from exprune.core.decisions.prefix import Prefix
 from exprune.core.decisions.table import DecisionTable
 from exprune.core.heuristics.heuristic import Heuristic
@@ -25,12 +26,19 @@ class Stops:
         of: the site and its plan.
         tau: the site's knob.
         table: what the heuristic has solved for it.
+        choice: which inputs it evaluates, where the heuristic says that.
     """
 
     def __init__(
-        self, heuristic: Heuristic, of: SiteFlops, tau: float | None, table: DecisionTable | None = None
+        self,
+        heuristic: Heuristic,
+        of: SiteFlops,
+        tau: float | None,
+        table: DecisionTable | None = None,
+        choice: Choice | None = None,
     ) -> None:
         self.heuristic, self.site, self.plan, self.tau, self.table = heuristic, of.site, of.plan, tau, table
+        self.choice = choice
         self._dims = 0 if self.plan.by_input else self.site.spatial_dims
         self._kept: dict[Any, Any] = {}
         self._expected: Tensor | None = None  # of the block: what was expected of a neuron when it stopped

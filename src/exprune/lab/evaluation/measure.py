@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from exprune.api.change import summarised
-from exprune.core import Dominance, ExPrune, Heuristic, Magnitude
+from exprune.core import Dominance, ExPrune, Heuristic, InputRule
 from exprune.core.errors import SettingError
 from exprune.lab.evaluation.head import head_row
 from exprune.lab.evaluation.passes import Pass
@@ -84,7 +84,7 @@ def measure(
 
 def _terms_before_test(heuristic: Heuristic) -> int | None:
     """None where there are several tests, or the input says how many."""
-    return None if len(heuristic.stages) > 1 or isinstance(heuristic, Magnitude) else heuristic.stages[0]
+    return None if len(heuristic.stages) > 1 or isinstance(heuristic, InputRule) else heuristic.stages[0]
 
 
 def drop_points(task: Task, dense: Pass, predictions: NDArray, which: NDArray | None = None) -> float:

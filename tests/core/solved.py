@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,11 +22,9 @@ def exactly(problem: Problem, widths: Tensor) -> Tensor:
     found = []
     for j, gradient in enumerate(problem.gradient):
         sd, unit = problem.sd[:, j], float(problem.left[0, j].clamp(min=1))
-        costs = problem.left[:, j] / unit, problem.spared / unit, problem.overhead / unit
-        of_price, first = gradient[None] / (problem.lam * unit), sd[0] * widths
-        solved = solve(
-            problem.activation, of_price, first, sd / sd[0], *costs, ahead=problem.ahead, predict=problem.predict
-        )
+        alone = replace(problem, gradient=gradient[None], sd=sd[:, None], left=problem.left[:, j : j + 1])
+        of_price, course = gradient[None] / (problem.lam * unit), (sd / sd[0])[:, None]
+        solved = solve(alone, of_price, sd[0] * widths, course, slice(1))
         found.append(solved[:, 0].T.sinh() * known_deviations(problem.activation, widths[:, None] * sd))
     return torch.stack(found, -1)
 

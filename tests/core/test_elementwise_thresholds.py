@@ -214,3 +214,25 @@ def test_without_an_activation_a_width_decides(seed: int, ahead: bool, overhead:
                     return go_on
 
                 assert (damage[k] < cost_from(k)) == want
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu"])
+@pytest.mark.parametrize("predict", [False, True])
+def test_under_a_static_mask_each_neuron_has_a_course_of_its_own(name: str, predict: bool) -> None:
+    """Most neurons have few weights left and are known after the first stages, others after the last: what is known
+    of some says nothing of the others."""
+    torch.manual_seed(0)
+    outputs = 70
+    gradient = 10 ** torch.empty(outputs, dtype=torch.float64).uniform_(-3, 0)
+    left = torch.randint(2, 60, (outputs,)).double() * torch.tensor([[1.0], [0.6], [0.3], [0.1]])
+    sd = torch.rand(outputs, dtype=torch.float64).add(0.5) * left.div(left[0]).sqrt()
+    known = torch.arange(outputs) % 3 > 0
+    left[2:, known], sd[2:, known] = 0, torch.finfo(torch.float64).tiny
+    of = problem(NAMED[name], gradient, sd, left, 0.0, 3e-3, 1, True, predict)
+    widths = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    found, want = stop_below(of, widths), exactly(of, widths)
+    unknown = (left > 0).expand_as(found)
+    both = unknown & want.isfinite()
+    assert (found.isfinite() == want.isfinite())[unknown].double().mean() > 0.95 and both.sum() > 200
+    apart = ((found - want).abs() / (widths[:, None, None] * sd))[both]
+    assert apart.quantile(0.98) < 0.05

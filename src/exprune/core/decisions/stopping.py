@@ -6,7 +6,7 @@ and read off between the points of the grid. Without an activation it has a clos
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ _REVEALED = 9  # nodes of the quadrature over what a stage may reveal
 _GRADIENTS = 2  # points to an octave of the gradient
 _OF_A_RELU = 4  # likewise; its gradients and deviations are one axis
 _OCTAVES = 64  # of the lattice at most: what matters less than all others by more is taken to matter so much
+_AT_ONCE = 64  # neurons with courses of their own
 _TINY = torch.finfo(torch.float64).tiny
 
 
@@ -66,6 +67,9 @@ def stop_below(problem: Problem, widths: Tensor) -> Tensor:
     Returns:
         (widths, stages, outputs) in units of z; infinite: always, -inf: never.
     """
+    if _differ(problem):
+        outputs = torch.arange(problem.sd.shape[1]).split(_AT_ONCE)
+        return torch.cat([_each_below(_part(problem, some), widths) for some in outputs], -1)
     activation, unit, course = problem.activation, _unit(problem), _course(problem.sd)
     assert activation is not None
     wide = widths[:, None, None] * problem.sd
@@ -77,22 +81,50 @@ def stop_below(problem: Problem, widths: Tensor) -> Tensor:
     else:
         deviations, at = _SOLVED, octaves(start) / 2
         gradients, places = _lattice(log_gradient, _GRADIENTS)
-    spared, overhead = (float((flops / unit).mean()) for flops in (problem.spared, problem.overhead))
-    costs = (problem.left / unit).mean(1), spared, overhead
-    solved = solve(activation, gradients, deviations, course.flatten(), *costs, problem.ahead, problem.predict)
+    solved = solve(problem, gradients, deviations, course, slice(1))
     between = [_between(of, places[:, k], at[:, k]) for k, of in enumerate(solved)]
     return torch.stack(between, 1).sinh() * known_deviations(activation, wide)
 
 
+def _differ(problem: Problem) -> bool:
+    """Whether each neuron has a course of its own: under a static mask, or where dead inputs leave some known early."""
+    share, course = problem.left / _unit(problem), torch.log2(problem.sd / problem.sd[0])
+    relu = problem.activation is not None and problem.activation.relu
+    return not torch.allclose(share, share[:, :1]) or (relu and bool(course.std(1, correction=0).amax() > 1))
+
+
+def _each_below(problem: Problem, widths: Tensor) -> Tensor:
+    """As :func:`stop_below`, of neurons each of which has its own course and costs."""
+    activation, course = problem.activation, problem.sd / problem.sd[0]
+    assert activation is not None
+    log_gradient, every = torch.log2(problem.gradient / (problem.lam * _unit(problem))), slice(None)
+    wide = widths[:, None, None] * problem.sd
+    if activation.relu:
+        gradients, places = _lattice(log_gradient + 2 * torch.log2(wide[:, 0]), _OF_A_RELU)
+        solved = solve(problem, gradients, torch.ones_like(log_gradient), course, every)
+        between = torch.stack([_along(of, places) for of in solved], 1)
+    else:
+        gradients, places = _lattice(log_gradient[None], _GRADIENTS)
+        solved_at = (solve(problem, gradients, start, course, every) for start in wide[:, 0])
+        between = torch.cat([torch.stack([_along(of, places) for of in solved], 1) for solved in solved_at])
+    return between.sinh() * known_deviations(activation, wide)
+
+
 def zero_below(problem: Problem, widths: Tensor) -> Tensor:
     """Below which expectation of z what stops had better output 0, which spares more: as :func:`stop_below`."""
-    unit, wide = _unit(problem), widths[:, None, None] * problem.sd
+    wide = widths[:, None, None] * problem.sd
     assert problem.activation is not None
-    gradients, places = _lattice(torch.log2(problem.gradient / (problem.lam * unit)), _GRADIENTS)
-    solved = solve_zero(problem.activation, gradients, _SOLVED, float((problem.spared / unit).mean()))
+    gradients, places = _lattice(torch.log2(problem.gradient / problem.lam), _GRADIENTS)
+    solved = solve_zero(problem.activation, gradients, _SOLVED, problem.spared)
     return _between(solved, places.expand_as(wide), octaves(wide) / 2).sinh() * known_deviations(
         problem.activation, wide
     )
+
+
+def _part(problem: Problem, outputs: Tensor) -> Problem:
+    """Of some neurons."""
+    of = problem.gradient[outputs], problem.sd[:, outputs], problem.left[:, outputs]
+    return replace(problem, gradient=of[0], sd=of[1], left=of[2])
 
 
 def tolerated(activation: Activation, sd: Tensor, tolerance: float, tau: float) -> Tensor:
@@ -118,41 +150,40 @@ def stop_narrower(problem: Problem) -> Tensor:
     return (problem.lam * torch.stack(worth)).sqrt()
 
 
-def solve(
-    activation: Activation,
-    gradients: Tensor,
-    deviations: Tensor,
-    course: Tensor,
-    left: Tensor,
-    spared: float,
-    overhead: float,
-    ahead: bool,
-    predict: bool,
-) -> Tensor:
+def solve(problem: Problem, gradients: Tensor, deviations: Tensor, course: Tensor, outputs: slice) -> Tensor:
     """The thresholds of neurons of all these gradients and deviations: (stages, gradients, deviations), as the inverse
     hyperbolic sine of expectations in units of the deviation after the stage, as :func:`known_deviations` has it.
 
     Args:
+        problem: says what is spent, of ``outputs``: one neuron for all, or one for each deviation.
         gradients: (G,) in units of the price. deviations: (D,) after the first stage.
-        course: (stages,), the deviations after each stage, in units of the first.
-        left, spared, overhead, ahead, predict: as of :class:`Problem`; ``left`` is (stages,).
+        course: (stages, 1 or D), the deviations after each stage, in units of the first.
     """
+    activation, unit = problem.activation, _unit(problem)[outputs, None]
+    assert activation is not None
+    left, spared, overhead = (
+        problem.left[:, outputs, None] / unit,
+        problem.spared / unit,
+        problem.overhead / unit,
+    )
     stop, known = [], [known_deviations(activation, deviations * share) for share in course]
     for of_stage in known:
         squares, errors = moments(activation, of_stage)
         half = gradients[:, None, None] / 2
-        stop.append((half * squares).minimum(half * errors + spared) if predict else half * squares)
+        stop.append((half * squares).minimum(half * errors + spared) if problem.predict else half * squares)
     computed = left + spared
     points = [_log_crossing(stop[-1], computed[-1])]
     later = stop[-1].minimum(computed[-1])
     for k in range(len(stop) - 2, -1, -1):
         go_on = computed[k].expand_as(stop[k])
-        if ahead:
+        if problem.ahead:
             expected = torch.einsum("gdm,dnm->gdn", later, _revealed(known[k], known[k + 1]))
             go_on = computed[k] - computed[k + 1] + overhead + expected
         points.append(_log_crossing(stop[k], go_on))
         later = stop[k].minimum(go_on)
-    return torch.stack(points[::-1])
+    solved = torch.stack(points[::-1])
+    # The damage of a 0 grows on beyond the grid, where a neuron that is nearly known may lie.
+    return solved.clamp(max=float(PLACES[-1])) if activation.relu and not problem.predict else solved
 
 
 def solve_zero(activation: Activation, gradients: Tensor, deviations: Tensor, spared: float) -> Tensor:
@@ -204,6 +235,14 @@ def _between(values: Tensor, row: Tensor, column: Tensor) -> Tensor:
     top, bottom = (torch.lerp(corners[k], corners[k + 1], column - j) for k in (0, 2))
     between = torch.lerp(top, bottom, row - i)
     return torch.where(between.isfinite(), between, torch.stack(corners).amin(0))
+
+
+def _along(values: Tensor, row: Tensor) -> Tensor:
+    """Of (rows, outputs) values those between the points of each output, at rows (n, outputs); as :func:`_between`."""
+    i = row.long().clamp(0, max(len(values) - 2, 0))
+    low, high = values.gather(0, i), values.gather(0, (i + 1).clamp(max=len(values) - 1))
+    between = torch.lerp(low, high, row - i)
+    return torch.where(between.isfinite(), between, low.minimum(high))
 
 
 def _log_crossing(stop: Tensor, go_on: Tensor) -> Tensor:

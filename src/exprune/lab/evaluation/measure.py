@@ -73,7 +73,7 @@ def measure(
         command=command,
         head=None if head is None else head_row(head, len(dense.targets)),
         metrics={} if head is not None else _secondary(task, dense, pruned),  # they ask for all logits
-        divergence=_divergence(dense, pruned, cfg.seed),
+        divergence=divergence_of(dense, pruned, cfg.seed),
     )
     check_defined(result)
     examples = pd.DataFrame({"target": dense.targets, "dense": dense.predictions, "pruned": pruned.predictions})
@@ -133,7 +133,7 @@ def compare(task: Task, dense: Pass, pruned: Pass, resamples: int, seed: int) ->
     )
 
 
-def _divergence(dense: Pass, pruned: Pass, seed: int) -> dict[str, Any] | None:
+def divergence_of(dense: Pass, pruned: Pass, seed: int) -> dict[str, Any] | None:
     """What KL(dense || pruned) of the predictions is over the inputs; None of a task that does not measure it."""
     if "divergence" not in pruned.columns:
         return None

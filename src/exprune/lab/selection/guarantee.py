@@ -70,7 +70,7 @@ def how_many_promised(
     passed, test = how_many_pass(evidence(), drop / 100, error)
     if not passed:
         count, unit = len(curve.dense.targets), curve.subject.task.unit
-        raise out_of_reach(test, drop / 100, error, count, unit, first, f"exprune.target_drop={drop:g}", 100)
+        raise out_of_reach(test, drop / 100, error, count, unit, first, f"exprune.target_drop={drop:g}", points=True)
     return passed, test, points
 
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness around a pruned model: HFLM calls it inside the context; the questions are a local JSON file."""
+"""lm-evaluation-harness around a pruned model: HFLM calls it inside the context; the questions are a local file."""
 
 import json
 from pathlib import Path

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
-from exprune.core import Calibrated, ExPrune, Flops, Recorder, Site, StatsTest, Threshold, find_sites
+from exprune.core import Calibrated, ExPrune, FlopReport, Recorder, Site, StatsTest, Threshold, find_sites
 from exprune.core.heuristics.heuristic import Heuristic
 from tests.core.networks import SmallCNN, counts, pruned_pass, refusal, scramble
 
@@ -79,7 +79,7 @@ def test_sites_with_their_model(activation: Callable, way: Callable[[Any], Any])
     assert "none of the sites was reached" in refusal(lambda: pruned_pass(model, sites_there, heuristic_there, x))
 
 
-def figures(flops: Flops) -> tuple[Any, ...]:
+def figures(flops: FlopReport) -> tuple[Any, ...]:
     return str(flops), flops.dense, flops.pruned, flops.dense_without_zero_terms, [s.stopped for s in flops.sites]
 
 
@@ -151,7 +151,7 @@ def test_counts_are_loaded_without_running_code() -> None:
     assert counts(other) == counts(run)
 
 
-def in_another_process(model: nn.Module, sites: list[Site], x: Tensor) -> Flops:
+def in_another_process(model: nn.Module, sites: list[Site], x: Tensor) -> FlopReport:
     return pruned_pass(model, sites, StatsTest(0.3, n=3), x).flops
 
 

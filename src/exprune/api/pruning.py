@@ -13,7 +13,7 @@ from exprune.api.change import Metric
 from exprune.api.levels import Tried, even_levels, least_that_saves, most_within
 from exprune.api.promise import Promise, changes, promised
 from exprune.api.tradeoff import Observed, Point, batches_for, default_prices, heuristic_at, observed, price_at
-from exprune.core import ExPrune, Flops, Site
+from exprune.core import ExPrune, FlopReport, Site
 from exprune.core.errors import SettingError
 from exprune.core.settings import real
 
@@ -106,7 +106,7 @@ class prune:
         self._hook: Any = None
 
     @property
-    def flops(self) -> Flops:
+    def flops(self) -> FlopReport:
         """What all calls so far cost, densely and pruned."""
         return self._run.flops
 

@@ -12,7 +12,7 @@ from exprune.api.batches import Batches, Call, data_rows
 from exprune.api.calibration import Calibration
 from exprune.api.change import Change, Metric, apart, inputs_of, output_of, summarised
 from exprune.api.progress import bar
-from exprune.core import ExPrune, Flops, Optimal, Site
+from exprune.core import ExPrune, FlopReport, Optimal, Site
 from exprune.core.errors import SettingError
 
 PRICES = 6
@@ -30,7 +30,7 @@ class Point:
     """
 
     price: float
-    flops: Flops
+    flops: FlopReport
     change: Change
     metric: Change | None = None
 
@@ -162,7 +162,7 @@ class Observed:
     """
 
     price: float
-    flops: Flops
+    flops: FlopReport
     measure: str
     values: Tensor
     same: Tensor | None

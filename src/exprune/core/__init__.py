@@ -8,7 +8,7 @@
 This package imports torch and the standard library only.
 """
 
-from exprune.core.accounting.flops import Flops, SiteFlops
+from exprune.core.accounting.flops import FlopReport, SiteFlops
 from exprune.core.calibration.importance import InputVariances, SquaredGradients, term_order
 from exprune.core.calibration.lines import SiteStatistics
 from exprune.core.calibration.recorder import Recorder
@@ -43,7 +43,7 @@ __all__ = [
     "DecisionTable",
     "Dominance",
     "ExPrune",
-    "Flops",
+    "FlopReport",
     "FromTables",
     "HeadRecorder",
     "Heuristic",
@@ -72,3 +72,12 @@ __all__ = [
     "select_sites",
     "term_order",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Flops":
+        import warnings
+
+        warnings.warn("exprune.core.Flops is called FlopReport", DeprecationWarning, stacklevel=2)
+        return FlopReport
+    raise AttributeError(f"module 'exprune.core' has no attribute {name!r}")

@@ -151,7 +151,7 @@ def _total(count: int | Tensor) -> int:
 
 
 @dataclass(frozen=True)
-class Flops:
+class FlopReport:
     """FLOPs of a model's passes, dense and pruned: integers.
 
     ``unpruned`` is what :class:`torch.utils.flop_counter.FlopCounterMode` counts, linear algebra without bias,

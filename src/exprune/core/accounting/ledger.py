@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from exprune.core.accounting.flop_counter import FlopCounter
-from exprune.core.accounting.flops import Flops, SiteFlops
+from exprune.core.accounting.flops import FlopReport, SiteFlops
 from exprune.core.errors import SettingError
 
 _COUNTED = ("outputs", "pruned_at", "negative", "wrong", "zeros", "row")
@@ -29,9 +29,11 @@ class Ledger:
     zeros: int = 0
 
     @property
-    def flops(self) -> Flops:
+    def flops(self) -> FlopReport:
         """What all passes so far cost, densely and pruned."""
-        return Flops(self.flop_counter.flops, tuple(self.sites.values()), self.zeros, dict(self.flop_counter.uncounted))
+        return FlopReport(
+            self.flop_counter.flops, tuple(self.sites.values()), self.zeros, dict(self.flop_counter.uncounted)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """All counts, to go on with later."""

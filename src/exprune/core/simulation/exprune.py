@@ -11,7 +11,7 @@ from torch import Tensor
 
 from exprune.core.accounting.audit import RunAudit
 from exprune.core.accounting.counting import Counting
-from exprune.core.accounting.flops import Flops, SiteFlops
+from exprune.core.accounting.flops import FlopReport, SiteFlops
 from exprune.core.accounting.ledger import Ledger
 from exprune.core.accounting.plan import checked, make_plan
 from exprune.core.decisions.choice import Choice
@@ -178,7 +178,7 @@ class ExPrune:
         return {} if self.heuristic is None else self.heuristic.choices(self.sites, self.taus)
 
     @property
-    def flops(self) -> Flops:
+    def flops(self) -> FlopReport:
         """What all passes so far cost, densely and pruned."""
         return self._ledger.flops
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from exprune.core import ExPrune, Flops, SiteFlops
+from exprune.core import ExPrune, FlopReport, SiteFlops
 from exprune.core.errors import SettingError
 from exprune.files import write_whole
 from exprune.lab.evaluation.passes import Pass
@@ -134,7 +134,7 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def flops_per_input(unit: str, linear: Flops, dense_pass: Pass, pruned_pass: Pass) -> FlopsPerInput:
+def flops_per_input(unit: str, linear: FlopReport, dense_pass: Pass, pruned_pass: Pass) -> FlopsPerInput:
     """Add the paper's element-wise terms, which pruning does not change, and divide by the inputs.
 
     Where the network says nothing of those terms, they are named in ``uncounted``.

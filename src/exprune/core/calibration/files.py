@@ -1,12 +1,12 @@
 """Statistics of sites as a file, which holds tensors and no code."""
 
+import ctypes
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from exprune.core.accounting.plan import BY_INPUT
@@ -72,6 +72,7 @@ def network_digest(network: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def raw(tensor: Tensor) -> Any:
-    """A tensor's bytes."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+def raw(tensor: Tensor) -> bytes:
+    """A tensor's bytes. Without numpy, which torch does without."""
+    plain = tensor.detach().cpu().contiguous()
+    return ctypes.string_at(plain.data_ptr(), plain.nbytes) if plain.nbytes else b""

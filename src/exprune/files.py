@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import logging
 import math
 import os
@@ -120,6 +121,7 @@ def save_tensors(
     Args:
         most: bytes of a file: more of them go into ``STEM-1of3.safetensors``, ``STEM-2of3.safetensors``, and so on.
     """
+    _needs_safetensors(path)
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -139,6 +141,11 @@ def save_tensors(
     for one, part in reversed(list(zip(paths, parts, strict=True))):  # the first, by which all are found, last
         write_whole(one, functools.partial(write, part=part))
     return paths[0]
+
+
+def _needs_safetensors(path: Path) -> None:
+    if importlib.util.find_spec("safetensors") is None:
+        raise SettingError(f"{path}: reading and writing it needs the package safetensors; pip install safetensors")
 
 
 def parts_of(path: Path, count: int) -> list[Path]:
@@ -176,6 +183,7 @@ def load_tensors(path: Path, form: str | None = None) -> "tuple[dict[str, Tensor
     Raises:
         SettingError: the file is missing, truncated or of another format, or its parts are of different files.
     """
+    _needs_safetensors(path)
     from safetensors import SafetensorError, safe_open
 
     first = re.fullmatch(r"(.+)-1of(\d+)", path.stem)

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import exprune
 import exprune.lab  # mends torchvision
+from exprune.files import write_whole
 
 Made = tuple[nn.Module, list[Any], list[Any]]  # a model, batches to calibrate on, others to measure on
 
@@ -141,5 +142,7 @@ def curve(name: str) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    table = pd.concat([curve(name) for name in sys.argv[1:] or MODELS])
-    table.to_csv(Path(__file__).with_suffix(".csv"), index=False)
+    file, chosen = Path(__file__).with_suffix(".csv"), sys.argv[1:] or list(MODELS)
+    old = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["model"])
+    table = pd.concat([old[~old.model.isin(chosen)], *map(curve, chosen)])
+    write_whole(file, lambda partial: table.to_csv(partial, index=False, float_format="%.6g"))

@@ -1,5 +1,6 @@
 """PIQA for any causal language model, scored as lm-evaluation-harness 0.4 does."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import exprune
 from exprune.core.errors import SettingError
 from exprune.lab.examples.language.choices import PiqaRow, piqa_rows
 from exprune.lab.examples.language.continuation_task import ContinuationTask
@@ -75,11 +77,14 @@ def piqa_data(name: str, data_dir: Path, batch: int = 2, limit: int | None = Non
     return data
 
 
-def scored(model: PreTrainedModel, data: PiqaData) -> dict[str, list[Any]]:
+def scored(
+    model: PreTrainedModel, data: PiqaData, context: Callable[[], Any] = contextlib.nullcontext
+) -> dict[str, list[Any]]:
     """Per question of both parts, in the order of the file: log-likelihoods, and what both metrics answer."""
     task, found = ContinuationTask(model), {}
+    task.before_pass()
     for batch in itertools.chain(data.val_dataloader(), data.test_dataloader()):
-        with torch.no_grad():
+        with torch.no_grad(), context():
             out = task.predict_step(batch, 0)
         assert "index" not in out  # it would put a pass into another order than that in which a search sees its batches
         lists = (out[name].tolist() for name in ("loglikelihood", "prediction", "per_character", "target"))
@@ -185,13 +190,20 @@ def test_a_small_model_answers_as_in_the_harness(tmp_path: Path) -> None:
     for make, begins in ((small_llama, False), (small_opt, True)):
         folder = saved(make(), tmp_path / make.__name__, begins)
         against_harness(harness, str(folder), ROWS, tmp_path)
+        against_harness(harness, str(folder), ROWS, tmp_path, price=1e-6)
 
 
-def against_harness(harness: Any, name: str, rows: list[PiqaRow], folder: Path) -> None:
+def against_harness(harness: Any, name: str, rows: list[PiqaRow], folder: Path, price: float | None = None) -> None:
+    """Densely, or pruned at a price: the harness calls the model inside the context."""
     from lm_eval.models.huggingface import HFLM
 
     model: LlamaForCausalLM = pretrained_lm(name, "float32").eval()
-    ours = scored(model, piqa_data(name, write_piqa(folder, rows)))
+    context: Any = contextlib.nullcontext()
+    if price is not None:
+        ids = torch.randint(model.config.vocab_size, (8, 4, 20), generator=torch.Generator().manual_seed(0))
+        calibration = exprune.calibrate(model, [{"input_ids": some} for some in ids])
+        context = exprune.prune(model, calibration, price=price)
+    ours = scored(model, piqa_data(name, write_piqa(folder, rows)), lambda: context)
     lines = [
         json.dumps({"goal": row.goal, "sol1": row.solutions[0], "sol2": row.solutions[1], "label": row.answer})
         for row in rows
@@ -204,11 +216,13 @@ def against_harness(harness: Any, name: str, rows: list[PiqaRow], folder: Path) 
         "doc_to_choice": "{{[sol1, sol2]}}", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     }  # fmt: skip
     lm = HFLM(pretrained=model, tokenizer=own_tokenizer(name), batch_size=1)
-    found = harness.simple_evaluate(lm, tasks=[task], bootstrap_iters=0, log_samples=True)["samples"]["piqa_here"]
+    with context:
+        found = harness.simple_evaluate(lm, tasks=[task], bootstrap_iters=0, log_samples=True)["samples"]["piqa_here"]
+    assert price is None or 0.05 < context.flops.saved < 0.95
     found = sorted(found, key=lambda sample: sample["doc_id"])
     assert len(found) == len(rows)
     for k, sample in enumerate(found):
         theirs = [float(answer[0]) for answer in sample["filtered_resps"]]
-        assert ours["both"][k] == pytest.approx(theirs, abs=1e-3)
+        assert ours["both"][k] == pytest.approx(theirs, abs=1e-4, rel=1e-5)
         for metric in ("acc", "acc_norm"):
             assert (ours[metric][k] == rows[k].answer) == bool(sample[metric]), (k, metric)

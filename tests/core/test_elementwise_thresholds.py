@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exprune.core import Activation
 from exprune.core.decisions.moments import half_moment, predicted_moment
-from exprune.core.decisions.stopping import stop_below, stop_narrower, tolerated
+from exprune.core.decisions.stopping import stop_below, stop_narrower, tolerated, zero_below
 from tests.core.activations import (
     DENSITY,
     FAR,
@@ -27,7 +27,7 @@ from tests.core.activations import (
     ones,
     squares_and_errors,
 )
-from tests.core.solved import RELU, exactly, problem, thresholds, zero_thresholds
+from tests.core.solved import RELU, exactly, problem, thresholds, zero_exactly, zero_thresholds
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -234,6 +234,7 @@ def test_under_a_static_mask_each_neuron_has_a_course_of_its_own(name: str, pred
     unknown = (left > 0).expand_as(found)
     both = unknown & want.isfinite()
     assert (found.isfinite() == want.isfinite())[unknown].double().mean() > 0.95 and both.sum() > 100
+    assert not ((found == math.inf) & (want < math.inf))[unknown].any()  # beside "always" the more cautious
     apart = ((found - want).abs() / (widths[:, None, None] * sd))[both]
     assert apart.quantile(0.8 if predict else 0.98) < 0.05  # predictions have thresholds that rise to infinity
 
@@ -244,3 +245,17 @@ def test_a_neuron_that_dead_inputs_leave_known_is_not_stopped_where_it_is_positi
     left = torch.tensor([[10.0], [5.0]], dtype=torch.float64).expand(2, 3)
     found = stop_below(problem(RELU, ones().expand(3), sd, left, 0.0, 1.0, 1, True), torch.ones(1, dtype=torch.float64))
     assert 0 <= found[0, 1, 1] < 1e-290 and found[0, 1, 2] < 0.6 and 0 < found[0, 1, 0] < 20
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu"])
+def test_where_a_zero_is_better_is_read_off_near_where_each_neuron_has_it(name: str) -> None:
+    torch.manual_seed(0)
+    gradient = 10 ** torch.empty(60, dtype=torch.float64).uniform_(-2, 0)
+    sd = torch.rand(60, dtype=torch.float64).add(0.5) * torch.tensor([[1.0], [0.5]], dtype=torch.float64)
+    of = problem(NAMED[name], gradient, sd, torch.full_like(sd, 40.0), 30.0, 1e-3, 1, True, True)
+    widths = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    found, want = zero_below(of, widths), zero_exactly(of, widths)
+    both = found.isfinite() & want.isfinite()
+    assert both.sum() > 100
+    apart = ((found - want).abs() / (widths[:, None, None] * sd))[both]
+    assert apart.quantile(0.9) < 0.05

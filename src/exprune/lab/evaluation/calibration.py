@@ -24,7 +24,7 @@ from exprune.lab.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2  # of how it is measured: gradients of language models by random signs
+_VERSION = 3  # of how it is measured: gradients of language models by random signs, inputs drawn after them
 
 
 def statistics_of(subject: Subject) -> dict[str, SiteStatistics]:
@@ -72,13 +72,15 @@ def calibrate(subject: Subject) -> dict[str, SiteStatistics]:
     _number_of_inputs(subject)
     generator = torch.Generator().manual_seed(subject.cfg.seed)
     some = subject.data.calibration_dataloader(_of_gradients(settings.inputs), generator)
-    batches = subject.data.calibration_dataloader(settings.inputs, generator)
 
     def forward(batch: Any) -> Any:
         return task.network(*task.network_inputs(batch))
 
-    losses = _steps(some, subject.trainer, task, lambda batch: task.sampled_loss(batch, generator))
-    calls = _steps(batches, subject.trainer, task, forward)
+    def all_batches() -> Iterable:  # drawn when the gradients have drawn theirs
+        return subject.data.calibration_dataloader(settings.inputs, generator)
+
+    losses = _steps(lambda: some, subject.trainer, task, lambda batch: task.sampled_loss(batch, generator))
+    calls = _steps(all_batches, subject.trainer, task, forward)
     statistics, refused = measure_statistics(task.network, sites, losses, calls, settings.order, settings.stages)
     for name, reason in refused.items():
         raise SettingError(
@@ -93,7 +95,7 @@ def _of_gradients(inputs: int) -> int:
 
 
 def _steps(
-    batches: Iterable, trainer: lightning.Trainer, task: Task, run: Callable[[Any], Any]
+    batches: Callable[[], Iterable], trainer: lightning.Trainer, task: Task, run: Callable[[Any], Any]
 ) -> Iterator[tuple[Tensor | None, Callable[[], Any]]]:
     """Of each batch, on the trainer's device, which of its rows are data, and what runs it in the trainer's type."""
     device = trainer.strategy.root_device
@@ -103,7 +105,7 @@ def _steps(
         with trainer.precision_plugin.forward_context():
             return run(batch)
 
-    for batch in tqdm(batches, desc="calibration", disable=None, leave=False):
+    for batch in tqdm(batches(), desc="calibration", disable=None, leave=False):
         batch = task.transfer_batch_to_device(batch, device, 0)
         yield task.data_rows(batch) if hasattr(task, "data_rows") else None, functools.partial(in_type, batch)
 

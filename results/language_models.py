@@ -39,6 +39,7 @@ from exprune.core import (
 from exprune.files import write_whole
 from exprune.lab.evaluation.calibration import statistics_of
 from exprune.lab.evaluation.measure import compare, divergence_of
+from exprune.lab.evaluation.passes import Pass
 from exprune.lab.evaluation.result import flops_per_input
 from exprune.lab.evaluation.store import measured
 from exprune.lab.evaluation.subject import Inputs, Subject
@@ -84,16 +85,22 @@ RULES = {
 }
 
 
-def passed(subject: Subject, statistics: Statistics, rule: str, setting: float, inputs: Inputs) -> dict[str, Any]:
-    """What a rule's setting saves and changes on some inputs."""
-    of = RULES[rule]
+def both_passes(
+    subject: Subject, statistics: Statistics, rule: str, setting: float, inputs: Inputs
+) -> tuple[Pass, Pass, ExPrune]:
+    """The dense pass over some inputs, that of a rule at a setting, and what counted in it."""
+    of, head = RULES[rule], subject.task.network.get_output_embeddings()
     sites = select_sites(subject.sites, of.layers)
     if not of.head:
-        sites = [replace(site, reason="the head") if site.module is subject.task.head else site for site in sites]
-    start = time.perf_counter()
-    dense = measured(subject, inputs)
+        sites = [replace(site, reason="the head") if site.module is head else site for site in sites]
     run = ExPrune(sites, of.make(statistics, setting), gain_ratio=1000.0)
-    pruned = measured(subject, inputs, run, 1000.0)
+    return measured(subject, inputs), measured(subject, inputs, run, 1000.0), run
+
+
+def passed(subject: Subject, statistics: Statistics, rule: str, setting: float, inputs: Inputs) -> dict[str, Any]:
+    """What a rule's setting saves and changes on some inputs."""
+    start = time.perf_counter()
+    dense, pruned, run = both_passes(subject, statistics, rule, setting, inputs)
     change = divergence_of(dense, pruned, 0)
     assert change is not None  # of a language model
     ratio = pruned.columns["loss"] - dense.columns["loss"]
@@ -163,13 +170,7 @@ def piqa(network: str, limits: tuple[float, ...] = (0.05, 0.02)) -> None:
         old = pd.read_csv(PIQA) if PIQA.exists() else pd.DataFrame(columns=["network", "rule", "limit"])
         if ((old.network == network) & (old.rule == row.rule) & (old.limit == row.limit)).any():
             continue
-        dense, of = measured(subject, inputs), RULES[row.rule]
-        sites = select_sites(subject.sites, of.layers)
-        head = subject.task.network.get_output_embeddings()
-        if not of.head:
-            sites = [replace(site, reason="the head") if site.module is head else site for site in sites]
-        run = ExPrune(sites, of.make(statistics, row.setting), gain_ratio=1000.0)
-        pruned = measured(subject, inputs, run, 1000.0)
+        dense, pruned, run = both_passes(subject, statistics, row.rule, row.setting, inputs)
         new: dict[str, Any] = {"network": network, "rule": row.rule, "limit": row.limit, "setting": row.setting}
         new |= {"questions": len(dense.targets), "saved": flops_per_input("example", run.flops, dense, pruned).saved}
         for metric, column in (("acc", "prediction"), ("acc_norm", "per_character")):

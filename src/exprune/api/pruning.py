@@ -95,9 +95,7 @@ class prune:
                 self.price = _found(partial(at, found_on), target, float(value), ends)
                 last = at(tried_on, self.price)
             else:
-                levels = even_levels(
-                    cache(lambda level: at(found_on, price_at(level, ends)).flops.saved), _PROMISES_TRIED
-                )
+                levels = even_levels(lambda level: at(found_on, price_at(level, ends)).flops.saved, _PROMISES_TRIED)
                 prices = [price_at(level, ends) for level in levels]
                 self.promise, last = promised(partial(at, tried_on), prices, target, float(value), confidence)
                 self.price = self.promise.price

@@ -554,7 +554,7 @@ def test_layers_too_short_for_a_test_are_not_recorded() -> None:
 
 def test_what_is_wrong_of_a_recording_is_said() -> None:
     model, x, site = block(False)
-    with pytest.raises(SettingError, match=r"stages=\[4, 2\]: whole numbers"):
+    with pytest.raises(SettingError, match=r"stages=\[4, 2\]: must be whole numbers"):
         Recorder([site], (4, 2))
     recorder = Recorder([site], STAGES)
     recorder.rows = torch.ones(len(x) + 1, dtype=torch.bool)

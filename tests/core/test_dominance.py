@@ -139,7 +139,7 @@ def test_what_is_wrong_is_said() -> None:
     model, x = trained()
     with pytest.raises(SettingError, match="a Linear layer, not ReLU"):
         HeadRecorder(nn.ReLU(), STAGES)
-    with pytest.raises(SettingError, match="one output has no largest"):
+    with pytest.raises(SettingError, match="the head has one output"):
         HeadRecorder(nn.Linear(12, 1), STAGES)
     for stages in ((), (12,), (0, 3), (5, 2)):
         with pytest.raises(SettingError, match="ascending, from 1 to below the head's 12 terms"):

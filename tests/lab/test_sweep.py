@@ -308,7 +308,7 @@ def test_submitit_without_slurm(command: CommandLine) -> None:
     outcome = command(*SWEEP, "hydra/launcher=submitit_local", "exprune.tau=0.7,0.3", "seed=11", "logger=none")
     assert outcome.code == 1
     (line,) = outcome.err.splitlines()
-    assert line.startswith("error: model=gnn") and line.endswith("tau=0.7 of StatsTest: a number in [0, 0.5]")
+    assert line.startswith("error: model=gnn") and line.endswith("tau=0.7 of StatsTest: must be a number in [0, 0.5]")
     assert list(pd.read_csv(outcome.folder / "s" / "pareto.csv")["tau"]) == [0.3]
 
 

@@ -151,7 +151,7 @@ def test_limit_keeps_the_first_of_each_part(
 @pytest.mark.parametrize("limit", [0, -1])
 def test_limit_below_one_is_refused(limit: int, command: CommandLine) -> None:
     outcome = command("evaluate.py", f"data.limit={limit}")
-    assert outcome.code == 1 and f"data.limit={limit}: a whole number, at least 1" in outcome.error_line()
+    assert outcome.code == 1 and f"data.limit={limit}: must be a whole number, at least 1" in outcome.error_line()
 
 
 @pytest.mark.parametrize(

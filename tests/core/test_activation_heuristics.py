@@ -124,10 +124,10 @@ def test_the_tests_of_the_paper_are_for_a_relu(heuristic: Heuristic) -> None:
     assert count.site.name == "2"
     assert count.pruned > 0
     reason = by_name(run.sites)["4"].reason
-    assert reason == f"feeds gelu, no ReLU, for which {type(heuristic).__name__} has no test; Optimal has one"
+    assert reason == f"feeds gelu, not a ReLU: {type(heuristic).__name__} has no test for it; Optimal has one"
     alone = nn.Sequential(model[0], model[1], model[4], model[5], model[6])
     message = refusal(lambda: ExPrune(find_sites(alone, x), heuristic))
-    assert f"2: feeds gelu, no ReLU, for which {type(heuristic).__name__} has no test; Optimal has one" in message
+    assert f"2: feeds gelu, not a ReLU: {type(heuristic).__name__} has no test for it; Optimal has one" in message
 
 
 def test_both_kinds_of_layers_in_one_run() -> None:

@@ -232,9 +232,9 @@ def test_register_activation() -> None:
     [
         (nn.GELU(), "needs no registration"),
         (nn.GELU, "needs no registration"),
-        ("gelu", "is no function of torch"),
-        (None, "is no function of torch"),
-        (lambda z: 2 * z, "is no call of torch"),
+        ("gelu", "is not a function of torch"),
+        (None, "is not a function of torch"),
+        (lambda z: 2 * z, "so its calls cannot be seen"),
         (torch.matmul, "register_activation: matmul"),
         (torch.softmax, "register_activation: softmax"),
         (F.glu, "glu is not elementwise"),

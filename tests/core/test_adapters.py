@@ -50,7 +50,7 @@ def test_an_adapter_is_told_to_be_one_that_can_be_merged(conv: bool, left: bool)
     model, x = Net(conv, left=left), torch.randn(4, 3, 8, 8) if conv else torch.randn(30, 6)
     sites = find_sites(model, x)
     base, adapter = by_name(sites)["layer.base_layer"].reason, by_name(sites)["layer.lora_B"].reason
-    assert base is not None and base.startswith("layer.lora_B is a low-rank adapter beside it; merge it")
+    assert base is not None and base.startswith("layer.lora_B is a low-rank adapter of it; merge it")
     assert adapter is not None and adapter.startswith("a low-rank adapter of layer.base_layer; merge it")
     assert "layer.base_layer; merge it" in refusal(lambda: ExPrune(sites, StatsTest(0.1)))
 

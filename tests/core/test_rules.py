@@ -339,11 +339,17 @@ def test_bad_input_is_said_in_one_line() -> None:
             lambda: ExPrune(sites, Teal(0.5)).__enter__(),
             "Teal: no magnitudes of stem's inputs; calibrate with",
         ),
-        (lambda: ExPrune(sites, Teal(0.5, without, "greedy")).__enter__(), "Teal: no gradients of down, which divide"),
-        (lambda: ExPrune(sites, Cats(0.5, without)).__enter__(), "Cats: nothing of gate's outputs; calibrate with ord"),
+        (
+            lambda: ExPrune(sites, Teal(0.5, without, "greedy")).__enter__(),
+            "Teal: the statistics of down have no gradients, which divide",
+        ),
+        (
+            lambda: ExPrune(sites, Cats(0.5, without)).__enter__(),
+            "Cats: the outputs of gate were not measured; calibrate with ord",
+        ),
         (
             lambda: ExPrune(select_sites(sites, "gate"), Chess(0.5, alone)).__enter__(),
-            "Chess: nothing of the outputs of up, with which those of gate are multiplied; calibrate with scope=all",
+            "Chess: the outputs of up, which those of gate multiply, were not measured; calibrate with scope=all",
         ),
     ):
         with pytest.raises(SettingError, match=line):

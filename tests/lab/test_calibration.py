@@ -245,10 +245,13 @@ def test_wrong_settings_are_one_line(command: CommandLine, arguments: list[str],
     [
         (["exprune=threshold", "exprune.predict=true"], "exprune.predict"),
         (["exprune=oracle", "exprune.order=layer"], "order='layer' of Oracle: model or input"),
-        (["exprune=oracle", "exprune.scope=all"], "feeds no activation, so it can be stopped with a prediction alone"),
+        (["exprune=oracle", "exprune.scope=all"], "feeds no activation, so a stopped neuron needs a prediction"),
         (["exprune=magnitude", "exprune.tau=1.5"], "tau=1.5 of Magnitude: must be a number in [0, 1]"),
         (["exprune=magnitude", "exprune.tau=0.5", "exprune.order=layer"], "calibrate with order=input"),
-        (["exprune=optimal", "exprune.lam=0", "exprune.predict=maybe"], "predict='maybe' of Optimal: true or false"),
+        (
+            ["exprune=optimal", "exprune.lam=0", "exprune.predict=maybe"],
+            "predict='maybe' of Optimal: must be true or false",
+        ),
     ],
 )
 def test_what_a_test_cannot_do_is_one_line(command: CommandLine, arguments: list[str], words: str) -> None:

@@ -206,7 +206,7 @@ def test_n_that_leaves_no_site(model: nn.Module) -> None:
 def test_a_model_without_a_relu() -> None:
     model = nn.Sequential(nn.Linear(3, 40), nn.GELU(), nn.Linear(40, 40), nn.GELU(), nn.Linear(40, 2))
     message = refusal(lambda: ExPrune(find_sites(model, X.float()), StatsTest(0.1)))
-    assert "2: feeds gelu, no ReLU, for which StatsTest has no test; Optimal has one" in message
+    assert "2: feeds gelu, not a ReLU: StatsTest has no test for it; Optimal has one" in message
 
 
 def test_no_sites_at_all() -> None:

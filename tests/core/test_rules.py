@@ -331,7 +331,7 @@ def test_bad_input_is_said_in_one_line() -> None:
     alone = {"gate": replace(measured["gate"], factor=None)}
     _, _, site = block(True)
     for make, line in (
-        (lambda: Teal(0.5, divide="best"), "divide='best' of Teal: even or greedy"),
+        (lambda: Teal(0.5, divide="best"), "divide='best' of Teal: must be even or greedy"),
         (lambda: TopK(1.5), r"tau=1.5 of TopK: must be a number in \[0, 1\]"),
         (lambda: RSparse(0.5, 0), "rank=0 of RSparse: must be a whole number, at least 1"),
         (lambda: ExPrune([site], Cats(0.5)), "layer: is a convolution: Cats is a rule for Linear layers"),

@@ -286,7 +286,7 @@ def test_terms_that_vary_most_come_first(conv: bool, kind: str) -> None:
 def test_an_order_is_known() -> None:
     _, _, site = block(False)
     assert term_order(site, torch.ones(9), "model") is None
-    with pytest.raises(SettingError, match="order='best': model, layer, neuron"):
+    with pytest.raises(SettingError, match="order='best': must be one of model, layer, neuron"):
         term_order(site, torch.ones(9), "best")
 
 

@@ -165,7 +165,10 @@ def test_the_papers_tests_take_targets(command: CommandLine) -> None:
         (("exprune.confidence=0",), "exprune.confidence=0: must be a probability"),
         (("exprune.confidence=sure",), "exprune.confidence='sure': must be a probability"),
         (("exprune.confidence=0.9", "exprune.grid=1"), "exprune.grid=1: the number of settings to try, at least 2"),
-        (("exprune.confidence=0.9", "exprune.grid=[1e-9]"), "exprune.grid=[1e-09]: at least 2 different settings"),
+        (
+            ("exprune.confidence=0.9", "exprune.grid=[1e-9]"),
+            "exprune.grid=[1e-09]: must be at least 2 different settings",
+        ),
         (("exprune.confidence=0.9", "exprune.grid=[1e-9,1e-9]"), "at least 2 different settings"),
         (("exprune.confidence=0.9", "exprune.grid=[1e-9,few]"), "exprune.grid='few'"),
         (("exprune.confidence=0.9", "exprune.grid=[1e-9,-1]"), "lam=-1"),

@@ -154,7 +154,7 @@ def term_order(site: Site, variances: Tensor, kind: str) -> Tensor | str | None:
         SettingError: If ``kind`` is none of these.
     """
     if kind not in ORDERS:
-        raise SettingError(f"order={kind!r}: {', '.join(ORDERS)}")
+        raise SettingError(f"order={kind!r}: must be one of {', '.join(ORDERS)}")
     if kind == BY_INPUT:
         return BY_INPUT
     if kind == "model":

@@ -175,7 +175,7 @@ def select_sites(sites: Sequence[Site], patterns: Sequence[str] | str | None, sc
         ```
     """
     if scope not in SCOPES:
-        raise SettingError(f"scope={scope!r}: {' or '.join(SCOPES)}")
+        raise SettingError(f"scope={scope!r}: must be {' or '.join(SCOPES)}")
     if scope == "all":
         sites = [replace(site, reason=None) if site.outcomes and not _in_parts(site, sites) else site for site in sites]
     if patterns is None:

@@ -48,7 +48,7 @@ class Oracle(Heuristic):
         self.lam, self.statistics, self.needs_statistics = lam, statistics, lam is not None
         if order not in ("model", BY_INPUT):
             raise SettingError(
-                f"order={order!r} of Oracle: must be model or {BY_INPUT}; other orders would make no difference to an oracle"
+                f"order={order!r} of Oracle: must be model or {BY_INPUT}; no other order makes a difference"
             )
         self._order = order
 

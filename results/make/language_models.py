@@ -187,7 +187,7 @@ def piqa(network: str, limits: tuple[float, ...] = (0.05, 0.02)) -> None:
 
 
 def at_limits(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """For each network and rule, the saving at exactly each limit, interpolated between the nearest points in log KL."""
+    """For each network and rule, the saving at exactly each limit, interpolated between the nearest points."""
     for (network, rule), points in rows.groupby(["network", "rule"], sort=False):
         row: dict[str, Any] = {"network": network, "rule": rule}
         x, y = np.log(points.kl_mean.to_numpy()), 100 * points.saved.to_numpy()

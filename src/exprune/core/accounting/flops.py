@@ -80,6 +80,7 @@ class SiteFlops:
 
     @property
     def stages(self) -> tuple[int, ...]:
+        """The number of terms evaluated before each test."""
         return tuple(stage.n for stage in self.plan.stages)
 
     @property
@@ -89,10 +90,12 @@ class SiteFlops:
 
     @property
     def pruned(self) -> int:
+        """The number of outputs that stopped at any stage."""
         return sum(self.stopped)
 
     @property
     def dense_flops(self) -> int:
+        """FLOPs of all outputs without stopping."""
         return _total(self._outputs * self.plan.dense_flops)
 
     @property
@@ -167,8 +170,6 @@ class FlopReport:
         sites: The counts of each pruned site, which add up to ``dense - pruned``.
         zeros: The part of ``unpruned`` that multiplies weights removed by static pruning.
         uncounted: The number of calls of each operator without a FLOP formula, by its name. They are not in the totals.
-        dense: FLOPs without dynamic pruning, ``unpruned - zeros``.
-        pruned: FLOPs with dynamic pruning, including the tests.
     """
 
     unpruned: int
@@ -181,10 +182,12 @@ class FlopReport:
 
     @property
     def dense(self) -> int:
+        """FLOPs without dynamic pruning, ``unpruned - zeros``."""
         return self.unpruned - self.zeros
 
     @property
     def pruned(self) -> int:
+        """FLOPs with dynamic pruning, including the tests."""
         return self.dense - sum(site.dense_flops - site.pruned_flops + site.spared for site in self.sites)
 
     @property

@@ -43,7 +43,6 @@ class Prefix:
         gate: The outputs of the gate that will multiply this site's outputs (rows, outputs); None if there is no gate,
             or if it was not computed yet.
         table: The decision table that the heuristic's `solve` returned, if any.
-        s: The sum of the first n terms. It is computed when it is first read.
     """
 
     site: Site
@@ -72,4 +71,5 @@ class Prefix:
 
     @cached_property
     def s(self) -> Tensor:
+        """The sum of the first n terms, ``scale * part``. It is computed when it is first read."""
         return self.part if self.scale is None else self.part * self.scale

@@ -67,6 +67,7 @@ class DecisionTable:
         return self._moved[key]
 
     def tensors(self) -> dict[str, Tensor | None]:
+        """The tensors of the table except the order, by the names of the attributes."""
         names = ("slope", "offset", "below", "zero_below", "narrow", "usual", "gate")
         return {name: getattr(self, name) for name in names}
 

@@ -82,7 +82,6 @@ class Site:
         activation: The activation; None if there is none.
         relu: Whether the activation is a ReLU.
         dense_flops: FLOPs of one output, ``2 * N * K``.
-        eligible: Whether it can be pruned.
     """
 
     layer: Layer
@@ -116,6 +115,7 @@ class Site:
 
     @property
     def eligible(self) -> bool:
+        """Whether it can be pruned: it has no `reason`."""
         return self.reason is None
 
     @property

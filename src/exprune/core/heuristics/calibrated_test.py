@@ -74,6 +74,7 @@ class CalibratedTest(Heuristic, ABC):
 
     @property
     def statistics(self) -> Mapping[str, SiteStatistics] | None:
+        """The statistics of each site, by name; None if they are not set yet."""
         return self._statistics
 
     @statistics.setter

@@ -149,7 +149,12 @@ class Heuristic:
         return {}
 
     def overhead(self, stage: int, site: Site) -> int:
-        """FLOPs of the test at ``stage`` per tested neuron; 1 by default."""
+        """FLOPs of one test per tested neuron; 1 by default.
+
+        Args:
+            stage: The index of the test.
+            site: The site.
+        """
         return 1
 
 

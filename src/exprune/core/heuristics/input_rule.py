@@ -39,7 +39,15 @@ class InputRule(Heuristic, ABC):
 
     @abstractmethod
     def choose(self, site: Site, tau: float) -> Choice:
-        """Which inputs of a site are evaluated, and what the selection costs."""
+        """Choose which inputs of a site are evaluated.
+
+        Args:
+            site: The site.
+            tau: Its share of inputs to skip.
+
+        Returns:
+            The rule, and what it costs.
+        """
 
     def choices(self, sites: Sequence[Site], taus: Mapping[str, Any]) -> Mapping[str, Choice]:
         return {site.name: self.choose(site, taus[site.name]) for site in sites if site.name in taus}

@@ -49,6 +49,13 @@ class Wina(TopK):
     This is the rule of WINA (Chen et al. 2025, arXiv 2505.19427) without its rotation of the residual stream. The
     rotation makes the columns of some matrices orthogonal, and costs two more products with d x d matrices per layer. N
     products per row are counted in addition to the selection.
+
+    Args:
+        tau: The share of a row's inputs to skip, in [0, 1].
+        statistics: Not used.
+
+    Raises:
+        SettingError: If ``tau`` is out of range.
     """
 
     def score(self, energies: Tensor, norms: Tensor) -> Tensor:

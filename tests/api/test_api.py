@@ -1,4 +1,4 @@
-"""The three calls of the front door, on networks and batches of many kinds."""
+"""The public calls of `exprune`, on networks and batches of many kinds."""
 
 import math
 import subprocess
@@ -143,7 +143,7 @@ def test_the_same_seed_measures_the_same() -> None:
 
 
 class Graphs(nn.Module):
-    """Called as PyTorch Geometric's networks are."""
+    """A network that is called like those of PyTorch Geometric."""
 
     def __init__(self) -> None:
         super().__init__()

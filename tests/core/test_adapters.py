@@ -1,4 +1,4 @@
-"""Low-rank adapters that are not merged, as PEFT keeps them beside their layers."""
+"""Low-rank adapters that are not merged, as PEFT keeps them next to their layers."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_merged_it_is_a_layer_like_others() -> None:
 
 
 def test_what_is_no_adapter() -> None:
-    """A path of full rank is a layer of its own, and so is one behind an activation."""
+    """A path of full rank is a layer of its own, and so is one after an activation."""
     full = by_name(find_sites(Net(rank=40), torch.randn(30, 6)))
     assert full["layer.lora_B"].eligible
     assert full["layer.base_layer"].reason == "a shortcut, added to layer.lora_B"

@@ -117,7 +117,7 @@ def test_padding_is_left_alone_and_teaches_nothing() -> None:
         out = model(x.view(10, 15, 4)).view(150, 6)
     with same:
         wanted = model(x[rows])
-    torch.testing.assert_close(out[rows], wanted)  # products of other numbers of rows differ in their last bits
+    torch.testing.assert_close(out[rows], wanted)  # products with other numbers of rows differ in the last bits
     assert (out[~rows] > -torch.inf).all()
     assert (run.pruned_flops, run.dropped, run.decided) == (same.pruned_flops, same.dropped, same.decided)
 

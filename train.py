@@ -1,4 +1,4 @@
-"""Train a network: ``python train.py model=gnn``. See ``--help`` for the axes."""
+"""Train a network: ``python train.py model=gnn``. See ``--help`` for the axes of the configuration."""
 
 import hydra
 from omegaconf import DictConfig

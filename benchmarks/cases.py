@@ -1,4 +1,4 @@
-"""What benchmarks/decode.py decodes: a trained network, or one of a published shape with random weights."""
+"""The networks that benchmarks/decode.py decodes: a trained one, or one of a published shape with random weights."""
 
 import argparse
 import contextlib
@@ -31,7 +31,7 @@ SHAPES = {"opt-125m": (768, 12, 12), "opt-350m": (1024, 24, 16), "opt-1.3b": (20
 
 @dataclass
 class Case:
-    """What is decoded: a network with its sites, tests and head, prompts, and held-out texts to measure a drop on."""
+    """A network with its sites, tests and head, prompts to decode from, and held-out texts to measure a drop on."""
 
     network: OPTForCausalLM
     sites: list[Site]
@@ -42,7 +42,7 @@ class Case:
     label: str
 
     def arms(self, switch: bool = True) -> dict[str, Callable[[], Any]]:
-        """What makes the context of each; ``switch`` as of :class:`~exprune.fast.faster`."""
+        """Functions that make the context of each arm; ``switch`` is that of `exprune.fast.faster`."""
         arms: dict[str, Callable[[], Any]] = {"eager": contextlib.nullcontext, "dense": contextlib.nullcontext}
         arms["zeros"] = lambda: faster(self.network, self.sites, None, switch=switch)
         arms["stopped"] = arms["eager, stopped"] = lambda: faster(
@@ -72,7 +72,7 @@ def trained(options: argparse.Namespace) -> Case:
 
 
 class AtShare(CalibratedTest):
-    """Goes on after the first stage with so many of the neurons of random weights."""
+    """Let the given share of neurons with random weights go on after the first stage."""
 
     def __init__(self, share: float, stage: int, statistics: dict[str, SiteStatistics]) -> None:
         super().__init__(None, (stage,), statistics)
@@ -85,11 +85,11 @@ class AtShare(CalibratedTest):
         return torch.full((1, site.outputs), self.bound)
 
 
-_SD = 0.02  # of random weights
+_SD = 0.02  # standard deviation of the random weights
 
 
 def shaped(options: argparse.Namespace) -> Case:
-    """Random weights: a first stage of an eighth of the terms, then so many rows that layers read what is asked."""
+    """Random weights, whose layers read the wanted shares; the first stage has an eighth of the terms."""
     hidden, layers, heads = SHAPES[options.shape]
     torch.manual_seed(0)
     config = OPTConfig(
@@ -99,7 +99,7 @@ def shaped(options: argparse.Namespace) -> Case:
     network = OPTForCausalLM(config).eval()
     stage = hidden // 8
     share = _left(options.read, "read")
-    # The bias that leaves so many positive of those that went on: from a sample of both partial sums.
+    # The bias that leaves the wanted share of the remaining neurons positive, from a sample of both partial sums.
     early, late = torch.randn(2, 10**6) * torch.tensor([[math.sqrt(stage)], [math.sqrt(hidden - stage)]]) * _SD
     statistics = {}
     unknown = torch.zeros(1, 4 * hidden, dtype=torch.float64)
@@ -118,23 +118,23 @@ def shaped(options: argparse.Namespace) -> Case:
 
 
 def _left(read: float, option: str) -> float:
-    """The share of the rows that a first stage of an eighth of the terms leaves where so many weights are read."""
+    """The share of rows left after a first stage of an eighth of the terms, if the share ``read`` is read in total."""
     if not 1 / 8 < read < 1:
-        raise SystemExit(f"error: --{option}={read}: between 0.125, which the first stage reads, and 1")
+        raise SystemExit(f"error: --{option}={read}: must be between 0.125, which the first stage reads, and 1")
     return (read - 1 / 8) / (7 / 8)
 
 
 def _leading(head: nn.Linear, stage: int, share: float) -> Dominance:
-    """Goes on after the first stage with so many of the logits, where what they are given is as large as 1."""
+    """Let the given share of logits go on after the first stage, for inputs of size 1."""
     sums = torch.randn(64, head.out_features) * math.sqrt(stage) * _SD
-    below = float((sums.amax(1) - sums.quantile(1 - share, dim=1)).mean())  # the leader
+    below = float((sums.amax(1) - sums.quantile(1 - share, dim=1)).mean())  # distance of the threshold from the leader
     tau = 0.001
     same = torch.zeros(1, head.out_features, dtype=torch.float64)
-    sd = below / 2 / -NormalDist().inv_cdf(tau)  # a logit may be so far below the leader as both bounds are wide
+    sd = below / 2 / -NormalDist().inv_cdf(tau)  # so that the width of both bounds together is that distance
     return Dominance(head, SiteStatistics((stage,), same + 1, same, same + sd), tau)
 
 
 def into_huge_pages(network: nn.Module) -> None:
-    """Every weight into memory as the kernels' own, so that no arm owes its speed to that."""
+    """Move every weight into huge pages like those of the kernels, so that no arm is faster only because of this."""
     for parameter in network.parameters():
         parameter.data = room(tuple(parameter.shape), parameter.dtype).copy_(parameter.data)

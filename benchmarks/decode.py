@@ -1,16 +1,22 @@
-"""Tokens per second of greedy decoding at batch 1, from real text, the arms in turn in one process.
+"""Tokens per second of greedy decoding at batch 1, from real text. The arms take turns in one process.
 
     python benchmarks/decode.py exprune.lam=1.33e-9 --json decode.json
     python benchmarks/decode.py --shape opt-1.3b --read 0.5 --positive 0.1 --head-read 0.3
 
-Takes the overrides of evaluate.py, by default opt_wide and exprune=optimal in few stages. The arms: ``eager``,
-transformers' own loop; ``dense``, our loop with torch's layers; ``zeros``, the same with the zeros behind the ReLUs
-skipped, which changes no output; ``stopped``, with early stopping, its knob as the overrides say (else found on
-validation for a drop of 0.1 points, which takes long); ``head``, with dominance prediction of the largest logit beside;
-``eager, stopped``, transformers' loop under ``faster``. All weights lie in huge pages in every arm, as the kernels' do,
-which torch alone asks for where THP_MEM_ALLOC_ENABLE=1 is set. Ratios are to ``dense`` of the same round, their median
-with a 95 % bootstrap interval. ``--shape`` takes an OPT of that size with random weights instead, whose fc1 reads the
-given share of its weights and leaves the given share of neurons positive, and whose head reads the given share of its.
+The overrides are those of evaluate.py; the default is opt_wide with exprune=optimal in few stages. The arms are:
+
+* ``eager``: the loop of transformers
+* ``dense``: our loop with torch's layers
+* ``zeros``: our loop, skipping zeros after ReLUs, which does not change outputs
+* ``stopped``: our loop with early stopping, at the setting of the overrides. By default the setting is found on the
+  validation split for a drop of 0.1 points, which takes long.
+* ``head``: the same with dominance prediction of the largest logit
+* ``eager, stopped``: the loop of transformers under ``faster``
+
+All weights are in huge pages in every arm, as those of the kernels are; torch alone requests them only if
+THP_MEM_ALLOC_ENABLE=1 is set. Ratios are to ``dense`` of the same round. Their median is printed with a 95 % bootstrap
+interval. ``--shape`` uses an OPT of that size with random weights instead. Its fc1 and head read the given shares of
+their weights, and the given share of its neurons is positive.
 """
 
 import argparse
@@ -46,17 +52,19 @@ from exprune.lab.examples.language.tokens import NO_TARGET
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="of evaluate.py's configuration")
+    parser.add_argument("overrides", nargs="*", help="overrides of evaluate.py's configuration")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=64, help="decoded in each arm and round")
-    parser.add_argument("--prompt", type=int, default=32, help="tokens of it")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens to decode in each arm and round")
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="of the weights")
-    parser.add_argument("--drop-tokens", type=int, default=2000, help="of the test split, for what the arms lose")
+    parser.add_argument("--drop-tokens", type=int, default=2000, help="test tokens to measure the arms' drop on")
     parser.add_argument("--shape", choices=SHAPES)
-    parser.add_argument("--read", type=float, default=0.5, help="with --shape: share of fc1's weights")
-    parser.add_argument("--positive", type=float, default=0.1, help="with --shape: share of the neurons")
-    parser.add_argument("--head-read", type=float, default=0.3, help="with --shape: share of the head's weights")
+    parser.add_argument("--read", type=float, default=0.5, help="with --shape: share of fc1's weights that is read")
+    parser.add_argument("--positive", type=float, default=0.1, help="with --shape: share of positive neurons")
+    parser.add_argument(
+        "--head-read", type=float, default=0.3, help="with --shape: share of the head's weights that is read"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     hush_libraries()
@@ -84,7 +92,7 @@ def measured(case: Case, decoder: Decoder, options: argparse.Namespace) -> dict[
     parts: dict[str, dict[str, float]] = {}
     held: dict[str, int] = {}
     decode(decoder, case.prompts[0], 4)
-    eager(case.network, case.prompts[0], 4)  # whose first call is slow
+    eager(case.network, case.prompts[0], 4)  # warm-up; its first call is slow
     for index in tqdm(range(options.rounds), disable=None, leave=False):
         prompt, tokens = case.prompts[index % len(case.prompts)], {}
         for arm in list(arms) if index % 2 == 0 else list(arms)[::-1]:
@@ -127,7 +135,7 @@ def measured(case: Case, decoder: Decoder, options: argparse.Namespace) -> dict[
 
 @torch.inference_mode()
 def decode(decoder: Decoder, prompt: Tensor, tokens: int) -> tuple[Tensor, float]:
-    """The tokens after a prompt, and the seconds that they took."""
+    """The tokens after a prompt, and the seconds that decoding them took."""
     decoder.reset()
     found = [decoder(prompt).argmax()[None]]
     start = time.perf_counter()
@@ -137,7 +145,7 @@ def decode(decoder: Decoder, prompt: Tensor, tokens: int) -> tuple[Tensor, float
 
 
 class _Clock(BaseStreamer):
-    """Told of the prompt, of each token, and of the end: the seconds after the first token."""
+    """A streamer that measures the seconds from the first token to the end."""
 
     def __init__(self) -> None:
         self.told: list[float] = []
@@ -151,7 +159,7 @@ class _Clock(BaseStreamer):
 
 @torch.inference_mode()
 def eager(network: OPTForCausalLM, prompt: Tensor, tokens: int) -> tuple[Tensor, float]:
-    """As :func:`decode`, by transformers. Timed as it goes on: a difference of two calls' times may be below 0."""
+    """Like `decode`, with transformers. It is timed during one call, as a difference of two calls could be negative."""
     settings: dict[str, Any] = {"attention_mask": torch.ones(1, len(prompt), dtype=torch.long), "do_sample": False}
     settings |= {"use_cache": True, "eos_token_id": None, "pad_token_id": 1, "streamer": (clock := _Clock())}
     found = network.generate(prompt[None], max_new_tokens=tokens + 1, **settings)
@@ -159,7 +167,7 @@ def eager(network: OPTForCausalLM, prompt: Tensor, tokens: int) -> tuple[Tensor,
 
 
 def by_part(decoder: Decoder, prompt: Tensor, tokens: int) -> dict[str, float]:
-    """Shares of a token's time: attention's projections, fc1, fc2, the head; the rest is all else."""
+    """Shares of a token's time: attention's projections, fc1, fc2, the head, and everything else."""
     spent = dict.fromkeys(("projections", "fc1", "fc2", "head"), 0.0)
     timed = [(module, "projections") for module in decoder.fused]
     for name, module in decoder.network.named_modules():
@@ -173,7 +181,7 @@ def by_part(decoder: Decoder, prompt: Tensor, tokens: int) -> dict[str, float]:
         spent |= dict.fromkeys(spent, 0.0)
         start = time.perf_counter()
         decode(decoder, prompt[:1], tokens)
-        seconds = time.perf_counter() - start  # the first token's, which is the prompt's, too
+        seconds = time.perf_counter() - start  # of the first token, including the prompt
     shares = {part: value / seconds for part, value in spent.items()}
     return {**shares, "rest": 1 - sum(shares.values())}
 
@@ -198,7 +206,7 @@ def _timed(module: nn.Module, part: str, spent: dict[str, float]) -> Iterator[No
 
 
 def drops(case: Case, decoder: Decoder, tokens: int) -> dict[str, Any]:
-    """What the arms lose of the next-token accuracy, in points, through the kernels: on held-out text."""
+    """The drop of the next-token accuracy in each arm, in points, with the kernels on held-out text."""
     found, arms = {}, case.arms(switch=False)
     del arms["eager"], arms["eager, stopped"]
     for arm, context in arms.items():
@@ -214,14 +222,14 @@ def drops(case: Case, decoder: Decoder, tokens: int) -> dict[str, Any]:
 
 
 def resident() -> int:
-    """Bytes of memory that the process holds, mapped files apart; 0 where the system does not say."""
+    """Bytes of memory that the process holds, without mapped files; 0 if the system does not report it."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
 
 
 def bandwidth() -> float:
-    """GB/s that one thread reads, of a matrix that no cache holds."""
+    """GB/s that one thread reads from a matrix that fits into no cache."""
     weight = np.ones((2**16, 2**10), np.float32)
     h, rows = np.ones(len(weight), np.float32), np.empty(len(weight), np.int32)
     out, into = np.zeros(2**10, np.float32), np.empty(2**10, np.float32)

@@ -1,12 +1,12 @@
-"""The kernels alone: one feed-forward layer of a decoding step against torch's, over how many neurons are left.
+"""The kernels alone: one feed-forward layer of a decoding step compared with torch's, by the share of neurons left.
 
     python benchmarks/ffn.py
     python benchmarks/ffn.py --hidden 2048 --dtype float16 --csv kernels.csv
 
-The layer has four times as many neurons as hidden units; its first stage evaluates an eighth of the terms, so many
-neurons go on, and all of them are positive. The sides in turn, each on copies of the weights that are larger than most
-caches together: the kernels, torch as it is, and torch with its weights in huge pages, as the kernels' are. ``bound``
-is the dense layer's bytes over those that have to be read; a row has the medians over the rounds.
+The layer has four times as many neurons as hidden units. Its first stage evaluates an eighth of the terms, then the
+given share of neurons goes on, and all of these are positive. The sides take turns, each on copies of the weights that
+together exceed most caches: the kernels, torch, and torch with its weights in huge pages like those of the kernels.
+``bound`` is the ratio of the dense layer's bytes to those that must be read. A row has the medians over the rounds.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--megabytes", type=int, default=400, help="of weights in turn")
+    parser.add_argument("--megabytes", type=int, default=400, help="total size of the copies of the weights")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -61,7 +61,7 @@ Pair = tuple[nn.Linear, nn.Linear]
 
 
 def made(hidden: int, dtype: torch.dtype, megabytes: int) -> list[Pair]:
-    """Copies of the two layers, of so many MB together."""
+    """Copies of the two layers with a total size in MB."""
     count = max(2, -(-megabytes * 10**6 // (8 * hidden**2 * dtype.itemsize)))
     layers = [(nn.Linear(hidden, 4 * hidden), nn.Linear(4 * hidden, hidden)) for _ in range(count)]
     return [(up.to(dtype).eval(), down.to(dtype).eval()) for up, down in layers]
@@ -87,7 +87,7 @@ def timed(layers: list[Pair], share: float, rounds: int) -> dict[str, object]:
     x = torch.randn(1, hidden).to(dtype)
     ours = copied(layers, huge=False)
     for up, down in ours:
-        up.bias.data.fill_(100.0)  # all that go on are positive
+        up.bias.data.fill_(100.0)  # makes all neurons that go on positive
         Up("fc1", up, Stages.below([hidden // 8, hidden - hidden // 8], torch.arange(hidden), bounds))
         Down("fc2", down)
     sides = {"kernels": ours, "torch": layers, "huge": copied(layers, huge=True)}
@@ -101,7 +101,7 @@ def timed(layers: list[Pair], share: float, rounds: int) -> dict[str, object]:
                 taken[side] += time.perf_counter() - start
         for side in sides:
             seconds[side].append(taken[side] / len(layers))
-    rest = {side: times[1:] for side, times in seconds.items()}  # the first round compiles
+    rest = {side: times[1:] for side, times in seconds.items()}  # the first round compiles the kernels
     took = rest.pop("kernels")
     of_torch, of_huge = (median(a / b for a, b in zip(theirs, took, strict=True)) for theirs in rest.values())
     read, seconds_each = (1 / 8 + share * 7 / 8 + share) / 2, median(took)

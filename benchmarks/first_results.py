@@ -2,7 +2,7 @@
 
     python benchmarks/first_results.py [--json OUT]
 
-Trains where there are no released weights. Prints the seconds of each command and what it measured.
+Networks without released weights are trained. Prints the seconds of each command and the metric it measured.
 """
 
 import argparse
@@ -20,7 +20,7 @@ MODELS = ("gnn", "vgg11_bn", "resnet18", "opt")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where to write the figures, too")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
     options = parser.parse_args()
     figures = {}
     for model in MODELS:

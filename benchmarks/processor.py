@@ -1,4 +1,4 @@
-"""What a benchmark's figures are of."""
+"""The processor that a benchmark ran on."""
 
 import platform
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""What a pruned pass costs, as a multiple of a dense pass: a network on a whole test split, both sides in turn.
+"""The cost of a pruned pass as a multiple of a dense pass: a network on a whole test split, both sides taking turns.
 
     python benchmarks/pruned_pass.py model=gnn data=ogbg_molhiv
     python benchmarks/pruned_pass.py model=vgg11_bn data=cifar10_jpeg --rounds 3 --csv results/pruned_pass.csv
 
-Takes the overrides of evaluate.py. Prints the median over the rounds of the ratio within each round, and what
-calibration costs as a multiple of a dense pass over its inputs. Weights are random: times do not depend on them.
-``--csv`` adds a row to a table, in place of one of the same command and processor.
+The overrides are those of evaluate.py. Prints the median of the ratio within each round, and the cost of calibration as
+a multiple of a dense pass over its inputs. Weights are random, as times do not depend on them. ``--csv`` adds a row to
+a table, or replaces one of the same command and processor.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from exprune.lab.training.fit import make_trainer
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="of evaluate.py's configuration")
+    parser.add_argument("overrides", nargs="*", help="overrides of evaluate.py's configuration")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
@@ -109,8 +109,8 @@ def main() -> None:
 
 
 def _peak() -> float:
-    """GiB that this process has had at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    """The largest memory of this process so far, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux reports KiB
 
 
 def _add(path: Path, row: dict[str, object]) -> None:

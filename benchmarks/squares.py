@@ -1,13 +1,14 @@
-"""Sums of squares of a 3x3 convolution's first 32 terms, four ways, at every shape of VGG11-BN and ResNet18.
+"""Sums of squares of a 3x3 convolution's first 32 terms, computed in four ways, for the shapes of VGG11-BN and
+ResNet18.
 
     python benchmarks/squares.py
 
-* channels: one matrix product a channel, squared into the sum (what exprune does)
+* channels: one matrix product per channel, squared into the sum (what exprune does)
 * offsets:  one small convolution for each offset between two kernel positions, over a product image
 * pairs:    one matrix product over the products of all 45 pairs of kernel positions
-* grouped:  one grouped convolution that gives every term, then squared and summed
+* grouped:  one grouped convolution that gives every term, which is then squared and summed
 
-Prints processor milliseconds for 2^18 outputs (the fastest of 5), beside those of the dense layer.
+Prints processor milliseconds for 2^18 outputs (the fastest of 5), and those of the dense layer.
 """
 
 import time

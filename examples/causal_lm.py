@@ -1,9 +1,9 @@
-"""A causal language model that generates while it is pruned; a small configuration stands in for weights of yours."""
+"""A causal language model that generates while it is pruned. Replace the small configuration by your own model."""
 
 import torch
 
 import exprune
-import exprune.lab  # mends torchvision, which transformers imports where it is installed
+import exprune.lab  # repairs torchvision, which transformers imports if it is installed
 
 from transformers import LlamaConfig, LlamaForCausalLM  # isort: skip
 

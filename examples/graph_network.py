@@ -1,4 +1,4 @@
-"""A graph network of PyTorch Geometric, called as its author wrote it."""
+"""A graph network of PyTorch Geometric, without any change."""
 
 import torch
 from torch_geometric.data import Data

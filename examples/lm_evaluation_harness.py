@@ -1,4 +1,4 @@
-"""lm-evaluation-harness around a pruned model: HFLM calls it inside the context; the questions are a local file."""
+"""lm-evaluation-harness on a pruned model: HFLM calls the model inside the context. The questions are a local file."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 
 import exprune
-import exprune.lab  # mends torchvision, which transformers imports where it is installed
+import exprune.lab  # repairs torchvision, which transformers imports if it is installed
 
 import lm_eval  # isort: skip
 from lm_eval.models.huggingface import HFLM  # isort: skip
@@ -27,13 +27,13 @@ task = {
     "doc_to_target": "label",
     "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
 }
-bpe = ByteLevelBPETokenizer()  # a small configuration and its tokenizer stand in for a model of yours
+bpe = ByteLevelBPETokenizer()  # replace the small configuration and its tokenizer by your own model
 bpe.train_from_iterator([str(q) for q in questions], vocab_size=400)
 tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="!", pad_token="!")
 shape = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2}
 model = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=400)).eval()
 calibration = exprune.calibrate(model, [{"input_ids": torch.randint(0, 400, (2, 64))} for _ in range(8)])
-harness = HFLM(pretrained=model, tokenizer=tokenizer)  # before the context: it ties weights
+harness = HFLM(pretrained=model, tokenizer=tokenizer)  # before the context, because it ties weights
 with exprune.prune(model, calibration, kl=0.001) as run:
     results = lm_eval.simple_evaluate(harness, tasks=[task], bootstrap_iters=0)
 print(results["results"]["additions"], f"{run.flops.saved:.1%} of the FLOPs saved")

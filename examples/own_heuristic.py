@@ -1,4 +1,4 @@
-"""A heuristic of one's own beside the paper's: stop where the terms so far, extrapolated, leave the neuron negative."""
+"""A heuristic of your own next to the paper's: stop if the extrapolated sum of the terms so far is negative."""
 
 import torch
 from torch import Tensor, nn

@@ -1,9 +1,9 @@
-"""A transformers classifier and padded texts; a small configuration stands in for weights of yours."""
+"""A transformers classifier on padded texts. Replace the small configuration by your own model."""
 
 import torch
 
 import exprune
-import exprune.lab  # mends torchvision, which transformers imports where it is installed
+import exprune.lab  # repairs torchvision, which transformers imports if it is installed
 
 from transformers import BertConfig, BertForSequenceClassification  # isort: skip
 
@@ -13,7 +13,7 @@ model = BertForSequenceClassification(
 ).eval()
 tokens = torch.randint(0, 500, (20, 6, 24))  # twenty batches of six texts
 mask = torch.ones(6, 24, dtype=torch.long)
-mask[:3, 16:] = 0  # padding is neither calibrated on nor counted
+mask[:3, 16:] = 0  # padding is neither used for calibration nor counted
 batches = [{"input_ids": ids, "attention_mask": mask} for ids in tokens]
 
 print(exprune.inspect(model, batches[0]))

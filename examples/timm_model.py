@@ -1,9 +1,9 @@
-"""A timm network: which of its layers could save what. Its random weights stand in for a trained network of yours."""
+"""A timm network: which of its layers can be pruned, and what this saves. Replace the random weights by your own."""
 
 import torch
 
 import exprune
-import exprune.lab  # mends torchvision, which timm imports, beside a torch build that its operators do not fit
+import exprune.lab  # repairs torchvision, which timm imports
 
 import timm  # isort: skip
 

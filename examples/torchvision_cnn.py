@@ -1,11 +1,11 @@
-"""A torchvision network, trained for seconds on scikit-learn's digits: what its convolutions could save."""
+"""A torchvision network, trained for seconds on scikit-learn's digits: what pruning its convolutions saves."""
 
 import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 import exprune
-import exprune.lab  # mends torchvision beside a torch build that its compiled operators do not fit
+import exprune.lab  # repairs torchvision if its operators do not fit the build of torch
 
 from torchvision.models.resnet import BasicBlock, ResNet  # isort: skip
 

@@ -1,4 +1,4 @@
-"""Running the entry points as a user does, in this process."""
+"""Run the entry points as a user does, in this process."""
 
 import runpy
 import shutil
@@ -12,14 +12,14 @@ from joblib.externals.loky import get_reusable_executor
 
 ROOT = Path(__file__).parents[1]
 
-# Settings that make any command quick, and an OPT as small as one can be; the numbers mean nothing then.
+# Settings that make any command quick, and the smallest possible OPT; the resulting numbers are meaningless.
 TINY = ("data.limit=64", "model.epochs=1", "bootstrap=50", "trainer=cpu")
 OPT = ("model=opt", "data.vocabulary=512", "data.context=32", "model.network.hidden=32", "model.network.heads=2")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left: its exit code, what it printed, and the folder it ran in."""
+    """The outcome of a command: its exit code, its output, and the folder it ran in."""
 
     code: int
     out: str
@@ -31,17 +31,17 @@ class Outcome:
         return sorted(path.parent for path in self.folder.rglob("result.json"))
 
     def error_line(self) -> str:
-        """The only line that says what is wrong."""
+        """The only line that reports an error."""
         (line,) = [line for line in self.err.splitlines() if line.startswith("error:")]
         return line
 
 
 class CommandLine:
-    """Runs ``python SCRIPT.py ARGUMENT...`` in a folder of its own.
+    """Run ``python SCRIPT.py ARGUMENT...`` in a folder of its own.
 
     Attributes:
-        passes: where what is measured is kept. A command finds there what those before it in the test have measured
-            only where ``keeps_passes``; else each measures for itself.
+        passes: Where measurements are cached. A command uses what earlier commands of the test have measured only with
+            ``keeps_passes``; otherwise each command measures everything itself.
     """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -52,8 +52,8 @@ class CommandLine:
     def __call__(self, script: str, *arguments: str) -> Outcome:
         if not self.keeps_passes:
             shutil.rmtree(self.passes, ignore_errors=True)
-        # Hydra composes everything once more, to see whether the configuration itself asks for a sweep: ours does not,
-        # and it takes longer than most errors.
+        # Hydra composes the configuration once more, to see whether it requests a sweep. Ours never does, and this
+        # takes longer than most errors.
         self.monkeypatch.setattr(Hydra, "get_mode", lambda *_, **named: None)
         self.monkeypatch.chdir(self.folder)
         self.monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments])
@@ -66,7 +66,7 @@ class CommandLine:
             if isinstance(stop.code, str):
                 print(stop.code, file=sys.stderr)
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        if "hydra/launcher=parallel" in arguments:  # its processes wait for more work, in the folder of this test
+        if "hydra/launcher=parallel" in arguments:  # its processes wait for more work in the folder of this test
             get_reusable_executor().shutdown(wait=True, kill_workers=True)
         printed = self.capfd.readouterr()
         return Outcome(code, printed.out, printed.err, self.folder)

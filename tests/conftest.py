@@ -1,4 +1,4 @@
-"""What every test relies on; the command line with one cache for the session."""
+"""Fixtures for all tests, and the command line with one cache per session."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +16,10 @@ torch.set_num_threads(1)  # the tensors here are tiny
 
 @pytest.fixture(scope="session")
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Processed data and weights, made once for all tests, by whichever process needs them first."""
+    """Processed data and weights, made once for all tests by the first process that needs them."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # the processes' own folders lie side by side in it
+        folder = folder.parent  # the folders of the processes are next to each other in it
     cache = folder / "cache"
     cache.mkdir(exist_ok=True)
     return cache
@@ -27,7 +27,7 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def made_once() -> Iterator[None]:
-    """The embedded molecules become graphs, the embedded texts tokens and blocks, once: no network costs as much."""
+    """Convert the embedded molecules to graphs and the embedded texts to tokens once, as this is slow."""
     from exprune.lab.examples.language import text
     from exprune.lab.examples.molecules import graphs
 
@@ -39,7 +39,7 @@ def made_once() -> Iterator[None]:
         return known[key]
 
     def cut_once(tokens: Sequence[torch.Tensor], context: int) -> Any:
-        # Its tokens are kept with the blocks: no other list has their id meanwhile.
+        # The tokens are kept with the blocks, so that no other list gets their id.
         return once((id(tokens), context), lambda: (cut(tokens, context), tokens))[0]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -57,7 +57,7 @@ def command(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> CommandLine:
-    """Runs an entry point in a fresh folder."""
+    """Run an entry point in a new folder."""
     monkeypatch.setenv("EXPRUNE_CACHE_DIR", str(session_cache))
     folder = tmp_path / "run"
     folder.mkdir()

@@ -1,11 +1,11 @@
-"""Makes ablation_MODEL.csv: what each part of the calibrated tests is worth, on images of the validation split.
+"""Make ablation_MODEL.csv: the contribution of each part of the calibrated tests, on validation images.
 
     python results/make/ablation.py vgg11_bn
     python results/make/ablation.py resnet18 --images 500
 
-Each variant runs at several levels of its knob; a row says what it saves where its predictions are 0.002 and 0.01 nats
-(mean KL divergence, interpolated) from the dense network's. On so few images that tells variants apart that accuracy
-does not. From the released checkpoint; EXPRUNE_DATA_DIR names the data.
+Each variant runs at several levels of its setting. A row has the savings at which its predictions are 0.002 and 0.01
+nats (mean KL divergence, interpolated) from the dense network's. With so few images, this distinguishes variants that
+accuracy does not. The released checkpoint is used; EXPRUNE_DATA_DIR names the data.
 """
 
 import argparse
@@ -44,7 +44,7 @@ Variant = tuple[str, Callable[[float], Heuristic], Sequence[float]]
 
 
 class Residuals(Heuristic):
-    """Stops nothing; counts what each line leaves unexplained, in its standard deviations, over a site's neurons."""
+    """Stop nothing; count the residuals of each line in units of its standard deviation, over a site's neurons."""
 
     needs_full = True
     edges = torch.linspace(-8, 8, 3201)
@@ -68,13 +68,13 @@ class Residuals(Heuristic):
         return torch.zeros_like(seen.s, dtype=torch.bool)
 
     def quantile(self, site: str, n: int, tau: float) -> float:
-        """What a share of ``tau`` of the residuals exceeds."""
+        """The value that a share ``tau`` of the residuals exceeds."""
         below = self.counts[site, n].cumsum(0)
         return self.edges[int(torch.searchsorted(below, (1 - tau) * below[-1]))].item()
 
 
 class Empirical(Calibrated):
-    """:class:`Calibrated` with the quantiles that were measured in place of the normal distribution's."""
+    """`Calibrated` with measured quantiles in place of those of the normal distribution."""
 
     def __init__(self, tau: float, statistics: Statistics, residuals: Residuals) -> None:
         super().__init__(tau, STAGES, statistics)
@@ -86,7 +86,7 @@ class Empirical(Calibrated):
 
 
 class ExpectedValues(TorchFunctionMode):
-    """Inside an :class:`ExPrune` of the same heuristic: stopped neurons output their expected value, not 0."""
+    """Inside an `ExPrune` of the same heuristic: stopped neurons output their expected value, not 0."""
 
     def __init__(self, heuristic: "Remembering", values: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class ExpectedValues(TorchFunctionMode):
 
 
 class Remembering(Optimal):
-    """:class:`Optimal` that remembers whom it stopped, and what they would have been."""
+    """`Optimal` that records which neurons it stopped, and their expected values."""
 
     needs_full = True
 
@@ -130,7 +130,7 @@ class Remembering(Optimal):
 def recalibrated(
     network: nn.Module, sites: Sequence[Site], heuristic: Heuristic, batches: Sequence[Tensor]
 ) -> nn.Module:
-    """A copy of the network whose BatchNorms know the statistics of their inputs while ``heuristic`` prunes."""
+    """A copy of the network whose BatchNorms have the statistics of their inputs while ``heuristic`` prunes."""
     norms = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
     seen: dict[str, list[Tensor]] = {name: [] for name in norms}
 
@@ -152,7 +152,7 @@ def recalibrated(
 
 
 def variants(of: Callable[..., Statistics], residuals: Callable[[], Residuals]) -> Iterator[Variant]:
-    """``of(order, stages)`` gives the statistics for a variant."""
+    """The variants. ``of(order, stages)`` returns the statistics for one of them."""
     base = of("layer", STAGES)
     yield "optimal: order of the layer, 5 stages, looking ahead", lambda lam: Optimal(lam, STAGES, base), LAMS
     yield "  without looking ahead", lambda lam: Optimal(lam, STAGES, base, ahead=False), LAMS

@@ -1,4 +1,4 @@
-"""Tables that answer a reader's doubts: do the published figures reproduce, and is a promise kept?"""
+"""Tables that answer two questions: are the published figures reproduced, and is a promise kept?"""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ CHANGES = {
 
 
 def reproduction() -> str:
-    """What the paper's tests save within 0.1 and 1 point, chosen on validation and on the data that are reported."""
+    """What the paper's tests save within 0.1 and 1 point, chosen on validation data and on the reported data."""
     columns = ("", "changed", *(f"{test}, at {limit:g}" for test in TESTS.values() for limit in PUBLISHED["dense"]))
     lines = heading(*columns)
     lines.append(line("the paper", "", *(PUBLISHED["dense"][limit] for _ in TESTS for limit in PUBLISHED["dense"])))
@@ -36,7 +36,7 @@ def reproduction() -> str:
 
 
 def _chosen(name: str) -> list[dict[str, Any] | None]:
-    """A row a test and limit; None where it has not been measured."""
+    """One row per test and limit; None if it has not been measured."""
     found: list[dict[str, Any] | None] = []
     for test in TESTS:
         file = RESULTS / f"{name}/search_{test}_front.csv"
@@ -52,7 +52,7 @@ def _cell(row: dict[str, Any] | None, prefix: str) -> str:
 
 
 def neurons() -> str:
-    """How many neurons are negative, and how many units have none that is ever positive, by network."""
+    """By network, how many neurons are negative, and how many units are never positive."""
     lines = heading("", "inputs", "neurons negative", "units", "of them dead")
     for row in pd.read_csv(RESULTS / "neurons.csv").to_dict("records"):
         negative, dead = (f"{row[f'{share}_percent']:.1f} %" for share in ("negative", "dead"))
@@ -61,7 +61,7 @@ def neurons() -> str:
 
 
 def promises() -> str:
-    """How often a knob's drop on other inputs exceeds its target, by the rule that chose it."""
+    """How often a setting's drop on other inputs exceeds its target, by the rule that chose it."""
     columns = ("", "target", "chosen", "beyond it on other inputs", "on all inputs", "mean drop on others", "worst",
                "mean saved")  # fmt: skip
     lines, made = heading(*columns), []

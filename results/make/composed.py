@@ -1,4 +1,4 @@
-"""A released network, and how far pruning moves its predictions: for the scripts beside this file."""
+"""Released networks, and how far pruning changes their predictions; used by the other scripts here."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ from exprune.lab.examples.language.tokens import NO_TARGET
 
 
 def subject_of(*overrides: str) -> Subject:
-    """What ``python evaluate.py OVERRIDE...`` measures."""
+    """The subject that ``python evaluate.py OVERRIDE...`` measures."""
     with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
         cfg = compose("evaluate", [*overrides, "logger=none", "overrides=[]", "paths.output_dir=."])
     return prepare(cfg, heuristic_of(cfg))
@@ -29,7 +29,7 @@ def subject_of(*overrides: str) -> Subject:
 
 @torch.inference_mode()
 def log_probabilities(subject: Subject, batches: Iterable[Any], *runs: ExPrune | Recorder) -> Tensor:
-    """(inputs, classes) of the network's predictions, inside these contexts."""
+    """The network's log probabilities (inputs, classes) inside these contexts."""
     task, found = subject.task, []
     for batch in batches:
         if hasattr(task, "data_rows"):
@@ -44,7 +44,7 @@ def log_probabilities(subject: Subject, batches: Iterable[Any], *runs: ExPrune |
 
 
 def first_batches(loader: Iterable[Any], subject: Subject, inputs: int) -> tuple[list[Any], Tensor]:
-    """So many batches that they have as many inputs, and what the dense network predicts of them."""
+    """The first batches with the given number of inputs, and the dense network's predictions on them."""
     batches, dense = [], torch.empty(0)
     for batch in loader:
         batches.append(batch)
@@ -56,12 +56,12 @@ def first_batches(loader: Iterable[Any], subject: Subject, inputs: int) -> tuple
 
 
 def divergence(dense: Tensor, pruned: Tensor) -> float:
-    """The mean KL divergence, in nats, of two networks' (inputs, classes) log probabilities."""
+    """The mean KL divergence in nats of two networks' log probabilities (inputs, classes)."""
     return float((dense.exp() * (dense - pruned)).sum(1).mean())
 
 
 def at_levels(points: Sequence[tuple[float, float]], levels: Sequence[float]) -> dict[str, float]:
-    """Of (percent saved, nats) the saving at each level between the points' own, interpolated over its logarithm."""
+    """The saving at each level, from points (percent saved, nats), interpolated over the logarithm of the latter."""
     saved, apart = np.array(sorted(points, key=lambda point: point[1])).T
     apart = np.maximum(apart, 1e-9)
     return {

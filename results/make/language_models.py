@@ -1,13 +1,13 @@
-"""Makes language_models/wikitext2.csv and its table: every rule, under one protocol (docs/language_models.md).
+"""Make language_models/wikitext2.csv and its table: every rule under one protocol (docs/language_models.md).
 
-    python results/make/language_models.py smollm2            # WikiText-2; goes on where it was interrupted
+    python results/make/language_models.py smollm2            # WikiText-2; continues an interrupted run
     python results/make/language_models.py smollm2 --piqa     # the settings found there, on PIQA's measured half
     python results/make/language_models.py llama              # or opt: the embedded networks, on Python's source
     python results/make/language_models.py --table            # the table and the figure of what is measured so far
 
-Every rule has one setting. For each of four limits of the mean KL(dense || pruned) it is found on 1,022 tokens of the
-validation split, and measured once on at least 20,000 tokens of the test split; every token is pruned. All rules are
-calibrated on the same 4,096 tokens. Seed 0. EXPRUNE_DATA_DIR names the data. Takes some hours on two cores.
+Every rule has one setting. For each of four limits of the mean KL(dense || pruned), it is found on 1,022 tokens of the
+validation split, and measured once on at least 20,000 tokens of the test split. Every token is pruned. All rules are
+calibrated on the same 4,096 tokens with seed 0. EXPRUNE_DATA_DIR names the data. This takes some hours on two cores.
 """
 
 import argparse
@@ -63,7 +63,7 @@ Statistics = dict[str, SiteStatistics]
 
 @dataclass(frozen=True)
 class Rule:
-    """One curve: the heuristic at a setting, its settings from cautious to bold, and whether the head is in play."""
+    """One curve: the heuristic at a setting, its settings from cautious to bold, and whether the head is included."""
 
     make: Callable[[Statistics, float], Heuristic]
     settings: list[float]
@@ -88,7 +88,7 @@ RULES = {
 def both_passes(
     subject: Subject, statistics: Statistics, rule: str, setting: float, inputs: Inputs
 ) -> tuple[Pass, Pass, ExPrune]:
-    """The dense pass over some inputs, that of a rule at a setting, and what counted in it."""
+    """The dense pass over some inputs, that of a rule at a setting, and the counts of the latter."""
     of, head = RULES[rule], subject.task.network.get_output_embeddings()
     sites = select_sites(subject.sites, of.layers)
     if not of.head:
@@ -119,7 +119,7 @@ def _sides(dense: Any, pruned: Any) -> list[tuple[str, Any]]:
 
 
 def found(subject: Subject, statistics: Statistics, rule: str) -> dict[float, float]:
-    """The setting for each limit, by interpolation over the logarithm of KL on the first batch of validation."""
+    """The setting for each limit, interpolated over the logarithm of KL on the first batch of validation."""
     inputs, settings, apart = Inputs([next(iter(subject.loader("valid")))]), [], []
     for setting in tqdm(RULES[rule].settings, desc=f"{rule}, validation", disable=None, leave=False):
         settings.append(setting)
@@ -133,7 +133,7 @@ def found(subject: Subject, statistics: Statistics, rule: str) -> dict[float, fl
 
 
 def measure(network: str) -> None:
-    """Add what is missing of a network to the table, a row at a time."""
+    """Add a network's missing rows to the table, one at a time."""
     subject = subject_of(*NETWORKS[network])
     statistics = statistics_of(subject)
     settings = {rule: found(subject, statistics, rule) for rule in RULES if not _skipped(subject, rule)}
@@ -157,12 +157,12 @@ def measure(network: str) -> None:
 
 
 def _skipped(subject: Subject, rule: str) -> bool:
-    """CATS, and CHESS of the feed-forward layers alone, are for layers with a gate."""
+    """Skip CATS, and CHESS of the feed-forward layers only, for layers without a gate."""
     return rule in ("cats", "chess, feed-forward") and not any(site.gated for site in subject.sites)
 
 
 def piqa(network: str, limits: tuple[float, ...] = (0.05, 0.02)) -> None:
-    """What the settings that were found for the limits do to the measured half of PIQA's questions."""
+    """What the settings found for the limits change on the measured half of PIQA's questions."""
     subject = subject_of(*(s for s in NETWORKS[network] if not s.startswith("data.limit")), "data=piqa")
     statistics = statistics_of(subject_of(*NETWORKS[network]))
     inputs, rows = subject.inputs("test"), pd.read_csv(TABLE)
@@ -187,7 +187,7 @@ def piqa(network: str, limits: tuple[float, ...] = (0.05, 0.02)) -> None:
 
 
 def at_limits(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Of each network and rule what is saved at exactly each limit: a line through the two nearest points in log KL."""
+    """For each network and rule, the saving at exactly each limit, interpolated between the nearest points."""
     for (network, rule), points in rows.groupby(["network", "rule"], sort=False):
         row: dict[str, Any] = {"network": network, "rule": rule}
         x, y = np.log(points.kl_mean.to_numpy()), 100 * points.saved.to_numpy()
@@ -200,7 +200,7 @@ def at_limits(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def draw(rows: pd.DataFrame) -> None:
-    """One panel a network: what is saved against KL, a curve a rule."""
+    """One panel per network: what is saved against KL, one curve per rule."""
     from matplotlib.figure import Figure
 
     networks = list(rows.network.unique())

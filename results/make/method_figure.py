@@ -1,8 +1,8 @@
-"""Makes method.png: one neuron of VGG11-BN on CIFAR-10 (JPEG mirror), its terms summed one by one, where tests stop it.
+"""Make method.png: one neuron of VGG11-BN on CIFAR-10 (JPEG mirror), with its terms summed until tests stop it.
 
     python results/make/method_figure.py
 
-From the released checkpoint; EXPRUNE_DATA_DIR names the data.
+The released checkpoint is used; EXPRUNE_DATA_DIR names the data.
 """
 
 from pathlib import Path

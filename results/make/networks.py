@@ -1,8 +1,8 @@
-"""The networks that are measured: what the documents call them, and the settings of evaluate.py that mean them.
+"""The measured networks: their names in the documents, and their settings of evaluate.py.
 
-python results/make/networks.py gnn        prints these, for the scripts beside this file
-python results/make/networks.py gelu without-relu        likewise of a network whose activation need not be a ReLU
-python results/make/networks.py gelu feed-forward        what makes sites of its feed-forward layers alone
+python results/make/networks.py gnn        prints the settings, for the other scripts here
+python results/make/networks.py gelu without-relu        the same for a network whose activation need not be a ReLU
+python results/make/networks.py gelu feed-forward        the setting that selects its feed-forward layers only
 """
 
 import sys
@@ -65,7 +65,7 @@ ACTIVATIONS = {
 
 
 def whole(name: str) -> str:
-    """What a network is called where the figures are of all of it."""
+    """The name of a network in tables about the whole of it."""
     return ACTIVATIONS[name] if name in ACTIVATIONS else WITH_RECIPES[name][0].removesuffix(", of `fc1`")
 
 

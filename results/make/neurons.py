@@ -1,8 +1,8 @@
-"""Makes neurons.csv: how many of the released networks' neurons are negative, and how many never anything else.
+"""Make neurons.csv: how many of the released networks' neurons are negative, and how many are never positive.
 
     python results/make/neurons.py        (or one network: gnn, gnn_80, opt, vgg11_bn, vgg11_bn_paper, resnet18, ...)
 
-On the validation split. A unit is an output of a site (a channel of a convolution); it is dead where none of its
+It uses the validation split. A unit is an output of a site (a channel of a convolution). It is dead if none of its
 neurons is positive for any input at any position. EXPRUNE_DATA_DIR names the data.
 """
 
@@ -25,7 +25,7 @@ TABLE = Path(__file__).parents[1] / "neurons.csv"
 
 
 class Watching(Oracle):
-    """Notes which units of each site have been positive: (units,) bools by site. The predictions stay the network's."""
+    """Record which units of each site have been positive, as bools (units,) by site. Predictions are unchanged."""
 
     def __init__(self) -> None:
         super().__init__(n=1)

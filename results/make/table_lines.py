@@ -1,4 +1,4 @@
-"""Lines of a table as the documents hold them."""
+"""Lines of the documents' tables."""
 
 from collections.abc import Sequence
 

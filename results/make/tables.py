@@ -1,7 +1,7 @@
-"""Writes the measured tables into docs/results.md and README.md, from the tables (results/NETWORK/*.csv).
+"""Write the measured tables (results/NETWORK/*.csv) into docs/results.md and README.md.
 
-python results/make/tables.py            # anew what stands between <!-- table: NAME --> and <!-- end -->
-python results/make/tables.py --check    # says where a document is not what the tables give; exit code 1
+python results/make/tables.py            # rewrites the text between <!-- table: NAME --> and <!-- end -->
+python results/make/tables.py --check    # reports where a document differs from the tables; exit code 1
 """
 
 import json
@@ -37,7 +37,7 @@ _MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def headline() -> str:
-    """A row a network: the paper's range, the better of its tests, and ours; savings at both limits."""
+    """One row per network: the paper's range, the better of its tests, and ours, with savings at both limits."""
     columns = ("", "the paper saves", "its tests, searched", "`exprune.order=layer`", "`exprune=optimal`",
                "`exprune=magnitude`", "oracle")  # fmt: skip
     lines = heading(*columns)
@@ -53,7 +53,7 @@ def headline() -> str:
 
 
 def tests() -> str:
-    """Two rows a network, every test: the FLOPs saved within a drop, and the change on test."""
+    """Two rows per network with every test: the FLOPs saved within a drop, and the change on test."""
     lines = heading("", "drop up to", "paper", *COLUMNS)
     for name, (network, figure) in WITH_RECIPES.items():
         chosen = _chosen(name)
@@ -64,7 +64,7 @@ def tests() -> str:
 
 
 def searches() -> str:
-    """Two rows a search: chosen on the validation split, measured on test."""
+    """Two rows per search: chosen on the validation split, measured on test."""
     columns = ("", "", "drop up to", "on validation: saved, drop", "on test: saved", "change, points", "paper")
     lines = heading(*columns)
     for name, (network, figure) in WITH_RECIPES.items():
@@ -80,7 +80,7 @@ def searches() -> str:
 
 
 def beyond(name: str) -> str:
-    """Our tests and their ceiling: settings swept, and those found on validation for a target."""
+    """Our tests and their upper limit: swept settings, and those found on validation for a target."""
     table, (_, figure) = pd.read_csv(RESULTS / f"{name}/beyond.csv"), NETWORKS[name]
     scoped = figure == "scope_saved_percent"
     columns = ("", "knob", "target", "on validation: saved, drop", "saved", *(["of `fc1`"] if scoped else []), "change")
@@ -96,7 +96,7 @@ def beyond(name: str) -> str:
 
 
 def input_order() -> str:
-    """In the order of each input, where it has been measured: optimal stopping, small inputs left out, the oracle."""
+    """In the order of each input, if measured: optimal stopping, skipped small inputs, and the oracle."""
     columns = ("", "", "target", "knob", "on validation: saved, drop", "saved", "without zero terms", "change")
     lines = heading(*columns)
     made = []
@@ -124,7 +124,7 @@ def input_order() -> str:
 
 
 def parts() -> str:
-    """What each part of the order of each input is worth, in FLOPs saved at two levels of damage."""
+    """The contribution of each part of the order of each input, in FLOPs saved at two levels of damage."""
     columns = ("", "", "saved at 0.001 nats", "at 0.01 nats")
     lines, made = heading(*columns), []
     for name, table in _tables("input_order_ablation"):
@@ -144,7 +144,7 @@ def parts() -> str:
 
 
 def damage() -> str:
-    """What optimal stopping expects to do to the loss, and what it does."""
+    """The damage to the loss that optimal stopping expects, and the measured damage."""
     columns = ("", "lam", "saved", "expected", "with one factor a site", "measured")
     lines, made = heading(*columns), []
     for name, table in _tables("damage"):
@@ -179,18 +179,18 @@ def one_tau(name: str) -> str:
 
 
 def activations() -> str:
-    """What each activation lets one save of the feed-forward layers, as far as it has been measured."""
+    """What can be saved in the feed-forward layers with each activation, as far as measured."""
     return _without_relu("activations", "bash results/make/activations.sh {}", lambda row: "")
 
 
 def scopes() -> str:
-    """What can be saved of the whole network: by sites before an activation alone, and by every layer."""
+    """What can be saved in the whole network: with sites before an activation only, and with every layer."""
     where = {"relu": ", before an activation", "all": ", every layer"}
     return _without_relu("scopes", "bash results/make/activations.sh {} scopes", lambda row: where[row["scope"]])
 
 
 def divergences() -> str:
-    """Networks without a ReLU where their predictions have changed as much: what is saved of the network."""
+    """Networks without ReLUs, compared at the same change of their predictions: what is saved in the network."""
     levels = (0.002, 0.005, 0.01, 0.02, 0.05)
     lines, made = heading("", "", *(f"at {level:g} nats" for level in levels)), []
     for name, table in _tables("divergence"):
@@ -226,7 +226,7 @@ def _without_relu(kind: str, command: str, where: Callable[[dict], str]) -> str:
 
 
 def passes() -> str:
-    """What a pruned pass costs, as a multiple of a dense one in the same run."""
+    """The cost of a pruned pass as a multiple of a dense one in the same run."""
     table = pd.read_csv(RESULTS / "pruned_pass.csv")
     tests = ("Threshold", "StatsTest", "Calibrated", "order=input", "calibration")
     columns = ("network", "processor, threads", *tests, "command")
@@ -261,12 +261,12 @@ _BESIDE = {"sparsity": "weights left", "site_selection": "sites"}
 
 
 def renewed(document: str) -> str:
-    """A document with every marked table as the measured tables give it now."""
+    """A document with every marked table renewed from the measured tables."""
     return _MARKED.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[3]}", document)
 
 
 def _tables(of: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Of the networks that have been measured so their names and tables."""
+    """The names and tables of the networks that have been measured in this way."""
     for name in (*WITH_RECIPES, *ACTIVATIONS):
         if (file := RESULTS / f"{name}/{of}.csv").exists():
             yield name, pd.read_csv(file)
@@ -277,7 +277,7 @@ def _limits() -> Sequence[float]:
 
 
 def _chosen(name: str) -> pd.DataFrame:
-    """What saves most within each limit, by limit and test."""
+    """The setting that saves most within each limit, by limit and test."""
     by_input = RESULTS / f"{name}/input_order.csv"
     results = read([file for file in (*_fronts(name), RESULTS / f"{name}/beyond.csv", by_input) if file.exists()])
     settings = results["setting"].map(json.loads)

@@ -1,13 +1,15 @@
-"""What a trained model computes that cannot matter, and what leaving it out saves and changes.
+"""Dynamic pruning of PyTorch models: skip computations that do not matter for an input, and count what this saves.
 
-    calibration = exprune.calibrate(model, batches)
-    curve = exprune.tradeoff(model, calibration, batches)
-    with exprune.prune(model, calibration, kl=0.01) as run:
-        model(**inputs)
-    print(run.flops)
+```python
+calibration = exprune.calibrate(model, batches)
+curve = exprune.tradeoff(model, calibration, batches)
+with exprune.prune(model, calibration, kl=0.01) as run:
+    model(**inputs)
+print(run.flops)
+```
 
-``exprune.core`` is the method, ``exprune.lab`` its reproduction, ``exprune.fast`` runs it in real time. What stands
-here is imported when it is first used, and needs torch alone.
+`exprune.core` contains the method, `exprune.lab` reproduces the published results, and `exprune.fast` runs the method
+in real time on a CPU. The names in this module are imported on first use, and require torch only.
 """
 
 import importlib

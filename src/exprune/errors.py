@@ -1,9 +1,9 @@
-"""The one error that a wrong setting raises. It stands by itself, so that what raises it need not import torch."""
+"""The error that wrong settings raise. It is in a module of its own, so that raising it does not import torch."""
 
 
 class SettingError(ValueError):
-    """A setting, an input file or a model that cannot be used as asked.
+    """A setting, an input file or a model cannot be used as requested.
 
-    The message is one line: what is wrong, its value, and what would be right. The command line prints
-    that line alone and exits with 1; everything else that is raised is a bug and keeps its traceback.
+    The message is one line. It names what is wrong, its value, and what would be right. The command line prints only
+    this line and exits with code 1. Any other exception is a bug and keeps its traceback.
     """

@@ -1,4 +1,4 @@
-"""Writing files so that none is ever half-written, and reading what may be damaged or of another version."""
+"""Write files atomically, and read files that may be damaged or of another version."""
 
 import contextlib
 import functools
@@ -17,44 +17,45 @@ from typing import TYPE_CHECKING, TypeVar
 
 from exprune.errors import SettingError
 
-if TYPE_CHECKING:  # what only reads names of files needs no torch, which takes seconds
+if TYPE_CHECKING:  # reading file names should not import torch, which takes seconds
     from torch import Tensor
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")  # of torch.save
+TORCH_FILES = (".ckpt", ".pt", ".pth", ".bin")  # files of torch.save
 
 
 class CannotWriteError(SettingError):
-    """A file that cannot be written, and why."""
+    """A file cannot be written; the message gives the reason."""
 
     def __init__(self, path: Path, why: object) -> None:
-        super().__init__(f"{path}: cannot be written ({why}); name another folder")
+        super().__init__(f"{path}: cannot be written ({why}); choose another folder")
         self.path, self.why = path, str(why)
 
 
 def kept(path: Path, read: Callable[[Path], T], otherwise: str) -> T | None:
-    """What ``read`` makes of a file that can be done without; None where there is none or, with a line, no use in it.
+    """Read an optional file. Returns None if it does not exist, or, with a warning, if it is not usable.
 
     Args:
-        read: raises whatever it meets where the file holds anything else than we write.
-        otherwise: what happens then, for the line: "it is made anew".
+        path: The file.
+        read: Reads the file. It may raise any exception if the file is not as we write it.
+        otherwise: What happens if the file is not usable, for the warning; for example "it is made anew".
     """
     try:
         return read(path)
-    except Exception as error:  # what a damaged file can lead to has no end
-        if path.exists():  # else there is none, or another job has finished with it meanwhile
+    except Exception as error:  # a damaged file can cause any exception
+        if path.exists():  # otherwise there never was a file, or another job has removed it
             log.warning("%s; %s", _unusable(path, error), otherwise)
         return None
 
 
 def named(path: Path, read: Callable[[Path], T]) -> T:
-    """What ``read`` makes of a file that a setting names.
+    """Read a file that a setting names.
 
     Raises:
-        SettingError: whatever ``read`` meets, in one line that names the file.
+        SettingError: If ``read`` raises anything. The message is one line and names the file.
     """
     try:
         return read(path)
@@ -64,18 +65,18 @@ def named(path: Path, read: Callable[[Path], T]) -> T:
 
 def _unusable(path: Path, error: Exception) -> str:
     if isinstance(error, SettingError) and str(path.with_name(path.stem.partition("-1of")[0])) in str(error):
-        return str(error)  # names it, or a part of it
+        return str(error)  # the message already names the file or a part of it
     why = str(error) if isinstance(error, SettingError) else f"{type(error).__name__}: {error}".rstrip(": ")
-    if isinstance(error, pickle.UnpicklingError):  # whose advice is to execute it
-        why = "it holds anything else than tensors and numbers"
+    if isinstance(error, pickle.UnpicklingError):  # its message advises to execute the file's code
+        why = "it contains something other than tensors and numbers"
     return f"{path}: cannot be used ({shorten(why, 120, placeholder=' ...')})"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it.
+    """Let ``write`` fill a temporary file next to ``path``, then rename it to ``path``.
 
     Raises:
-        CannotWriteError: the folder cannot be written to.
+        CannotWriteError: If the folder is not writable.
     """
     partial = _beside(path)
     try:
@@ -85,15 +86,15 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise CannotWriteError(path, error.strerror or error) from error
     finally:
-        with contextlib.suppress(OSError):  # also where a parent is no folder
+        with contextlib.suppress(OSError):  # also if a parent is not a folder
             partial.unlink()
 
 
 def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary folder beside ``path``, then rename it; a folder that is there is replaced.
+    """Let ``write`` fill a temporary folder next to ``path``, then rename it. An existing folder is replaced.
 
     Raises:
-        CannotWriteError: the folder cannot be written to.
+        CannotWriteError: If the folder is not writable.
     """
     partial = _beside(path)
     try:
@@ -109,17 +110,24 @@ def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """A name of this process: jobs of a sweep, on many machines perhaps, may write the same cache."""
+    """A temporary name unique to this process: jobs on several machines may write the same cache."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
 def save_tensors(
     path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str], most: float = math.inf
 ) -> Path:
-    """Write tensors as safetensors, a format that cannot carry code; returns the file to name to load them.
+    """Save tensors in the safetensors format, which cannot contain code.
 
     Args:
-        most: bytes of a file: more of them go into ``STEM-1of3.safetensors``, ``STEM-2of3.safetensors``, and so on.
+        path: The file to write.
+        tensors: The tensors by name.
+        metadata: Strings to store with them.
+        most: The largest size of a file in bytes. More data is divided into ``STEM-1of3.safetensors``,
+            ``STEM-2of3.safetensors`` and so on.
+
+    Returns:
+        The file to load, which is the first part if there are several.
     """
     _needs_safetensors(path)
     from safetensors import SafetensorError
@@ -128,7 +136,7 @@ def save_tensors(
     def write(partial: Path, part: "Mapping[str, Tensor]") -> None:
         try:
             save_file(dict(part), partial, metadata=dict(metadata))
-        except SafetensorError as error:  # which wraps the OSErrors of its writing
+        except SafetensorError as error:  # it wraps OSErrors of writing
             raise OSError(str(error)) from error
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -138,7 +146,7 @@ def save_tensors(
             parts.append({})
         parts[-1][name] = tensor
     paths = [path] if len(parts) == 1 else parts_of(path, len(parts))
-    for one, part in reversed(list(zip(paths, parts, strict=True))):  # the first, by which all are found, last
+    for one, part in reversed(list(zip(paths, parts, strict=True))):  # the first part last: its presence means complete
         write_whole(one, functools.partial(write, part=part))
     return paths[0]
 
@@ -149,15 +157,15 @@ def _needs_safetensors(path: Path) -> None:
 
 
 def parts_of(path: Path, count: int) -> list[Path]:
-    """What the parts of a file are called."""
+    """The paths of the parts of a file."""
     return [path.with_stem(f"{path.stem}-{number}of{count}") for number in range(1, count + 1)]
 
 
 def check_file(path: Path) -> None:
-    """Whether a file of weights lies there.
+    """Check that a path is a file of weights.
 
     Raises:
-        SettingError: there is nothing, or something else; of a folder, which of its files could be named.
+        SettingError: If it is not. For a folder, the message names a file in it.
     """
     if path.is_dir():
         files = sorted(file.name for file in path.iterdir() if file.suffix in (".safetensors", *TORCH_FILES))
@@ -175,13 +183,17 @@ def check_file(path: Path) -> None:
 
 
 def load_tensors(path: Path, form: str | None = None) -> "tuple[dict[str, Tensor], dict[str, str]]":
-    """Tensors and metadata of a safetensors file; of the first of several parts, those of all.
+    """Load the tensors and metadata of a safetensors file. The first of several parts loads all of them.
 
     Args:
-        form: what its metadata must say its ``format`` is; None: whatever.
+        path: The file to read.
+        form: The required value of ``format`` in the metadata. None accepts any.
+
+    Returns:
+        The tensors by name, and the metadata.
 
     Raises:
-        SettingError: the file is missing, truncated or of another format, or its parts are of different files.
+        SettingError: If the file is missing, truncated or of another format, or if its parts do not belong together.
     """
     _needs_safetensors(path)
     from safetensors import SafetensorError, safe_open

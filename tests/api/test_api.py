@@ -1,4 +1,4 @@
-"""The three calls of the front door, on networks and batches of many kinds."""
+"""The public calls of `exprune`, on networks and batches of many kinds."""
 
 import math
 import subprocess
@@ -143,7 +143,7 @@ def test_the_same_seed_measures_the_same() -> None:
 
 
 class Graphs(nn.Module):
-    """Called as PyTorch Geometric's networks are."""
+    """A network that is called like those of PyTorch Geometric."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -262,11 +262,14 @@ def bad() -> Iterator[tuple[str, Any]]:
     yield "of another model", lambda: exprune.prune(other, calibrated(), price=1e-9)
     yield "no target given; give one of kl, drop", lambda: exprune.prune(model, calibrated())
     yield "kl and price given", lambda: exprune.prune(model, calibrated(), kl=1.0, price=1.0)
-    yield "kl=-1: a number above 0", lambda: exprune.prune(model, calibrated(), kl=-1)
+    yield "kl=-1: must be a number above 0", lambda: exprune.prune(model, calibrated(), kl=-1)
     yield "drop= goes with metric=", lambda: exprune.prune(model, calibrated(), drop=0.1)
     yield "kl=1e-30: no price keeps it; the lowest", lambda: exprune.prune(model, calibrated(), kl=1e-30)
     yield "saved=0.999: the highest price tried saves", lambda: exprune.prune(model, calibrated(), saved=0.999)
-    yield "one batch; a price is found on one half", lambda: exprune.prune(model, calibrated(), kl=1.0, batches=x)
+    yield (
+        "one batch; a price is found on half of the batches",
+        lambda: exprune.prune(model, calibrated(), kl=1.0, batches=x),
+    )
     yield "prices=", lambda: exprune.tradeoff(model, calibrated(), prices=[-1.0])
     yield "measure='mse'", lambda: exprune.calibrate(model, x, measure="mse")
     yield "its format is None, not 'exprune calibration 2'", lambda: exprune.Calibration.load(_other_file())
@@ -321,7 +324,7 @@ def test_a_promise_of_the_divergence() -> None:
     assert run.price <= bolder.price * 1.5
     with pytest.raises(SettingError, match=r"kl=1e-09 with confidence=0.95: .* cannot show a drop of at most 1e-09"):
         exprune.prune(model, calibrated(), kl=1e-9, confidence=0.95)
-    with pytest.raises(SettingError, match="confidence=2: a probability"):
+    with pytest.raises(SettingError, match="confidence=2: must be a probability"):
         exprune.prune(model, calibrated(), kl=0.1, confidence=2)
     with pytest.raises(SettingError, match="is of a change; give kl= or drop="):
         exprune.prune(model, calibrated(), saved=0.1, confidence=0.9)

@@ -1,4 +1,4 @@
-"""What the tables of networks say of each."""
+"""The description of a network in the tables of the conformance tests."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -13,15 +13,15 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Network:
-    """A network that nobody here wrote.
+    """A third-party network.
 
     Attributes:
-        build: makes the model and the arguments of a call, without a seed of its own.
-        eligible: how many of its layers are sites, read from its architecture.
-        residual: how many of those have something added to them that is not one number per channel.
-        flattened: the sites that read a flattened feature map, with its positions.
-        uncounted: the operators that have no formula, with how often a pass calls them.
-        fast: whether the gate includes it.
+        build: Makes the model and the arguments of a call, without setting a seed.
+        eligible: The number of layers that are sites, determined from its architecture.
+        residual: How many of those have something added to them other than one number per channel.
+        flattened: The sites that read a flattened feature map, with its positions.
+        uncounted: The operators without a formula, and how often a pass calls them.
+        fast: Whether the gate includes it.
     """
 
     build: Callable[[], tuple[nn.Module, tuple, dict[str, Any]]]
@@ -34,7 +34,7 @@ class Network:
 
 @contextmanager
 def uninitialised() -> Iterator[None]:
-    """Layers are made without values, which take long to draw and are drawn anew."""
+    """Create layers without values, as values are slow to draw and are drawn again later."""
     names = "normal_ uniform_ trunc_normal_ kaiming_normal_ kaiming_uniform_ xavier_normal_ xavier_uniform_ orthogonal_"
     with ExitStack() as stack:
         for name in names.split():
@@ -43,9 +43,10 @@ def uninitialised() -> Iterator[None]:
 
 
 def scatter(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model in eval mode and float64, with nothing left at a value that would hide a mistake.
+    """The model in eval mode and float64, without default values that would hide a mistake.
 
-    Biases are not 0, normalisations neither 1 nor 0 and of both signs; activations keep their size through ReLUs.
+    Biases are not 0; normalisations are neither 0 nor 1, and have both signs; activations keep their size through
+    ReLUs.
     """
     model = model.double().eval()
     generator = torch.Generator().manual_seed(seed)

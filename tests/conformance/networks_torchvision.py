@@ -1,4 +1,4 @@
-"""Every network of torchvision that classifies images or videos. The first layer of each reads them and is no site."""
+"""All classification networks of torchvision. The first layer of each reads the raw input, so it is not a site."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from tests.conformance.network import Network, uninitialised
 
 
 def images(name: str, size: int = 32, **settings: Any) -> Callable[[], tuple[nn.Module, tuple, dict]]:
-    """A builder of the network and two images."""
+    """A function that builds the network and two images."""
 
     def build() -> tuple[nn.Module, tuple, dict]:
         with uninitialised():
@@ -24,7 +24,7 @@ def images(name: str, size: int = 32, **settings: Any) -> Callable[[], tuple[nn.
 
 
 def videos(name: str, size: int = 32, frames: int = 8) -> Callable[[], tuple[nn.Module, tuple, dict]]:
-    """A builder of the network and two videos."""
+    """A function that builds the network and two videos."""
 
     def build() -> tuple[nn.Module, tuple, dict]:
         with uninitialised():
@@ -35,14 +35,14 @@ def videos(name: str, size: int = 32, frames: int = 8) -> Callable[[], tuple[nn.
 
 
 def _s3d() -> tuple[nn.Module, tuple, dict]:
-    """Its last pooling expects large videos."""
+    """The last pooling expects large videos."""
     model, args, kwargs = videos("s3d", 32, 16)()
     model.avgpool = nn.AvgPool3d((2, 1, 1), stride=1)
     return model, args, kwargs
 
 
 def _mvit(name: str) -> Callable[[], tuple[nn.Module, tuple, dict]]:
-    """A builder of the network for small videos, to which it offers no setting."""
+    """A function that builds the network for small videos, for which it has no setting."""
 
     def build() -> tuple[nn.Module, tuple, dict]:
         def small(**settings: Any) -> nn.Module:
@@ -55,19 +55,19 @@ def _mvit(name: str) -> Callable[[], tuple[nn.Module, tuple, dict]]:
 
 
 def _vgg(name: str, convolutions: int) -> Network:
-    """Each convolution but the first, and two hidden layers, the first of which reads a map of 7 x 7."""
+    """Every convolution but the first, and two hidden layers, the first of which reads a 7 x 7 map."""
     return Network(images(name), convolutions - 1 + 2, flattened={"classifier.0": 49})
 
 
 def _resnet(name: str, blocks: int, per_block: int, fast: bool = False) -> Network:
-    """Blocks whose last convolution has the shortcut added to it; those in groups are no sites."""
+    """Blocks whose last convolution has the shortcut added to it; grouped convolutions are not sites."""
     return Network(images(name), blocks * per_block, residual=blocks, fast=fast)
 
 
 def _regnet(name: str, depths: tuple[int, ...], one_group: int = 0, fast: bool = False) -> Network:
-    """A block has 1x1, grouped 3x3, 1x1 with the shortcut; y: also the squeeze between the last two.
+    """A block has 1x1, grouped 3x3, and 1x1 with the shortcut; y also has the squeeze between the last two.
 
-    ``one_group``: blocks of the first stage where a group is as wide as the stage.
+    ``one_group``: the blocks of the first stage in which a group is as wide as the stage.
     """
     per_block = 3 if "_y_" in name else 2
     return Network(images(name), sum(depths) * per_block + one_group, residual=sum(depths), fast=fast)

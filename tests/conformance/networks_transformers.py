@@ -1,4 +1,4 @@
-"""Architectures of transformers, from small configurations with random weights."""
+"""Architectures of transformers, built from small configurations with random weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ Builder = Callable[[], tuple[nn.Module, tuple, dict[str, Any]]]
 
 LAYERS, HIDDEN, WIDE, TOKENS, LENGTH = 2, 16, 24, 40, 6
 
-# The same sizes under the names that configurations have for them; each takes those that it knows.
+# The same sizes under the names that configurations use; each configuration takes those that it knows.
 SIZES = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embedding_size", "word_embed_proj_dim"), HIDDEN),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "n_inner", "hidden_dim", "d_inner", "dff"), WIDE),
@@ -30,7 +30,7 @@ SIZES = {
 
 
 def configured(name: str, model: str, **settings: Any) -> nn.Module:
-    """The model of a small configuration; ``settings`` go before the usual sizes."""
+    """The model of a small configuration; ``settings`` override the usual sizes."""
     make = getattr(transformers, f"{name}Config")
     known = make().to_dict()
     sizes = {size: value for size, value in SIZES.items() if size in known}
@@ -42,12 +42,12 @@ def _ids() -> torch.Tensor:
 
 
 def text(name: str, model: str = "Model", **settings: Any) -> Builder:
-    """A builder of a network that reads tokens."""
+    """A function that builds a network that reads tokens."""
     return lambda: (configured(name, model, **settings), (_ids(),), {})
 
 
 def translation(name: str, model: str = "Model", **settings: Any) -> Builder:
-    """A builder of a network that reads tokens and writes others."""
+    """A function that builds a network that reads tokens and generates others."""
 
     def build() -> tuple[nn.Module, tuple, dict[str, Any]]:
         return configured(name, model, **settings), (), {"input_ids": _ids(), "decoder_input_ids": _ids()}
@@ -56,17 +56,17 @@ def translation(name: str, model: str = "Model", **settings: Any) -> Builder:
 
 
 def pictures(name: str, model: str = "Model", size: int = 32, **settings: Any) -> Builder:
-    """A builder of a network that reads images."""
+    """A function that builds a network that reads images."""
     return lambda: (configured(name, model, **settings), (torch.randn(2, 3, size, size),), {})
 
 
 def sound(name: str, model: str = "Model", **settings: Any) -> Builder:
-    """A builder of a network that reads a wave."""
+    """A function that builds a network that reads a waveform."""
     return lambda: (configured(name, model, **settings), (torch.randn(2, 400),), {})
 
 
 def spectrum(name: str, **settings: Any) -> Builder:
-    """A builder of a network that reads a spectrum and writes tokens."""
+    """A function that builds a network that reads a spectrogram and generates tokens."""
 
     def build() -> tuple[nn.Module, tuple, dict[str, Any]]:
         model = configured(name, "Model", **settings)
@@ -90,7 +90,7 @@ def _video() -> tuple[nn.Module, tuple, dict[str, Any]]:
 
 
 def detection(name: str, out_features: list[str] | None = None, **settings: Any) -> Builder:
-    """A builder of a detector whose backbone is a small ResNet of transformers."""
+    """A function that builds a detector whose backbone is a small ResNet of transformers."""
 
     def build() -> tuple[nn.Module, tuple, dict[str, Any]]:
         stages = {"embedding_size": 8, "hidden_sizes": [8, 8, 12, 16], "depths": [1, 1, 1, 1], "layer_type": "basic"}
@@ -103,7 +103,7 @@ def detection(name: str, out_features: list[str] | None = None, **settings: Any)
 
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 
-# Sequential models: a feed-forward network with a ReLU in each layer.
+# Sequence models: a feed-forward network with a ReLU in each layer.
 _ENCODER = LAYERS
 _DECODER = LAYERS
 _BOTH = LAYERS + LAYERS
@@ -206,7 +206,8 @@ NETWORKS: dict[str, Network] = {
         ),
         2,
     ),
-    # A 1x1 convolution stands behind the depthwise one with the ReLU: the sites are those with one of their own.
+    # A 1x1 convolution follows the depthwise one with the ReLU; the sites are the convolutions with a ReLU of their
+    # own.
     "SegFormer": Network(
         pictures(
             "Segformer",

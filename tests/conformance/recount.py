@@ -1,17 +1,17 @@
-"""A second implementation of the method, as slow and as literal as docs/method.md, and of what is to be watched for it.
+"""A second implementation of the method, as slow and literal as docs/method.md, and of how networks are observed.
 
-It shares no code with ``exprune``. It learns everything from module hooks, from functions of torch that it replaces
-while it watches, and from autograd:
+It shares no code with ``exprune``. It only uses module hooks, torch functions that it replaces while it observes a
+pass, and autograd:
 
-* Each watched layer hands on its output as a new leaf of the graph. What reaches a ReLU is then differentiated by it:
-  ``dz/dy`` is ``a`` of ``z = a * (sum of terms) + b + r``, whatever the operations between them are called, and is the
-  same number in all positions of a channel. A layer whose ``z`` mixes its outputs (attention, normalisation, pooling)
-  has no such number.
-* A term is what the layer itself returns, without its bias, when all weights but those of one input are zero.
-* ``b + r`` is what is left: ``z - a * (sum of all terms)``.
-* The decision is the definition, term by term. Stopped outputs are set to 0, and the pass goes on with them.
+* Each observed layer passes on its output as a new leaf of the graph. What reaches a ReLU is then differentiated with
+  respect to it: ``dz/dy`` is ``a`` of ``z = a * (sum of terms) + b + r``, whatever operations are in between, and is
+  the same number at all positions of a channel. A layer whose ``z`` mixes its outputs (attention, normalisation,
+  pooling) has no such number.
+* A term is what the layer itself returns, without its bias, if all weights but those of one input are zero.
+* ``b + r`` is the rest: ``z - a * (sum of all terms)``.
+* The decision follows the definition term by term. Stopped outputs are set to 0, and the pass continues with them.
 
-All of it is in float64, so that rounding decides nothing: see :attr:`Count.near`.
+All of this is in float64, so that rounding decides nothing; see `Count.near`.
 """
 
 import math
@@ -27,14 +27,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-# Replaced while a pass is watched, wherever the name is looked up.
+# Replaced while a pass is observed, in every module that looks up the name.
 _LINEAR = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "addmm")
 _RELUS = ((F, "relu"), (F, "relu6"), (F, "hardtanh"), (torch, "relu"), (Tensor, "relu"), (Tensor, "relu_"))
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
-# How near a statistic may come to its bound, relative to its own size, before its side is a matter of rounding.
+# Relative distance of a statistic from its bound below which rounding decides on which side it is.
 BAND = 1e-9
 
 
@@ -42,7 +42,7 @@ BAND = 1e-9
 
 
 def inputs_dim(module: nn.Module) -> int:
-    """The dimension of a layer's weight that its inputs stand in."""
+    """The dimension of a layer's weight that belongs to its inputs."""
     return 0 if isinstance(module, (*_TRANSPOSED, Conv1D)) else 1
 
 
@@ -52,22 +52,22 @@ def weight_of(module: nn.Module) -> Tensor:
 
 
 def kind_of(module: nn.Module) -> str:
-    """What a site of this layer is to call itself."""
+    """The kind that a site of this layer must have."""
     if not isinstance(module, _CONVOLUTIONS):
         return "linear"
-    (name,) = (one.__name__.lower() for one in _CONVOLUTIONS if isinstance(module, one))  # of its subclasses, too
+    (name,) = (one.__name__.lower() for one in _CONVOLUTIONS if isinstance(module, one))  # also for subclasses
     return name.replace("convtranspose", "conv_transpose")
 
 
 def channel_dim(module: nn.Module, x: Tensor) -> int:
-    """Where the channels stand, of a layer's input or output."""
+    """The dimension of the channels in a layer's input or output."""
     if not isinstance(module, _CONVOLUTIONS):
         return x.dim() - 1
     return x.dim() - module.weight.dim() + 1
 
 
 def sum_of(module: nn.Module, x: Tensor, inputs: Sequence[int] | None = None) -> Tensor:
-    """What some inputs (None: all) contribute to a layer's outputs: the layer's own forward, of them alone, no bias."""
+    """The contribution of some inputs (None: all) to a layer's outputs: its own forward, without bias."""
     if inputs is None:
         return _forward(module, x, module.weight.data)
     index = torch.tensor(inputs)
@@ -76,7 +76,7 @@ def sum_of(module: nn.Module, x: Tensor, inputs: Sequence[int] | None = None) ->
 
 
 def term_of(module: nn.Module, x: Tensor, inputs: Tensor) -> Tensor:
-    """What one input contributes to each output, another one to each: ``inputs`` holds one for each output."""
+    """The contribution of one input to each output; ``inputs`` has one input for each output."""
     weight, outputs = weight_of(module).detach(), torch.arange(len(inputs))
     kept = torch.zeros_like(weight)
     kept[outputs, inputs] = weight[outputs, inputs]
@@ -84,7 +84,7 @@ def term_of(module: nn.Module, x: Tensor, inputs: Tensor) -> Tensor:
 
 
 def _forward(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    """The layer's own forward with another weight and no bias."""
+    """The layer's own forward with another weight and without bias."""
     whole, bias = module.weight.data, getattr(module, "bias", None)
     shift = None if bias is None else bias.data
     try:
@@ -100,7 +100,7 @@ def _forward(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def diagonal(terms: int, positions: int) -> list[int]:
-    """The order of a flattened map's terms: the next channel and the next position each time."""
+    """The order of a flattened map's terms: each time the next channel and the next position."""
     channels = terms // positions
     return [i % channels * positions + (i % channels + i // channels) % positions for i in range(terms)]
 
@@ -127,7 +127,7 @@ def calling(model: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
             for function in _LINEAR:
                 if hasattr(owner, function):
                     stack.enter_context(mock.patch.object(owner, function, watched(getattr(owner, function))))
-        model(*args, **kwargs)  # with gradients: without them, attention of torch's own takes a fused path
+        model(*args, **kwargs)  # with gradients; without them, torch's attention takes a fused path
     return list(found)
 
 
@@ -140,7 +140,7 @@ Order = Callable[[int, int], Tensor]
 
 @dataclass(frozen=True)
 class Rule:
-    """Stop where ``statistic(m, v, n)`` lies below ``bound``; the terms come as they stand, or in an order."""
+    """Stop if ``statistic(m, v, n)`` is below ``bound``. Terms are in their original order, or in a given one."""
 
     stages: tuple[int, ...]
     statistic: Callable[[Tensor, Tensor, int], Tensor]
@@ -150,22 +150,22 @@ class Rule:
 
 
 def threshold(tau: float, *stages: int, order: Order | None = None) -> Rule:
-    """Stop where m < tau. A test is one FLOP."""
+    """Stop if m < tau. A test costs one FLOP."""
     return Rule(stages, lambda m, v, n: m, tau, lambda n: 1, order)
 
 
 def one_order(outputs: int, terms: int) -> Tensor:
-    """An order of a layer, by chance."""
+    """A random order of a layer's terms."""
     return torch.randperm(terms, generator=torch.Generator().manual_seed(terms))
 
 
 def each_its_own(outputs: int, terms: int) -> Tensor:
-    """An order of each output, by chance."""
+    """A random order of terms for each output."""
     return torch.rand(outputs, terms, generator=torch.Generator().manual_seed(terms)).argsort(1)
 
 
 def stats_test(tau: float, *stages: int) -> Rule:
-    """Stop where m / sqrt(v / n) < Phi^-1(tau); where v is 0, the sign of m decides. A test is 2 n + 6 FLOPs."""
+    """Stop if m / sqrt(v / n) < Phi^-1(tau); if v is 0, the sign of m decides. A test costs 2 n + 6 FLOPs."""
 
     def wald(m: Tensor, v: Tensor, n: int) -> Tensor:
         return torch.where(v > 0, m / (v / n).sqrt(), m.sign() * math.inf).nan_to_num(0.0, math.inf, -math.inf)
@@ -175,7 +175,7 @@ def stats_test(tau: float, *stages: int) -> Rule:
 
 @dataclass
 class Count:
-    """What the method does to the outputs of a layer, over all its calls; ``near`` are those that rounding decides."""
+    """What the method does to the outputs of a layer over all calls; ``near`` counts those that rounding decides."""
 
     stages: int
     outputs: int = 0
@@ -192,7 +192,7 @@ class Count:
 
 @dataclass
 class _Call:
-    """A layer's call that has not been followed to a ReLU."""
+    """A call of a layer that has not been followed to a ReLU."""
 
     name: str
     module: nn.Module
@@ -201,13 +201,13 @@ class _Call:
 
 
 class Recount:
-    """Watches passes of a model in eval mode, and prunes ``sites`` by ``rule``, if any.
+    """Observe passes of a model in eval mode, and prune ``sites`` by ``rule``, if given.
 
     Attributes:
-        counts: by site.
-        calls: of each watched layer.
-        reached: the calls of each watched layer whose outputs went to a ReLU one by one, their channels scaled.
-        beside: by site, whether something else than one number per channel was added to its terms.
+        counts: Counts by site.
+        calls: The calls of each observed layer.
+        reached: The calls of each observed layer whose outputs reached a ReLU one by one, with scaled channels.
+        beside: By site, whether something other than one number per channel was added to its terms.
     """
 
     def __init__(
@@ -230,7 +230,7 @@ class Recount:
 
     @contextmanager
     def __call__(self) -> Iterator["Recount"]:
-        """Watch what is run inside."""
+        """Observe everything that runs inside."""
         with ExitStack() as stack:
             for name, module in self.layers.items():
                 hook = module.register_forward_hook(self._layer(name), with_kwargs=True)
@@ -244,7 +244,7 @@ class Recount:
     def _layer(self, name: str) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> Any:
             if not isinstance(out, Tensor) or not out.is_floating_point():
-                return out  # attention and the like, of which no output is a layer's
+                return out  # attention and similar modules, whose outputs are not a layer's
             self.calls[name] += 1
             x = args[0] if args else next(iter(kwargs.values()))
             y = out.detach().requires_grad_()
@@ -263,7 +263,7 @@ class Recount:
             if z.requires_grad and z.numel() and (original is not F.hardtanh or given.get("min_val", -1.0) == 0):
                 out = self._stop(z, before, out)
             if original is Tensor.relu_ or given.get("inplace"):
-                z.data.copy_(out)  # whoever else holds it sees the change
+                z.data.copy_(out)  # others that hold the tensor see the change
             return out
 
         return relu
@@ -293,7 +293,7 @@ class Recount:
         total, per_term = weight.shape[1], weight[0, 0].numel()
         beside = z - a * sum_of(module, call.x)
         self.beside[call.name] |= not _constant(beside, channel_dim(module, z), scale=z.abs().max())
-        # What is 0 must not become a tie that rounding decides.
+        # Values that are 0 must not become ties that rounding decides.
         beside = torch.where(beside.abs() < BAND * z.abs().max(), 0.0, beside)
 
         stopped = torch.zeros_like(z, dtype=torch.bool)
@@ -339,14 +339,14 @@ class Recount:
 
 
 def _per_channel(slope: Tensor, dim: int) -> Tensor | None:
-    """The one slope of each channel, to broadcast; None where there is not one, or none at all."""
+    """The slope of each channel, to broadcast; None if a channel has several slopes or none."""
     others = [i for i in range(slope.dim()) if i != dim]
     a = slope.mean(others, keepdim=True)
     return a if bool(a.any()) and _constant(slope, dim) else None
 
 
 def _constant(values: Tensor, dim: int, scale: Tensor | float | None = None) -> bool:
-    """Whether each channel holds one value, of one position or of many."""
+    """Whether each channel has the same value at all positions."""
     others = [i for i in range(values.dim()) if i != dim]
     spread = values.amax(others) - values.amin(others)
     return bool((spread <= BAND * (values.abs().max() if scale is None else scale)).all())

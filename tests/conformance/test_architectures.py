@@ -1,6 +1,6 @@
-"""Networks whose layers feed GELU or SiLU, some of them with a gate: the sites found in them, and runs that prune them.
+"""Networks whose layers feed GELU or SiLU, some of them gated: the sites found in them, and pruned runs.
 
-Small ones with random weights, made of the parts of transformers and torchvision as they are.
+They are small networks with random weights, built from unchanged parts of transformers and torchvision.
 """
 
 import math
@@ -29,12 +29,12 @@ Sites = dict[str, tuple[str, str | None, str]]
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network, and what is to be found in it.
+    """A network, and what must be found in it.
 
     Attributes:
-        build: makes the model; skips where the installed version has none.
-        sites: read from its architecture.
-        images: whether it reads images; else tokens.
+        build: Makes the model; skips if the installed version does not have it.
+        sites: The sites, determined from its architecture.
+        images: Whether it reads images; otherwise it reads tokens.
     """
 
     build: Callable[[], nn.Module]
@@ -64,7 +64,7 @@ def of_torchvision(module: str, make: Callable[[Any], nn.Module]) -> Callable[[]
 
 
 def layers(pattern: str, activation: str, gated: str | None, reader: str, count: int = 2) -> Sites:
-    """The same in each of so many layers: ``#`` stands for its number."""
+    """The same entry for each of several layers; ``#`` is replaced by the layer's number."""
 
     def name(rest: str | None, layer: int) -> str | None:
         return None if rest is None else pattern.replace("#", str(layer)) + rest
@@ -78,7 +78,7 @@ def gated_layers(activation: str) -> Sites:
 
 
 def _efficientnet(module: Any) -> nn.Module:
-    """A block without an expansion, one that halves the map, and a fused one; squeezes in the first two."""
+    """A block without an expansion, one that halves the map, and a fused one; the first two have squeezes."""
     blocks = [module.MBConvConfig(1, 3, 1, 8, 8, 1, 1.0, 1.0), module.MBConvConfig(4, 3, 2, 8, 16, 1, 1.0, 1.0)]
     blocks.append(module.FusedMBConvConfig(4, 3, 1, 16, 16, 1))
     return module.EfficientNet(blocks, 0.1, num_classes=5, last_channel=24)
@@ -135,8 +135,8 @@ ARCHITECTURES = {
         layers("encoder.stages.#.layers.0.", "gelu", "pwconv1", "pwconv2", 4),
         images=True,
     ),
-    # Convolutions with a BatchNorm: expansions, read by depthwise ones, and by a projection where both are one; the
-    # squeezes. The last convolution is read by a pooling.
+    # Convolutions with a BatchNorm: expansions, which are read by depthwise ones, or by a projection if both are one;
+    # and squeezes. The last convolution is read by a pooling.
     "EfficientNet": Architecture(
         of_torchvision("efficientnet", _efficientnet),
         {
@@ -153,7 +153,7 @@ ARCHITECTURES = {
 
 @dataclass
 class Subject:
-    """A network of the table, made and calibrated."""
+    """A network of the table, built and calibrated."""
 
     architecture: Architecture
     model: nn.Module
@@ -200,7 +200,7 @@ def moderate(sites: list[Site], statistics: dict[str, SiteStatistics]) -> float:
 
 
 def test_sites(subject: Subject) -> None:
-    """The layers before an activation, with their gates and readers; of others why they are none."""
+    """The layers before an activation, with their gates and readers, and the reasons of the others."""
     found = {site.name: site for site in subject.sites}
     eligible = {
         name: (site.activation.name if site.activation else "", site.gated, site.reader or "")
@@ -223,7 +223,7 @@ def test_sites(subject: Subject) -> None:
 
 
 def test_dense_flops(subject: Subject) -> None:
-    """A run without a heuristic changes nothing, and counts what PyTorch's counter does where nothing is fused."""
+    """A run without a heuristic changes nothing, and counts what PyTorch's counter counts where nothing is fused."""
     want = subject.run()
     with ExPrune(subject.sites, None) as run:
         out = subject.run()
@@ -251,7 +251,7 @@ def test_no_price(subject: Subject, predict: bool) -> None:
 
 @pytest.mark.parametrize("predict", [False, True])
 def test_a_moderate_price(subject: Subject, predict: bool) -> None:
-    """It saves, what stops with 0 reaches its reader as 0, and the context leaves nothing behind."""
+    """A run saves FLOPs, stopped zeros reach their reader as zeros, and the context leaves nothing behind."""
     want, state = subject.run(), {name: value.clone() for name, value in subject.model.state_dict().items()}
     zeros, handles = {}, []
     for name, (_, _, reader) in subject.architecture.sites.items():

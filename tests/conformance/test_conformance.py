@@ -1,4 +1,4 @@
-"""Networks that nobody here wrote: the sites found in them, what is stopped, and what is counted."""
+"""Third-party networks: the sites found in them, what is stopped, and what is counted."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -64,7 +64,7 @@ RULES: dict[str, tuple[Heuristic, Rule]] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A network of a table, made."""
+    """A network of a table, built."""
 
     network: Network
     model: nn.Module
@@ -77,7 +77,7 @@ class Subject:
         return self.model(*self.args, **self.kwargs)
 
     def eligible(self, n: int = 0) -> list[Site]:
-        """Those that tests for a ReLU serve; of other activations see test_architectures.py."""
+        """The sites that tests for a ReLU can handle; see test_architectures.py for other activations."""
         return [site for site in self.sites if site.eligible and site.rectified and site.terms > n]
 
 
@@ -89,7 +89,7 @@ def _params() -> Iterator[Any]:
 
 @pytest.fixture(scope="module", params=_params())
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    """Made and run in float64, so that rounding decides nothing."""
+    """Built and run in float64, so that rounding decides nothing."""
     network: Network = request.param
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -104,7 +104,7 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
 
 
 def test_every_layer_is_listed(subject: Subject) -> None:
-    """Every module that calls a linear function; others only with a reason. No name stands twice."""
+    """Every module that calls a linear function is listed; others only with a reason. Names are unique."""
     listed = [site.name for site in subject.sites]
     assert len(set(listed)) == len(listed)
     modules = [site.module for site in subject.sites]
@@ -118,7 +118,7 @@ def test_every_layer_is_listed(subject: Subject) -> None:
 
 
 def test_sites(subject: Subject) -> None:
-    """As many as the architecture has, each described as its module is."""
+    """There are as many sites as the architecture has, each with the description of its module."""
     sites = subject.eligible()
     assert len(sites) == subject.network.eligible, [site.name for site in sites]
     for site in sites:
@@ -133,7 +133,7 @@ def test_sites(subject: Subject) -> None:
 
 
 def test_layers_that_feed_a_relu(subject: Subject) -> None:
-    """Those whose outputs go to a ReLU one by one; autograd finds the same ones."""
+    """The sites are those whose outputs reach ReLUs one by one; autograd finds the same ones."""
     with Recount(subject.model, _layers(subject))() as watched:
         subject.run()
     for site in subject.sites:
@@ -146,7 +146,7 @@ def test_layers_that_feed_a_relu(subject: Subject) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_recount(subject: Subject, rule: str) -> None:
-    """A run stops what the definition stops, counts it, and computes what it leaves."""
+    """A run stops what the definition stops, counts it, and computes the rest."""
     heuristic, definition = RULES[rule]
     names = [site.name for site in subject.eligible(definition.stages[0])]
     if not names:
@@ -185,7 +185,7 @@ def test_dense_flops(subject: Subject) -> None:
 
 
 def test_dense_flops_in_single_precision(subject: Subject) -> None:
-    """Where LSTMs are fused, and attention by other kernels, it costs the same."""
+    """The cost is the same if LSTMs are fused, or if attention uses other kernels."""
     fused = any(isinstance(module, nn.RNNBase | nn.MultiheadAttention) for module in subject.model.modules())
     if not fused and not subject.network.fast:
         pytest.skip("nothing that another kernel computes")
@@ -210,7 +210,7 @@ def _single(structure: Any) -> Any:
 
 
 def test_nothing_is_left_uncounted(subject: Subject) -> None:
-    """No operation lacks a formula but those that are known to."""
+    """Only the operations known to lack a formula lack one."""
     with torch.no_grad(), ExPrune(subject.sites, None) as run:
         subject.run()
     assert run.flops.uncounted == subject.network.uncounted

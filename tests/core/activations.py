@@ -1,4 +1,4 @@
-"""Networks, expectations and loops that the tests of activations share."""
+"""Networks, expectations and loops shared by the tests of activations."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -45,10 +45,10 @@ class OwnReLU(nn.Module):
 
 
 class Block(nn.Module):
-    """A stem whose tanh makes no zeros, the layer under test with BatchNorm and residual where asked for, and a head.
+    """A stem whose tanh makes no zeros; the layer under test, optionally with BatchNorm and residual; and a head.
 
     Args:
-        activation: what the layer feeds, a function or a module.
+        activation: What the layer feeds, a function or a module.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Block(nn.Module):
 
 
 class Chosen(nn.Module):
-    """The layers that the cases below make a network of; ``rest`` says which."""
+    """The layers that the networks of the cases below consist of; ``rest`` selects them."""
 
     def __init__(self, rest: Callable[["Chosen", Tensor], Any]) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ FAR = torch.cat([-BEYOND.flip(0), torch.arange(-10, 10.001, 0.1, dtype=torch.flo
 
 
 def near(mean: float, point: float, sd: float) -> bool:
-    """Whether a threshold is so near that either decision is right: tables are interpolated, far from 0 coarsely."""
+    """Whether a value is so near to a threshold that both decisions are right, because tables are interpolated."""
     return abs(mean - point) < 0.04 * math.hypot(sd, mean)
 
 
@@ -134,14 +134,14 @@ ACTIVATIONS: dict[str, Function | nn.Module] = {
 
 
 def squares_and_errors(f: Function, mean: Tensor, sd: float) -> tuple[Tensor, Tensor]:
-    """E f(z)^2 and E (f(z) - f(mean))^2, for z normal about each mean, by summing over a dense grid."""
+    """E f(z)^2 and E (f(z) - f(mean))^2 for normal z with each mean, by summing over a dense grid."""
     values = f((mean[:, None] + sd * E).clone())
     at = f(mean.clone())[:, None]
     return (values**2 * DENSITY).sum(1), ((values - at) ** 2 * DENSITY).sum(1)
 
 
 def first_at_least(values: Tensor, bar: Tensor | float, at: Tensor) -> float:
-    """Where the values first reach the bar, from the left; -inf where they begin there, inf where they never do."""
+    """Where the values first reach the bar from the left; -inf if they begin there, inf if they never reach it."""
     above = (values - bar).tolist()
     for i, value in enumerate(above):
         if value >= 0:
@@ -154,7 +154,7 @@ def first_at_least(values: Tensor, bar: Tensor | float, at: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Rule:
-    """When one neuron stops that else computes all the rest, and with what."""
+    """When and with what a neuron stops if the alternative is to compute all the rest."""
 
     f: Function
     gradient: float
@@ -166,7 +166,7 @@ class Rule:
     def points(self, sd: float, scale: float = 1.0) -> tuple[float, float]:
         """The expectations below which it stops, and below which it outputs 0 if it does.
 
-        ``scale`` is of what the costs are compared with.
+        ``scale`` is that of the costs in the comparison.
         """
         mean = FAR * sd
         squares, errors = (self.gradient / 2 * cost for cost in squares_and_errors(self.f, mean, sd))
@@ -175,7 +175,7 @@ class Rule:
         return first_at_least(stop, self.lam * (self.left + self.spared) * scale, mean), zero
 
     def sides(self, mean: float, sd: float) -> tuple[bool | None, bool | None]:
-        """Whether it stops, and with 0 if it does; None where either is right, as the costs are all but equal."""
+        """Whether it stops, and whether with 0; None if both decisions are right because the costs are nearly equal."""
         stop, zero = _bounds(self, round(sd, 12))
         return _side(mean, stop, sd), _side(mean, zero, sd)
 
@@ -194,7 +194,7 @@ def _side(mean: float, points: Sequence[float], sd: float) -> bool | None:
 
 @dataclass
 class Row:
-    """One row: its terms of every neuron in the order of their evaluation, and what each stage knows of it."""
+    """One row: the terms of every neuron in the order of evaluation, and what each stage knows of it."""
 
     terms: list[list[float]]  # (outputs, N)
     r: list[float]
@@ -230,7 +230,7 @@ def rows_of(model: Block, x: Tensor, by_input: bool) -> list[Row]:
 
 @dataclass
 class Known:
-    """A block, its site, and what was measured of it."""
+    """A block, its site, and its statistics."""
 
     model: Block
     x: Tensor
@@ -250,7 +250,7 @@ class Known:
         return 0.1 * float(self.model.activation(z.clone()).var()) / (2 * 9 * self.weights_per_term)
 
     def expected(self, row: Row, j: int, k: int) -> tuple[float, float]:
-        """Mean and standard deviation of neuron j after stage k, by the line."""
+        """Mean and standard deviation of neuron j after stage k, by the regression line."""
         of, n = self.measured["layer"], STAGES[k]
         slope, offset, sd = (float(values[k, j]) for values in (of.slope, of.offset, of.sd))
         s = sum(row.terms[j][:n])
@@ -280,7 +280,7 @@ def known(activation: str, conv: bool, by_input: bool, norm: bool = False, resid
 
 
 def recorded(model: Block, x: Tensor, run: ExPrune) -> list[list[float]]:
-    """What reaches the head in a run: (rows, channels)."""
+    """What reaches the head in a run (rows, channels)."""
     seen = []
     hook = model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     with torch.no_grad(), run:
@@ -300,7 +300,7 @@ NAMED: dict[str, Activation] = {
 
 
 def column(*values: float) -> Tensor:
-    """(stages, 1)"""
+    """Of shape (stages, 1)."""
     return torch.tensor(values, dtype=torch.float64)[:, None]
 
 
@@ -309,7 +309,7 @@ def ones() -> Tensor:
 
 
 class Gated(nn.Module):
-    """A feed-forward block with a gate, in two matrices or one, the factor computed before the gate or after it."""
+    """A gated feed-forward block with one or two matrices; the factor is computed before or after the gate."""
 
     def __init__(self, fused: bool, factor_first: bool = False) -> None:
         super().__init__()
@@ -332,13 +332,13 @@ class Gated(nn.Module):
         return self.down(F.silu(gate) * up)
 
     def names(self) -> tuple[str, str]:
-        """Of the gate, and of its factor."""
+        """The names of the gate and of its factor."""
         if not self.fused:
             return "gate", "up"
         return ("both[5:10]", "both[0:5]") if self.factor_first else ("both[0:5]", "both[5:10]")
 
     def matrices(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Weight and bias of the gate, and of its factor."""
+        """Weight and bias of the gate and of its factor."""
         if not self.fused:
             return (self.gate.weight, self.gate.bias), (self.up.weight, self.up.bias)
         parts = list(zip(self.both.weight.chunk(2), self.both.bias.chunk(2), strict=True))
@@ -346,7 +346,7 @@ class Gated(nn.Module):
 
 
 class Rough(Heuristic):
-    """A decision that a loop can repeat exactly: by the sum so far and what is added to it."""
+    """A decision that a loop can repeat exactly, from the partial sum and what is added to it."""
 
     def __init__(self, order: str | None = None, predict: bool = False) -> None:
         super().__init__()
@@ -372,7 +372,7 @@ def by_counts(run: ExPrune) -> dict[str, Any]:
 
 
 def exceeding(f: Function, mean: Tensor, sd: Tensor | float, tolerance: float) -> Tensor:
-    """How probable it is that |f(z)| exceeds the tolerance, for z normal about each mean."""
+    """The probability that |f(z)| exceeds the tolerance, for normal z with each mean."""
     z = torch.arange(-8, 8.0001, 0.01, dtype=torch.float64)
     density = torch.exp(-z * z / 2) / torch.exp(-z * z / 2).sum()
     return ((f(mean[:, None] + sd * z).abs() > tolerance) * density).sum(1)

@@ -1,6 +1,6 @@
-"""The method from its definition, one neuron and one term at a time: slow, obvious, float64.
+"""The method from its definition, one neuron and one term at a time, in float64: slow and obvious.
 
-Nothing here uses what it checks: no convolution, no matrix product, Python's own numbers.
+Nothing here uses the code under test: no convolution, no matrix product, only Python's own numbers.
 """
 
 import math
@@ -12,12 +12,12 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-# (terms seen, N, a, b + r) -> how far the statistic lies above its bound; below 0 the neuron stops.
+# (terms seen, N, a, b + r) -> how far the statistic is above its bound; below 0 the neuron stops.
 Gap = Callable[[list[float], int, float, float], float]
 
 
 def linear_terms(x: Tensor, weight: Tensor) -> Tensor:
-    """t_c of every output of a Linear: (..., outputs, N)."""
+    """t_c of every output of a Linear (..., outputs, N)."""
     rows = x.double().reshape(-1, x.shape[-1]).tolist()
     terms = [[[w * v for w, v in zip(ws, row, strict=True)] for ws in weight.double().tolist()] for row in rows]
     return torch.tensor(terms, dtype=torch.float64).view(*x.shape[:-1], *weight.shape)
@@ -26,9 +26,9 @@ def linear_terms(x: Tensor, weight: Tensor) -> Tensor:
 def conv_terms(
     x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int] | str, dilation: tuple[int, int]
 ) -> Tensor:
-    """t_c of every output of a Conv2d: (batch, outputs, height, width, N)."""
+    """t_c of every output of a Conv2d (batch, outputs, height, width, N)."""
     kernel = tuple(weight.shape[-2:])
-    if padding == "same":  # the output is as large as the input; an odd one goes to the end
+    if padding == "same":  # the output is as large as the input; an odd extra row goes to the end
         before = [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
         after = [d * (k - 1) - b for k, d, b in zip(kernel, dilation, before, strict=True)]
     else:
@@ -65,12 +65,12 @@ def variance(seen: list[float], a: float) -> float:
 
 
 def threshold_gap(tau: float) -> Gap:
-    """Threshold stops where m < T."""
+    """Threshold stops if m < T."""
     return lambda seen, total, a, shift: mean_term(seen, total, a, shift) - tau
 
 
 def stats_gap(alpha: float) -> Gap:
-    """StatsTest stops where m / sqrt(v / n) < Phi^-1(alpha); without variance, where m < 0; at alpha = 0, never."""
+    """StatsTest stops if m / sqrt(v / n) < Phi^-1(alpha); without variance, if m < 0; at alpha = 0, never."""
 
     def gap(seen: list[float], total: int, a: float, shift: float) -> float:
         if alpha == 0:
@@ -91,7 +91,7 @@ class Expected:
     wrong: int
     dense_flops: int
     pruned_flops: int
-    nearest: Tensor  # how near the last statistic came to its bound
+    nearest: Tensor  # the distance of the last statistic from its bound
 
 
 def brute_force(
@@ -105,11 +105,11 @@ def brute_force(
     left: Tensor | None = None,
     gain_ratio: float = 0.5,
 ) -> Expected:
-    """Run the method on ``z = scale * sum(terms) + shift``; the terms stand in the order of their evaluation.
+    """Run the method on ``z = scale * sum(terms) + shift``, with the terms in the order of evaluation.
 
-    ``overhead(n)`` is what the test after n terms costs. Stages that leave no term over are no stages.
-    ``left`` is how many weights static pruning left in each term of each output: those with none are no terms, those
-    with few come first, and a test must be worth it.
+    ``overhead(n)`` is the cost of the test after n terms. Stages after which no term is left are skipped. ``left`` is
+    the number of weights that static pruning left in each term of each output: terms without weights do not count,
+    those with few weights come first, and a test must be worthwhile.
     """
     count = terms.shape[-1]
     stages = [n for n in stages if n < count] if left is None else list(stages)

@@ -1,4 +1,4 @@
-"""What is counted of a call."""
+"""Count the FLOPs of a call."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from exprune.core.accounting.flop_counter import FlopCounter
 
 
 def counted(function: Callable, *args: object) -> tuple[int, dict[str, int]]:
-    """What is counted of a call, with and without inference mode the same."""
+    """The FLOPs counted for a call, after checking that they are the same in inference mode."""
     results = []
     for mode in (torch.no_grad, torch.inference_mode):
         flop_counter = FlopCounter()

@@ -1,4 +1,4 @@
-"""Small networks, and what the tests compare of a run."""
+"""Small networks, and the values of a run that tests compare."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from exprune.core.errors import SettingError
 
 
 class Residual(nn.Module):
-    """A basic block: the second convolution is the site with a residual, the shortcut a convolution or none."""
+    """A basic block: the second convolution has a residual; the shortcut is a convolution or the identity."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Residual(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """Stem, two residual blocks, a flattened feature map into a hidden layer, a head: for 3 x 6 x 6 images."""
+    """A stem, two residual blocks, a flattened feature map into a hidden layer, and a head, for 3 x 6 x 6 images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class SmallCNN(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embedding, one attention block written with matmul, an MLP with ReLU; ``flat`` as OPT does it."""
+    """An embedding, an attention block written with matmul, and an MLP with ReLU; ``flat`` like in OPT."""
 
     def __init__(self, hidden: int = 12, flat: bool = False) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(hidden, 20)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``mask`` is True at the tokens that are no padding; nobody attends to the others."""
+        """``mask`` is True for tokens that are not padding; no token attends to padding."""
         x = self.embedding(tokens)
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
@@ -75,7 +75,7 @@ class Transformer(nn.Module):
 
 
 def scramble(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model in eval mode, its BatchNorms with random statistics and affine parameters of both signs."""
+    """The model in eval mode; its BatchNorms get random statistics and affine parameters of both signs."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -88,12 +88,12 @@ def scramble(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def by_name(sites: list[Site]) -> dict[str, Site]:
-    """The sites of a model by their names."""
+    """The sites of a model by name."""
     return {site.name: site for site in sites}
 
 
 def reason_of(model: nn.Module, name: str, *example: Any) -> str:
-    """Why the layer cannot be pruned."""
+    """Why a layer cannot be pruned."""
     reason = by_name(find_sites(model, *example))[name].reason
     assert reason is not None
     assert "\n" not in reason
@@ -124,7 +124,7 @@ def pruned_pass(model: nn.Module, sites: list[Site], heuristic: Heuristic, *batc
 
 
 def refusal(action: Callable[[], object]) -> str:
-    """The message of the SettingError that the action raises: one line."""
+    """The message of the SettingError that the action raises, which must be one line."""
     with pytest.raises(SettingError) as caught:
         action()
     message = str(caught.value)

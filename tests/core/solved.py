@@ -1,4 +1,4 @@
-"""The stopping problem solved for each neuron and width by itself, not read off between the points of a grid."""
+"""The stopping problem solved for each neuron and width separately, without a grid."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from exprune.core.heuristics import optimal
 
 
 def exactly(problem: Problem, widths: Tensor) -> Tensor:
-    """As :func:`stop_below`."""
+    """Like `stop_below`."""
     assert problem.activation is not None
     found = []
     for j, gradient in enumerate(problem.gradient):
@@ -30,7 +30,7 @@ def exactly(problem: Problem, widths: Tensor) -> Tensor:
 
 
 def zero_exactly(problem: Problem, widths: Tensor) -> Tensor:
-    """As :func:`zero_below`."""
+    """Like `zero_below`."""
     assert problem.activation is not None
     found = []
     for j, gradient in enumerate(problem.gradient):
@@ -55,12 +55,12 @@ def problem(
 
 
 def thresholds(*of: object) -> Tensor:
-    """(stages, outputs) of the usual row."""
+    """Bounds (stages, outputs) in a row of usual width."""
     return exactly(problem(*of), torch.ones(1, dtype=torch.float64))[0]  # type: ignore[arg-type]
 
 
 def zero_thresholds(activation: Activation, gradient: Tensor, sd: Tensor, spared: float, lam: float) -> Tensor:
-    """Likewise, below which what stops outputs 0."""
+    """Bounds below which a stopped neuron outputs 0."""
     of = problem(activation, gradient, sd, torch.ones_like(sd), spared, lam)
     return zero_exactly(of, torch.ones(1, dtype=torch.float64))[0]
 
@@ -71,14 +71,15 @@ Moment = Callable[[Tensor], Tensor]
 
 
 def unit_moment(u: Tensor) -> Tensor:
-    """Of a neuron without an activation that is stopped with its expectation, in units of its variance."""
+    """The error of a neuron without an activation that stops with its expectation, in units of its variance."""
     return torch.ones_like(u)
 
 
 def at_once(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, moment: Moment = half_moment) -> Tensor:
-    """Below which expectation, in standard deviations, stopping costs less than computing all the rest: by bisection.
+    """The expectation, in standard deviations, below which stopping costs less than computing all the rest, by
+    bisection.
 
-    ``moment`` is the expected squared error of what stops, in units of its variance, which increases.
+    ``moment`` is the expected squared error of stopping, in units of its variance, an increasing function.
     """
     values = 2 * lam * left / (gradient * sd**2)
     low, high = torch.full_like(values, -10.0), torch.full_like(values, 10.0)
@@ -92,7 +93,7 @@ def at_once(gradient: Tensor, sd: Tensor, left: Tensor, lam: float, moment: Mome
 
 @contextmanager
 def no_grid() -> Iterator[None]:
-    """Inside of it Optimal decides by what is solved exactly."""
+    """Inside this context, Optimal uses exact solutions instead of the grid."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimal, "stop_below", exactly)
         patch.setattr(optimal, "zero_below", zero_exactly)

@@ -1,4 +1,4 @@
-"""What went wrong once before activations that are no ReLU."""
+"""Regression tests for errors with activations other than ReLU."""
 
 import math
 import re
@@ -48,7 +48,7 @@ def known_defect(reason: str) -> pytest.MarkDecorator:
 
 
 class All(Heuristic):
-    """Stops everything after two terms, with 0 before an activation, with the sum so far elsewhere; for nothing."""
+    """Stop everything after two terms, before an activation with 0, elsewhere with the partial sum, at no cost."""
 
     def __init__(self, order: str | None = None, predict: bool = False) -> None:
         super().__init__(n=2)
@@ -77,7 +77,7 @@ def test_a_division_by_keywords() -> None:
 
 @pytest.mark.parametrize("change", [lambda a, h: a.add_(h[:, :6]), lambda a, h: a.__iadd__(1.0), lambda a, h: a.exp_()])
 def test_outputs_that_are_changed_in_place(change: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """As a residual block does whose sum is in place: what was 0 is none any more, and spares nothing."""
+    """Like a residual block with an in-place sum: former zeros are no longer zeros, and save nothing."""
     model = Chosen(lambda m, h: m.down(change(F.silu(m.layer(h)), h)))
     assert layer_of(model, batch()).spared == {}
 
@@ -124,7 +124,7 @@ def test_what_a_reason_advises_helps(module: nn.Module) -> None:
 
 
 class Twice(nn.Module):
-    """One layer that is called twice, before one activation and before another."""
+    """One layer that is called twice, before two different activations."""
 
     def __init__(self, first: Function | nn.Module, second: Function | nn.Module) -> None:
         super().__init__()
@@ -293,7 +293,7 @@ def test_negative_and_wrong_go_by_the_pre_activation() -> None:
 @known_defect("stopping._crossing: a threshold has one side, so where f is not 0 far below 0 next to nothing stops")
 @pytest.mark.parametrize("function", [F.leaky_relu, F.elu, F.selu])
 def test_outputs_that_are_small_about_0_alone(function: Function) -> None:
-    """A neuron that is expected at -0.1 give or take 0.05 outputs next to nothing; the rest would cost a lot."""
+    """A neuron expected at -0.1 with a deviation of 0.05 outputs almost nothing; the rest would cost a lot."""
     f, sd = Activation("f", function), 0.05
     squares, _ = squares_and_errors(function, torch.tensor([-0.1], dtype=torch.float64), sd)
     bar = float(squares) * 4

@@ -1,4 +1,4 @@
-"""The other heuristics before activations that are no ReLU."""
+"""The other heuristics before activations other than ReLU."""
 
 import math
 from dataclasses import replace
@@ -26,8 +26,8 @@ from tests.core.networks import by_name, pruned_pass, refusal
 @pytest.mark.parametrize("tau", [0.05, 0.2])
 @pytest.mark.parametrize("name", ["silu", "softplus"])
 def test_calibrated_with_a_tolerance(name: str, tau: float) -> None:
-    """Of Gaussian sums: what it stops would have exceeded the tolerance as often as the integral says, about tau where
-    it hardly stops and less beyond."""
+    """With Gaussian sums, stopped neurons would have exceeded the tolerance as often as the integral says: with
+    probability tau where they are about to go on, and less beyond."""
     torch.manual_seed(0)
     tolerance, f = {"silu": 0.25, "softplus": 0.3}[name], NAMED[name].function
     model = nn.Sequential(nn.Linear(24, 24, bias=False), nn.Linear(24, 8), Lambda(f), nn.Linear(8, 2)).double()
@@ -113,7 +113,7 @@ def test_calibrated_without_a_tolerance() -> None:
 
 @pytest.mark.parametrize("heuristic", [Threshold(-0.01, n=4), StatsTest(0.3, n=4)])
 def test_the_tests_of_the_paper_are_for_a_relu(heuristic: Heuristic) -> None:
-    """Of a network of both they prune the layer before the ReLU, and say of the other why they do not."""
+    """In a network with both, they prune the layer before the ReLU, and give a reason for the other."""
     torch.manual_seed(0)
     x = torch.randn(60, 5)
     model = nn.Sequential(
@@ -124,14 +124,14 @@ def test_the_tests_of_the_paper_are_for_a_relu(heuristic: Heuristic) -> None:
     assert count.site.name == "2"
     assert count.pruned > 0
     reason = by_name(run.sites)["4"].reason
-    assert reason == f"feeds gelu, no ReLU, for which {type(heuristic).__name__} has no test; Optimal has one"
+    assert reason == f"feeds gelu, not a ReLU: {type(heuristic).__name__} has no test for it; Optimal has one"
     alone = nn.Sequential(model[0], model[1], model[4], model[5], model[6])
     message = refusal(lambda: ExPrune(find_sites(alone, x), heuristic))
-    assert f"2: feeds gelu, no ReLU, for which {type(heuristic).__name__} has no test; Optimal has one" in message
+    assert f"2: feeds gelu, not a ReLU: {type(heuristic).__name__} has no test for it; Optimal has one" in message
 
 
 def test_both_kinds_of_layers_in_one_run() -> None:
-    """Optimal stops both, each by its own moments; zeros of the ReLU spare nothing that the dense network does."""
+    """Optimal stops both with their own moments; zeros of the ReLU save no more than in the dense network."""
     torch.manual_seed(0)
     model = nn.Sequential(
         *(nn.Linear(3, 12), nn.Tanh(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12), nn.GELU(), nn.Linear(12, 2))

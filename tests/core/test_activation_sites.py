@@ -1,4 +1,4 @@
-"""Where layers before an activation are found, and what is no activation."""
+"""How layers before an activation are found, and what is not an activation."""
 
 import math
 from collections.abc import Callable
@@ -36,14 +36,14 @@ class SquaredReLUInPlace(nn.Module):
 
 
 class NewGELU(nn.Module):
-    """As transformers writes it out."""
+    """The explicit formula of transformers."""
 
     def forward(self, z: Tensor) -> Tensor:
         return 0.5 * z * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * torch.pow(z, 3))))
 
 
 class Spelled(nn.Module):
-    """A module of ours around a call that is known."""
+    """A module of ours around a known call."""
 
     def forward(self, z: Tensor) -> Tensor:
         return F.gelu(z)
@@ -87,7 +87,7 @@ SPELLINGS: dict[str, Function | nn.Module] = {
 @pytest.mark.parametrize("conv", [False, True])
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_spellings(spelling: str, conv: bool) -> None:
-    """As module or function, in place or not, behind a BatchNorm and an addition or not."""
+    """As a module or function, in place or not, after a BatchNorm and an addition or not."""
     torch.manual_seed(0)
     function, x = SPELLINGS[spelling], batch(conv)
     for norm, residual in ((False, False), (True, False), (True, True)):
@@ -164,7 +164,7 @@ class Cumulative(nn.Module):
 
 
 class Wrapper(nn.Module):
-    """Of several parts: they tell, not it."""
+    """A module with submodules, which are recognised instead of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,9 +232,9 @@ def test_register_activation() -> None:
     [
         (nn.GELU(), "needs no registration"),
         (nn.GELU, "needs no registration"),
-        ("gelu", "is no function of torch"),
-        (None, "is no function of torch"),
-        (lambda z: 2 * z, "is no call of torch"),
+        ("gelu", "is not a function of torch"),
+        (None, "is not a function of torch"),
+        (lambda z: 2 * z, "so its calls cannot be seen"),
         (torch.matmul, "register_activation: matmul"),
         (torch.softmax, "register_activation: softmax"),
         (F.glu, "glu is not elementwise"),

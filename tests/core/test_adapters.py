@@ -1,4 +1,4 @@
-"""Low-rank adapters that are not merged, as PEFT keeps them beside their layers."""
+"""Low-rank adapters that are not merged, as PEFT keeps them next to their layers."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_an_adapter_is_told_to_be_one_that_can_be_merged(conv: bool, left: bool)
     model, x = Net(conv, left=left), torch.randn(4, 3, 8, 8) if conv else torch.randn(30, 6)
     sites = find_sites(model, x)
     base, adapter = by_name(sites)["layer.base_layer"].reason, by_name(sites)["layer.lora_B"].reason
-    assert base is not None and base.startswith("layer.lora_B is a low-rank adapter beside it; merge it")
+    assert base is not None and base.startswith("layer.lora_B is a low-rank adapter of it; merge it")
     assert adapter is not None and adapter.startswith("a low-rank adapter of layer.base_layer; merge it")
     assert "layer.base_layer; merge it" in refusal(lambda: ExPrune(sites, StatsTest(0.1)))
 
@@ -66,7 +66,7 @@ def test_merged_it_is_a_layer_like_others() -> None:
 
 
 def test_what_is_no_adapter() -> None:
-    """A path of full rank is a layer of its own, and so is one behind an activation."""
+    """A path of full rank is a layer of its own, and so is one after an activation."""
     full = by_name(find_sites(Net(rank=40), torch.randn(30, 6)))
     assert full["layer.lora_B"].eligible
     assert full["layer.base_layer"].reason == "a shortcut, added to layer.lora_B"

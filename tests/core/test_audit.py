@@ -1,4 +1,4 @@
-"""A run accounts for itself: counts and outputs are those of the method, or one line says which are not."""
+"""The audit of a run: counts and outputs follow the method, or one line names those that do not."""
 
 import threading
 from collections.abc import Callable
@@ -19,7 +19,7 @@ N = 3
 
 
 class Net(nn.Module):
-    """A stem and a hidden layer behind it, with dropout between them."""
+    """A stem and a hidden layer after it, with dropout in between."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def x() -> Tensor:
 
 
 def refused(call: Callable[[], object]) -> str:
-    """The one line that a call raises."""
+    """The one line of the error that a call raises."""
     with pytest.raises(SettingError) as caught:
         call()
     assert "\n" not in str(caught.value)
@@ -50,7 +50,7 @@ def refused(call: Callable[[], object]) -> str:
 
 
 class Shortcut(nn.Module):
-    """A residual block whose shortcut is a convolution, added from the left or the right."""
+    """A residual block whose shortcut is a convolution, added on the left or on the right."""
 
     def __init__(self, left: bool) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ def test_dropout_in_training_mode_is_refused(net: Net, x: Tensor) -> None:
     assert "training mode" in line and "eval()" in line
     assert "training mode" in refused(lambda: pruned_pass(net, sites, None, x))
     net.eval()
-    net.dropout.train()  # Monte Carlo dropout: meant, and every layer is in eval mode
+    net.dropout.train()  # Monte Carlo dropout is intended, as every layer is in eval mode
     assert pruned_pass(net, sites, StatsTest(0.3, n=N), x).flops.sites[0].outputs == 40 * 8
 
 
@@ -180,7 +180,7 @@ def test_weights_exchanged_inside_a_context(net: Net, x: Tensor, how: str) -> No
 
 
 class Branching(Net):
-    """What happens to the pre-activation depends on a switch, as it may on the data."""
+    """What happens to the pre-activation depends on a switch, as it could on data."""
 
     branch = "relu"
 
@@ -260,7 +260,7 @@ def squashed(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Scripted(Net):
-    """A product inside a scripted function."""
+    """A product inside of a scripted function."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Calibrated tests against their definition, a neuron at a time: regression and probability by the standard library."""
+"""Calibrated tests against their definition, one neuron at a time, with the standard library's statistics."""
 
 import math
 import statistics
@@ -34,7 +34,7 @@ STAGES = (2, 4, 6, 50)
 
 
 class Block(nn.Module):
-    """A stem, then the layer under test: BatchNorm, and a residual where asked for."""
+    """A stem, then the layer under test with BatchNorm, and optionally a residual."""
 
     def __init__(self, conv: bool, residual: bool) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Block(nn.Module):
 
 @dataclass
 class Known:
-    """What the brute force knows of a block: terms times a, in order of evaluation; r; K."""
+    """What the brute force knows of a block: terms times a in order of evaluation; r; K."""
 
     terms: list[list[list[float]]]  # neuron j, row i, term c
     r: list[list[float]]
@@ -68,7 +68,7 @@ class Known:
     weights_per_term: int
 
     def line(self, j: int, n: int) -> tuple[float, float, float]:
-        """Slope, offset and residual standard deviation, from the standard library's regression."""
+        """Slope, offset and residual standard deviation from the standard library's regression."""
         s = [sum(row[:n]) for row in self.terms[j]]
         full = [sum(row) for row in self.terms[j]]
         slope, offset = statistics.linear_regression(s, full)
@@ -113,7 +113,7 @@ def calibrated(
 def expected(
     of: Known, stops: Callable[[int, int, float, float, float], bool], overhead: int
 ) -> tuple[list[list[bool]], list[int], int]:
-    """Which neurons stop, how many at each stage, and the FLOPs; ``stops(j, n, mean, sd, FLOPs left)``."""
+    """Which neurons stop, how many at each stage, and the FLOPs; ``stops(j, n, mean, sd, remaining FLOPs)`` decides."""
     stopped, at, spent = [], [0] * 3, 0
     total = len(of.terms[0][0])
     for j, rows in enumerate(of.terms):
@@ -211,7 +211,7 @@ def test_optimal_weighs_damage_against_flops(conv: bool, residual: bool) -> None
 
 
 def test_looking_ahead_is_backward_induction() -> None:
-    """The cheapest policy of one neuron, by recursion over what it expects, in sums over fine grids."""
+    """The cheapest policy of one neuron, by recursion over its expectation, in sums over fine grids."""
     sd, gradient, left, lam, overhead = [1.3, 0.9, 0.4], 0.7, [60, 40, 12], 0.01, 3
     means = [k / 20 for k in range(-200, 201)]
 
@@ -242,7 +242,7 @@ def test_looking_ahead_is_backward_induction() -> None:
     of = RELU, torch.tensor([gradient], dtype=torch.float64), column, lefts, 0, lam, overhead
     found, alone = thresholds(*of, True), thresholds(*of, False)
     assert found.squeeze(1).tolist() == pytest.approx(points[::-1], abs=0.06)
-    assert (found[:2] < alone[:2]).all()  # who may stop later is in no hurry
+    assert (found[:2] < alone[:2]).all()  # a neuron that may stop later stops less early
     assert found[2].item() == pytest.approx(alone[2].item())
 
 
@@ -286,13 +286,13 @@ def test_terms_that_vary_most_come_first(conv: bool, kind: str) -> None:
 def test_an_order_is_known() -> None:
     _, _, site = block(False)
     assert term_order(site, torch.ones(9), "model") is None
-    with pytest.raises(SettingError, match="order='best': model, layer, neuron"):
+    with pytest.raises(SettingError, match="order='best': must be one of model, layer, neuron"):
         term_order(site, torch.ones(9), "best")
 
 
 @pytest.mark.parametrize("kind", [None, "neuron"])
 def test_under_a_static_mask(kind: str | None) -> None:
-    """Each neuron's line is that of its own terms; those it has not are never evaluated."""
+    """Each neuron's line is that of its own terms; missing terms are never evaluated."""
     model, x, _ = block(False, seed=3)
     prune.random_unstructured(model.layer, "weight", 0.3)
     model.layer(torch.zeros(1, 9, dtype=torch.float64))  # sets weight = weight_orig * mask
@@ -354,7 +354,7 @@ def test_gradients_are_those_of_autograd(conv: bool) -> None:
 
 
 class Recurrent(nn.Module):
-    """Calls its layer thrice, the first time without gradients; another one feeds no output."""
+    """Call a layer three times, the first time without gradients; another layer does not affect the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -382,7 +382,7 @@ def test_gradients_of_a_model_that_disables_them_in_some_calls() -> None:
     of_second, of_third = torch.autograd.grad(third.square().sum(), (second, third))
     wanted = torch.cat([of_second, of_third]).square().mean(0)
     torch.testing.assert_close(means["layer"], wanted.double())
-    assert means["beside"].tolist() == [0.0] * 5  # no loss heeds it
+    assert means["beside"].tolist() == [0.0] * 5  # no loss depends on it
 
 
 def test_gradients_that_are_disabled() -> None:
@@ -425,7 +425,7 @@ def test_the_oracle_stops_all_negative_neurons_and_no_other() -> None:
 
 @pytest.mark.parametrize("heuristic", [lambda s: Calibrated(0, STAGES, s), lambda s: Optimal(0, STAGES, s)])
 def test_no_risk_stops_nothing(heuristic: Callable) -> None:
-    """Not even neurons that never fired while calibrating, nor those the loss does not heed."""
+    """Not even neurons that never fired during calibration, or on which the loss does not depend."""
     model, x, site = block(False)
     model.norm.bias.data[0] = -1e6
     measured = calibrated(model, x)
@@ -435,7 +435,7 @@ def test_no_risk_stops_nothing(heuristic: Callable) -> None:
 
 @pytest.mark.parametrize("factor", [-2.0, torch.tensor([-2.0, 1.0, -1.0, 3.0])])
 def test_a_negative_factor_where_nothing_is_added(factor: float | Tensor) -> None:
-    """Some neurons' sums fall as their terms rise, and no tensor stands beside the terms."""
+    """Some neurons' sums fall as their terms rise, and there is no tensor besides the terms."""
     torch.manual_seed(0)
     stem, layer = nn.Linear(2, 9), nn.Linear(9, 4, bias=False)
 
@@ -502,7 +502,7 @@ def test_what_is_wrong_is_said() -> None:
 
 
 def test_of_many_positions_some_are_looked_at() -> None:
-    """12 x 12 positions of an input: every third, through all inputs; 8 x 8: all."""
+    """Of 12 x 12 positions of an input, every third is measured; of 8 x 8, all."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 9, 1), nn.Tanh(), nn.Conv2d(9, 4, 3, padding=1), nn.ReLU()).double().eval()
     for side, step in ((12, 3), (8, 1)):
@@ -522,7 +522,7 @@ def test_of_many_positions_some_are_looked_at() -> None:
 
 @pytest.mark.parametrize("as_matrix", [False, True])
 def test_of_many_tokens_some_are_looked_at(as_matrix: bool) -> None:
-    """145 tokens of a text: every third that is no padding, also where the layer is given all texts' in a row."""
+    """Of 145 tokens of a text, every third that is not padding is measured, also in one matrix of all texts."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 4), nn.ReLU()).double().eval()
     x = torch.randn(5, 145, 3, dtype=torch.float64)
@@ -554,7 +554,7 @@ def test_layers_too_short_for_a_test_are_not_recorded() -> None:
 
 def test_what_is_wrong_of_a_recording_is_said() -> None:
     model, x, site = block(False)
-    with pytest.raises(SettingError, match=r"stages=\[4, 2\]: whole numbers"):
+    with pytest.raises(SettingError, match=r"stages=\[4, 2\]: must be whole numbers"):
         Recorder([site], (4, 2))
     recorder = Recorder([site], STAGES)
     recorder.rows = torch.ones(len(x) + 1, dtype=torch.bool)
@@ -576,7 +576,7 @@ def test_statistics_know_their_stages(test: Callable[..., Optimal | Calibrated])
     later.statistics = measured
     assert later.stages == (8, 16, 32, 64)
     assert test(stages=[8, 16, 32, 64], statistics=measured).stages == (8, 16, 32, 64)
-    assert test(stages=[8, 16, 32, 64, 128], statistics=measured).stages == (8, 16, 32, 64, 128)  # no site is so long
+    assert test(stages=[8, 16, 32, 64, 128], statistics=measured).stages == (8, 16, 32, 64, 128)  # longer than any site
     for other in ([32, 64], [8, 16, 32], [8, 16, 24, 32, 64], [128]):
         with pytest.raises(SettingError, match=r"measured at \[8, 16, 32, 64\]; leave stages out"):
             test(stages=other, statistics=measured)

@@ -1,4 +1,4 @@
-"""Dense FLOPs: PyTorch's counter, formulas for what it counts as nothing, names for the rest."""
+"""Dense FLOPs: PyTorch's counter, formulas for what it counts as 0, and names for the rest."""
 
 import warnings
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def dense(model: nn.Module, *example: Tensor, mode: Callable = torch.no_grad) ->
 @MODES
 @pytest.mark.parametrize("directions", [1, 2])
 def test_lstm(mode: Callable, directions: int) -> None:
-    """Every step of every sequence meets four gates, from the input and from the hidden state."""
+    """Every step of every sequence is multiplied by four gates, from the input and from the hidden state."""
     model = nn.LSTM(10, 20, num_layers=2, bidirectional=directions == 2)
     run = dense(model, torch.randn(5, 3, 10), mode=mode)
     layers = [(10, 20), (20 * directions, 20)]
@@ -146,7 +146,7 @@ def test_an_operator_of_somebody_else_is_named() -> None:
 
 
 def test_a_product_with_a_sparse_adjacency() -> None:
-    """However it is spelt, a graph's edges are counted, not all pairs of its nodes."""
+    """However it is written, a graph's edges are counted, not all pairs of its nodes."""
     adjacency, x = torch.eye(7).to_sparse(), torch.randn(7, 3)
     layer = nn.Linear(3, 4)
     for multiply in (torch.mm, torch.spmm, torch.sparse.mm):
@@ -198,7 +198,7 @@ def test_masks_of_any_layer_count(name: str, how: str) -> None:
 
 
 def test_masks_of_complex_weights_count() -> None:
-    """A multiply-add of complex numbers is 4 of real ones, also where a weight is none."""
+    """A multiply-add of complex numbers is 4 of real ones, even if a weight is real."""
     model, x = nn.Linear(4, 6, dtype=torch.complex64), torch.randn(3, 4, dtype=torch.complex64)
     mask = torch.arange(24).reshape(6, 4) % 3 > 0
     prune.custom_from_mask(model, "weight", mask)
@@ -207,7 +207,7 @@ def test_masks_of_complex_weights_count() -> None:
 
 
 class Sparse(nn.Module):
-    """As ``torch.ao.pruning`` keeps a mask."""
+    """A mask as ``torch.ao.pruning`` stores it."""
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()

@@ -117,7 +117,7 @@ def test_padding_is_left_alone_and_teaches_nothing() -> None:
         out = model(x.view(10, 15, 4)).view(150, 6)
     with same:
         wanted = model(x[rows])
-    torch.testing.assert_close(out[rows], wanted)  # products of other numbers of rows differ in their last bits
+    torch.testing.assert_close(out[rows], wanted)  # products with other numbers of rows differ in the last bits
     assert (out[~rows] > -torch.inf).all()
     assert (run.pruned_flops, run.dropped, run.decided) == (same.pruned_flops, same.dropped, same.decided)
 
@@ -139,7 +139,7 @@ def test_what_is_wrong_is_said() -> None:
     model, x = trained()
     with pytest.raises(SettingError, match="a Linear layer, not ReLU"):
         HeadRecorder(nn.ReLU(), STAGES)
-    with pytest.raises(SettingError, match="one output has no largest"):
+    with pytest.raises(SettingError, match="the head has one output"):
         HeadRecorder(nn.Linear(12, 1), STAGES)
     for stages in ((), (12,), (0, 3), (5, 2)):
         with pytest.raises(SettingError, match="ascending, from 1 to below the head's 12 terms"):

@@ -1,4 +1,4 @@
-"""The fast passes over outputs give what torch's plain ones do."""
+"""The fast passes over outputs give the same results as torch's plain ones."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Stopping before any activation, against a loop."""
+"""Stopping before any activation, compared with a loop."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -22,7 +22,7 @@ from tests.core.solved import no_grid
 
 
 class Exact(Optimal):
-    """Remembers what it has decided."""
+    """Record the decisions."""
 
     decided: list[Tensor]
 
@@ -77,7 +77,7 @@ def test_every_neuron_stops_where_the_loop_stops_it(
             for k, n in enumerate(STAGES[:3]):
                 spent += overhead
                 if not by_input and of.measured["layer"].slope[k, j] <= 0:
-                    continue  # the sum says nothing
+                    continue  # the sum is not informative
                 mean, sd = of.expected(row, j, k)
                 stop, to_zero = rule(j, k).sides(mean, sd)
                 if stop is None:

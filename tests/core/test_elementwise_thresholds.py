@@ -1,4 +1,4 @@
-"""Tables and thresholds of elementwise activations, against integrals."""
+"""Tables and thresholds of elementwise activations, compared with integrals."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from tests.core.solved import RELU, exactly, problem, thresholds, zero_exactly, 
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("sd", [0.02, 0.3, 1.0, 1.3, 8.0])
 def test_thresholds_are_where_the_integrals_say(name: str, sd: float) -> None:
-    """So the tables, and the interpolation between their rows and columns, hold what a dense grid gives."""
+    """The tables, and interpolation between their rows and columns, agree with a dense grid."""
     f, scale = NAMED[name], sd**4 if name == "squared relu" else sd**2
     for price in (2e-4, 1e-2, 0.1, 0.4):
         for spared in (0, 3):
@@ -50,7 +50,7 @@ def test_thresholds_are_where_the_integrals_say(name: str, sd: float) -> None:
 def _agree(found: float, want: float, sd: float) -> None:
     if abs(want) <= 10 * sd:
         assert near(want, found, sd)
-    else:  # beyond, next to nothing stops or next to all does
+    else:  # beyond the range, almost nothing stops or almost everything does
         assert abs(found) > 8 * sd
         assert (found > 0) == (want > 0)
 
@@ -70,8 +70,8 @@ def test_tolerances_are_kept_as_the_integrals_say(name: str, sd: float) -> None:
 def induction(
     f: Function, sds: Sequence[float], left: Sequence[float], spared: float, lam: float, overhead: int, predict: bool
 ) -> tuple[list[float], list[Tensor], Tensor]:
-    """Thresholds of one neuron with a gradient of 2 by dynamic programming on a dense grid; what stopping costs less
-    what going on does, after each stage, and the grid."""
+    """Thresholds of one neuron with a gradient of 2 by dynamic programming on a dense grid; the cost of stopping minus
+    that of going on after each stage; and the grid."""
     mean = torch.arange(-30, 30.001, 0.05, dtype=torch.float64) * sds[0]
     points, gains, later = [], [], None
     for k in range(len(sds) - 1, -1, -1):
@@ -108,7 +108,7 @@ def test_looking_ahead_is_a_backward_induction(name: str, spared: int, predict: 
                 continue
             assert one > other or near(one, other, sds[k])
             assert one < once[k] or near(one, once[k], sds[k])  # with a chance to stop later, going on is cheaper
-            # Two curves that hardly differ cross anywhere: what counts is that they do not differ there.
+            # Two curves that hardly differ may cross anywhere; it only matters that they do not differ there.
             place = int((one - mean[0]) / (mean[1] - mean[0]))
             assert abs(float(gains[k][place])) < 0.02 * lam * (left[k] + spared) or near(one, other, sds[k])
 
@@ -126,7 +126,8 @@ def test_looking_ahead_is_a_backward_induction(name: str, spared: int, predict: 
 def test_a_higher_price_stops_more(
     name: str, lam: float, more: float, spared: int, predict: bool, ahead: bool, spread: float
 ) -> None:
-    # What outputs its expectation waives what a later 0 would spare, and a price makes that dearer as well.
+    # A neuron that outputs its expectation gives up what a later 0 would save, and a price makes that cost more as
+    # well.
     spared = 0 if predict and ahead else spared
     sd, left = spread * column(1.0, 0.7, 0.4), column(96, 64, 32)
     low, high = (
@@ -151,7 +152,7 @@ def test_moments_of_a_relu_are_integrals(u: float, predict: bool) -> None:
 @pytest.mark.parametrize("predict", [False, True])
 @pytest.mark.parametrize("ahead", [False, True])
 def test_of_a_relu_it_is_what_is_known_of_a_relu(predict: bool, ahead: bool) -> None:
-    """Two ways to one threshold: quadratures of any activation, and the closed moments."""
+    """Two ways to compute one threshold: quadrature for any activation, and closed-form moments."""
     sd, left = column(1.0, 0.6, 0.25) * torch.tensor([0.1, 1.0, 7.0]), column(96, 64, 32).expand(3, 3)
     gradient = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
     compared = 0
@@ -171,7 +172,7 @@ def test_of_a_relu_it_is_what_is_known_of_a_relu(predict: bool, ahead: bool) -> 
 @pytest.mark.parametrize("predict", [False, True])
 @pytest.mark.parametrize("spared", [0, 200])
 def test_between_the_points_of_the_grid(activation: Activation, predict: bool, spared: int) -> None:
-    """Neurons of one course: what is read off costs next to what is solved exactly."""
+    """Neurons with the same course: interpolated thresholds cost almost the same as exact ones."""
     generator = torch.Generator().manual_seed(0)
     gradient, scale = (torch.exp(torch.randn(64, generator=generator, dtype=torch.float64)) for _ in range(2))
     sd, left = column(1.0, 0.7, 0.45, 0.2) * scale, column(96, 80, 64, 32).expand(4, 64)
@@ -184,7 +185,7 @@ def test_between_the_points_of_the_grid(activation: Activation, predict: bool, s
     off = ((found - want) / wide)[both]
     assert both.double().mean() > 0.5
     assert off.abs().median() < 0.02
-    # Beside what never or always stops the more cautious neighbour decides.
+    # Next to a value that never or always stops, the more cautious neighbour decides.
     assert float((off.abs() > 0.3).double().mean()) < 0.1
     bold = ((found == math.inf) & (want < math.inf)) | ((found > -math.inf) & (want == -math.inf))
     assert float(bold.double().mean()) < 0.01
@@ -193,7 +194,7 @@ def test_between_the_points_of_the_grid(activation: Activation, predict: bool, s
 @given(seed=st.integers(0, 10_000), ahead=st.booleans(), overhead=st.integers(0, 3))
 @settings(max_examples=50, deadline=None)
 def test_without_an_activation_a_width_decides(seed: int, ahead: bool, overhead: int) -> None:
-    """By recursion over the stages, at widths to both sides of what was solved."""
+    """By recursion over the stages, at widths on both sides of the grid points."""
     generator = torch.Generator().manual_seed(seed)
     sd = torch.rand(4, 3, generator=generator, dtype=torch.float64).sort(0, descending=True).values + 0.05
     gradient = torch.rand(3, generator=generator, dtype=torch.float64) + 0.1
@@ -219,8 +220,8 @@ def test_without_an_activation_a_width_decides(seed: int, ahead: bool, overhead:
 @pytest.mark.parametrize("name", ["relu", "gelu"])
 @pytest.mark.parametrize("predict", [False, True])
 def test_under_a_static_mask_each_neuron_has_a_course_of_its_own(name: str, predict: bool) -> None:
-    """Most neurons have few weights left and are known after the first stages, others after the last: what is known
-    of some says nothing of the others."""
+    """Most neurons have few weights left and are known after the first stages, others after the last one: what is known
+    of some does not apply to the others."""
     torch.manual_seed(0)
     outputs = 70
     gradient = 10 ** torch.empty(outputs, dtype=torch.float64).uniform_(-3, 0)
@@ -240,7 +241,7 @@ def test_under_a_static_mask_each_neuron_has_a_course_of_its_own(name: str, pred
 
 
 def test_a_neuron_that_dead_inputs_leave_known_is_not_stopped_where_it_is_positive() -> None:
-    """What is left of it never varied on the calibration inputs: its value is known, and 0 is no prediction of it."""
+    """Its remaining terms never varied on the calibration inputs: its value is known, and 0 does not predict it."""
     sd = torch.tensor([[1.0, 1.0, 1.0], [0.5, 1e-300, 1e-3]], dtype=torch.float64)
     left = torch.tensor([[10.0], [5.0]], dtype=torch.float64).expand(2, 3)
     found = stop_below(problem(RELU, ones().expand(3), sd, left, 0.0, 1.0, 1, True), torch.ones(1, dtype=torch.float64))

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 
 @dataclass(frozen=True)
 class Case:
-    """One layer in front of a ReLU."""
+    """One layer before a ReLU."""
 
     kind: str = "conv2d"
     terms: int = 5
@@ -87,7 +87,7 @@ class Layer(nn.Module):
 
 
 def build(case: Case) -> tuple[Layer, Tensor, Tensor]:
-    """The layer of a case, an input, a residual."""
+    """The layer of a case, an input, and a residual."""
     torch.manual_seed(case.seed)
     model = scramble(Layer(case).to(case.dtype), case.seed)
     x = torch.randn(*case.leading, 2, *(() if case.kind == "linear" else case.size), dtype=case.dtype)
@@ -106,7 +106,7 @@ def expect(
     order: Iterable[int] | None,
     gain_ratio: float | None = None,
 ) -> Expected:
-    """The brute force on that layer; with a gain_ratio on what its static mask left."""
+    """The brute force on that layer; with a gain_ratio, on what its static mask left."""
     layer = model.layer
     with torch.no_grad():
         hidden = model.stem(x)
@@ -143,7 +143,7 @@ def expect(
 
 
 def run_pruned(model: nn.Module, heuristic: Heuristic, *inputs: Tensor) -> tuple[Tensor, Tensor, ExPrune]:
-    """The dense output, the pruned output, the run."""
+    """The dense output, the pruned output, and the run."""
     sites = find_sites(model, *inputs)
     assert [site.name for site in sites if site.eligible] == ["layer"]
     with torch.no_grad():
@@ -154,7 +154,7 @@ def run_pruned(model: nn.Module, heuristic: Heuristic, *inputs: Tensor) -> tuple
 
 
 def assert_counts(count: SiteFlops, expected: Expected) -> None:
-    """Every count of the site is the brute force's."""
+    """Every count of the site equals the brute force's."""
     assert count.outputs == expected.stopped.numel()
     assert count.stopped == expected.pruned_at[: len(count.stages)] and not any(expected.pruned_at[len(count.stages) :])
     assert count.pruned == int(expected.stopped.sum())
@@ -165,12 +165,12 @@ def assert_counts(count: SiteFlops, expected: Expected) -> None:
 
 
 def stem_flops(model: Layer, x: Tensor) -> int:
-    """2 per multiply-add of the stem, 1 x 1 kernels."""
+    """2 FLOPs per multiply-add of the stem, with 1 x 1 kernels."""
     return 2 * model.stem.weight.numel() * (x.numel() // 2)
 
 
 def check(case: Case, heuristic: Heuristic, gap: Gap) -> Expected:
-    """The method on one case, exactly."""
+    """The method on one case, compared exactly."""
     model, x, residual = build(case)
     expected = expect(case, model, x, residual, heuristic, gap, None)
     dense, pruned, run = run_pruned(model, heuristic, x, residual)
@@ -251,7 +251,7 @@ def test_every_alpha_matches_brute_force(alpha: float) -> None:
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("layer", ["linear", "conv2d"])
 def test_without_variance_the_sign_of_the_mean_decides(layer: str, norm: bool, alpha: float) -> None:
-    """All terms of a neuron are equal, and exactly so in floating point."""
+    """All terms of a neuron are exactly equal, also in floating point."""
     case = Case(layer, terms=8, outputs=4, kernel=(2, 2), norm=norm)
     model, x, residual = build(case)
     with torch.no_grad():
@@ -371,7 +371,7 @@ def test_stages_match_brute_force(heuristic: Heuristic, gap: Gap, layer: str, te
 
 @pytest.mark.parametrize("case", LAYERS, ids=lambda case: f"{case.kind}{LAYERS.index(case)}")
 def test_stages_of_any_layer_match_brute_force_in_blocks(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A layer in parts is computed some rows at a time: here one."""
+    """A layer in parts is computed in chunks of rows, here of one row."""
     monkeypatch.setattr(parts, "_BLOCK", 1)
     check(replace(case, terms=7), StagedThreshold(-0.1), threshold_gap(-0.1))
 
@@ -384,7 +384,7 @@ def test_a_batch_may_be_empty() -> None:
 
 
 class FromBehind(StagedThreshold):
-    """Likewise, the model's last terms first."""
+    """The same with the model's last terms first."""
 
     def order(self, site: Site) -> Tensor:
         return torch.arange(site.terms).flip(0)
@@ -411,7 +411,7 @@ def test_an_order_is_that_of_a_layer_with_its_channels_in_it(
 
 
 class Twice(nn.Module):
-    """One convolution at work on two inputs before the first ReLU."""
+    """One convolution is applied to two inputs before the first ReLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -426,7 +426,7 @@ class Twice(nn.Module):
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_what_is_kept_from_call_to_call_is_not_mistaken(mode: Callable[[], AbstractContextManager]) -> None:
-    """Batches of any size, in one context: as each in one of its own; also after the weights have changed in place."""
+    """Batches of any size in one context give the same as each in its own, also after weights have changed in place."""
     torch.manual_seed(0)
     model = Twice().double().eval()
     nn.init.normal_(model.conv.weight)
@@ -451,7 +451,7 @@ def test_what_is_kept_from_call_to_call_is_not_mistaken(mode: Callable[[], Abstr
 
 
 def test_a_stopped_neuron_is_not_stopped_again() -> None:
-    """A heuristic that stops everything at every stage: all stop at the first and pay one test."""
+    """A heuristic that stops everything at every stage: all neurons stop at the first one, and pay for one test."""
 
     class Everything(Heuristic):
         def __init__(self) -> None:
@@ -523,7 +523,7 @@ def test_what_a_heuristic_keeps_is_of_one_batch(monkeypatch: pytest.MonkeyPatch)
 
 
 class Flattened(nn.Module):
-    """A classifier that reads a feature map: neighbouring terms come from one channel."""
+    """A classifier that reads a feature map, where neighbouring terms come from one channel."""
 
     def __init__(self, channels: int, spelling: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What products of all kinds cost, by a slow reference that multiplies number by number."""
+"""FLOPs of products of all kinds, by a slow reference that multiplies number by number."""
 
 from collections.abc import Callable
 from itertools import product
@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 
 class Number:
-    """A number that notes how often numbers are multiplied, each time with a sum: 2 FLOPs, of complex ones 8."""
+    """A number that counts multiply-adds: 2 FLOPs each, 8 for complex numbers."""
 
     flops = 0
 
@@ -33,7 +33,7 @@ class Number:
 
 
 def numbers(x: Tensor) -> np.ndarray:
-    """Those that are stored; None: nothing is."""
+    """The stored values; None if nothing is stored."""
     array = np.vectorize(Number, otypes=[object])(x.to_dense().numpy())
     if x.layout != torch.strided:
         array[x.to_dense().numpy() == 0] = None
@@ -41,7 +41,7 @@ def numbers(x: Tensor) -> np.ndarray:
 
 
 def contract(equation: str, left: Tensor | np.ndarray, right: Tensor | np.ndarray) -> np.ndarray:
-    """``torch.einsum`` of two, number by number."""
+    """``torch.einsum`` of two tensors, number by number."""
     words, result = equation.split("->")
     arrays = [numbers(x) if isinstance(x, Tensor) else x for x in (left, right)]
     sizes: dict[str, int] = {}
@@ -82,7 +82,7 @@ def batches(a: Tensor, b: Tensor) -> np.ndarray:
 
 
 def sampled(where: Tensor, left: Tensor, right: Tensor) -> np.ndarray:
-    """What is not stored is not computed."""
+    """Values that are not stored are not computed."""
     out = numbers(where)
     for i, j in where.coalesce().indices().T.tolist():
         out[i, j] = contract("k,k->", left[i], right[j])[()]
@@ -90,7 +90,7 @@ def sampled(where: Tensor, left: Tensor, right: Tensor) -> np.ndarray:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> np.ndarray:
-    """Several heads of the queries share one of the keys and values."""
+    """Several query heads share one key and value head."""
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     return contract("bhqk,bhkd->bhqd", softmax(contract("bhqd,bhkd->bhqk", query, key)), value)
 
@@ -110,7 +110,7 @@ DEEP, CUBES = torch.randn(1, 2, 3, 3, 3), torch.randn(2, 2, 2, 2, 2)
 FLOAT8 = torch.ones(16, 16).to(torch.float8_e4m3fn)
 ONE = torch.tensor(1.0)
 
-# The call, its arguments, and the same number by number.
+# The call, its arguments, and the same computation number by number.
 CALLS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], Callable[..., np.ndarray]]] = {
     "mm": (torch.mm, (A, B), matrices),
     "mv": (torch.mv, (A, V), lambda a, v: contract("ij,j->i", a, v)),
@@ -251,7 +251,7 @@ def test_formulas(name: str) -> None:
 
 
 def test_a_complex_convolution_is_three_real_ones() -> None:
-    """That is how torch computes it."""
+    """This is how torch computes it."""
     real = counted(F.conv1d, LONG, KERNELS)[0]
     assert counted(F.conv1d, LONG + 1j * LONG, KERNELS + 1j * KERNELS) == (3 * real, {})
 
@@ -321,13 +321,13 @@ def test_what_costs_nothing_worth_counting(call: Callable) -> None:
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("settings", [{}, {"bidirectional": True, "bias": False}, {"proj_size": 3, "num_layers": 3}])
 def test_cudnn_and_the_cpu_cost_the_same(settings: dict) -> None:
-    """A GPU runs all layers in one operator, which is given all weights."""
+    """A GPU runs all layers in one operator, which gets all weights."""
     lstm, x = nn.LSTM(4, 6, **{"num_layers": 2, **settings}), torch.randn(5, 2, 4)
     weights = [parameter.detach() for parameter in lstm.parameters()]
     assert FORMULAS[aten._cudnn_rnn](x, weights, 4, None, x, x, out_val=None) == counted(lstm, x)[0] > 0
 
 
-# Operators of higher order, as torch.cond's, are given functions
+# Operators of higher order, such as torch.cond, get functions.
 
 
 def test_of_a_condition_what_ran_is_counted() -> None:

@@ -1,4 +1,4 @@
-"""Modules that torch runs fused where nobody looks on: a run that stops nothing gives what they give."""
+"""Modules that torch runs fused when nothing observes them: a run that stops nothing gives the same outputs."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -29,7 +29,7 @@ def encoder(norm: nn.Module | None = None, nested: bool = True, **settings: Any)
 
 
 class Behind(nn.Module):
-    """Something that attends, behind a layer, before another."""
+    """Attention after one layer and before another."""
 
     def __init__(self, inner: nn.Module, call: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
 
 
 def padding(kind: str) -> Tensor | None:
-    """Of 3 sequences of 7."""
+    """The padding of 3 sequences of length 7."""
     mask = torch.zeros(3, 7, dtype=torch.bool)
     if kind == "none":
         return None
@@ -126,7 +126,7 @@ def test_nothing_stays_behind() -> None:
 
 
 def test_hooks_and_modes_of_somebody_else() -> None:
-    """They keep torch from its fused kernels with and without a context of ours."""
+    """Hooks keep torch from its fused kernels, with and without our context."""
     torch.manual_seed(0)
     x, mask = torch.randn(3, 7, 5), padding("of a whole sequence")
     for make, call in (MODULES["layer"], MODULES["attention"]):

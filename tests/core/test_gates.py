@@ -1,4 +1,4 @@
-"""Gated products: who multiplies, who reads, and what zeros spare."""
+"""Gated products: what multiplies, what reads, and what zeros save."""
 
 import math
 import statistics
@@ -128,7 +128,7 @@ def test_gates_that_spare_less(rest: Callable, gated: str | None, spared: dict[s
 
 @dataclass
 class Layer:
-    """What a loop makes of one row of a layer: its outputs, and what each neuron has spent on terms and on tests."""
+    """What a loop computes for one row of a layer: its outputs, and what each neuron spends on terms and tests."""
 
     out: list[float]
     terms: list[int]
@@ -137,7 +137,7 @@ class Layer:
 
 
 def evaluate(x: list[float], weight: Tensor, bias: Tensor, gate: bool, order: str | None, predict: bool) -> Layer:
-    """``Rough`` in a loop."""
+    """``Rough`` as a loop."""
     rows, n = weight.tolist(), len(x)
     norms = [math.sqrt(sum(row[c] ** 2 for row in rows)) for c in range(n)]
     channels = sorted(range(n), key=lambda c: -abs(x[c]) * norms[c]) if order else list(range(n))
@@ -213,7 +213,7 @@ def test_what_a_gate_spares(fused: bool, factor_first: bool, order: str | None, 
     assert run.flops.dense == dense
     assert run.flops.pruned == spent
     if order:
-        # What has become 0 by stopping is no zero of the dense network's.
+        # Zeros that come from stopping are not zeros of the dense network.
         assert run.flops.dense_without_zero_terms == dense
     again = ExPrune(sites, Rough(order, predict))
     again.load_state_dict(run.state_dict())
@@ -221,7 +221,7 @@ def test_what_a_gate_spares(fused: bool, factor_first: bool, order: str | None, 
 
 
 def test_the_lines_of_a_part_of_a_matrix() -> None:
-    """A gate in one matrix with its factor has the statistics, and stops as the same gate in a matrix of its own."""
+    """A gate in one matrix with its factor has the same statistics, and stops like a gate in a matrix of its own."""
     torch.manual_seed(0)
     fused, apart = Gated(True).double().eval(), Gated(False).double().eval()
     with torch.no_grad():
@@ -254,7 +254,7 @@ def test_the_lines_of_a_part_of_a_matrix() -> None:
 
 
 class Product(nn.Module):
-    """A gate's activation before its factor, or behind it; what the two give is kept once it is asked for."""
+    """A gate's activation before or after its factor is computed; both outputs are kept until they are needed."""
 
     def __init__(self, factor_first: bool) -> None:
         super().__init__()
@@ -273,9 +273,9 @@ class Product(nn.Module):
 
 
 def stopped_at(widths: list[float], usual: list[float], left: list[float], lam: float, overhead: int) -> int | None:
-    """The first stage at which stopping costs less than what going on is expected to.
+    """The first stage at which stopping costs less than going on is expected to cost.
 
-    Of a row that has so many times as much left as is usual: that much more is expected to be left at later stages too.
+    In a row whose remaining terms are larger than usual by a factor, the same factor is expected at later stages.
     """
     for stage, width in enumerate(widths):
         damage, later = [of * width**2 for of in usual], lam * left[-1]

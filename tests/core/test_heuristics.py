@@ -1,4 +1,4 @@
-"""The knob of every site, the errors a wrong one raises, and heuristics of one's own."""
+"""The setting of every site, errors for wrong ones, and custom heuristics."""
 
 import math
 
@@ -35,7 +35,7 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """Four sites, of 8, 6, 8 and 12 terms."""
+    """Four sites with 8, 6, 8 and 12 terms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def model() -> nn.Module:
 
 
 def knobs(model: nn.Module, tau: object, heuristic: type[Heuristic] = StatsTest) -> dict[str, float | None]:
-    """What each site is given."""
+    """The setting of each site."""
     return ExPrune(find_sites(model, X), heuristic(tau, n=3)).taus
 
 
@@ -81,7 +81,7 @@ def test_a_list_counts_selected_sites_only(model: nn.Module) -> None:
     ("tau", "expected"),
     [
         ({"*": 0.1}, [0.1, 0.1, 0.1, 0.1]),
-        ({"*": 0.1, "blocks.1.fc1": 0.2}, [0.1, 0.1, 0.2, 0.1]),  # an exact name goes before a wildcard
+        ({"*": 0.1, "blocks.1.fc1": 0.2}, [0.1, 0.1, 0.2, 0.1]),  # an exact name takes precedence over a wildcard
         ({"*.fc1": 0.1, "*": 0.2}, [0.1, 0.2, 0.1, 0.2]),  # then the first match wins
         ({"*": 0.2, "*.fc1": 0.1}, [0.2, 0.2, 0.2, 0.2]),
         ({"blocks.0.*": 0.1, "*.fc1": 0.2, "*": 0.3}, [0.1, 0.1, 0.2, 0.3]),
@@ -94,7 +94,7 @@ def test_a_mapping_is_looked_up_by_name(model: nn.Module, tau: dict[str, float],
 
 
 def test_every_site_is_tested_with_its_own_tau(model: nn.Module) -> None:
-    """What one site prunes does not depend on whether its tau stands in a number, a list or a mapping."""
+    """A site is pruned in the same way whether its tau is given by a number, a list or a mapping."""
     sites = find_sites(model, X)
     tau = {"blocks.0.fc1": 0.4, "*": 0}
     by_mapping = counts(pruned_pass(model, sites, StatsTest(tau, n=3), X))
@@ -137,7 +137,7 @@ def test_tau_out_of_range(heuristic: type[Heuristic], tau: object, shown: str) -
     message = refusal(lambda: heuristic(tau))
     assert shown in message
     assert heuristic.__name__ in message
-    assert "0.5" in message if heuristic is StatsTest else "0]" in message  # what would be right
+    assert "0.5" in message if heuristic is StatsTest else "0]" in message  # the valid range
 
 
 @pytest.mark.parametrize("heuristic", [StatsTest, Threshold])
@@ -184,7 +184,7 @@ def test_tau_that_does_not_fit_the_sites(model: nn.Module, tau: object, shown: l
 
 
 def test_sites_with_too_few_terms_run_dense(model: nn.Module) -> None:
-    """n + 1 terms are needed: with n = 8 only the last site, of 12, is left; with n = 7 those of 8 are, too."""
+    """n + 1 terms are needed: with n = 8 only the last site, with 12 terms, remains; with n = 7 also those with 8."""
     for n, left in ((12, []), (11, NAMES[3:]), (8, NAMES[3:]), (7, [NAMES[0], *NAMES[2:]]), (5, NAMES)):
         if not left:
             continue
@@ -206,7 +206,7 @@ def test_n_that_leaves_no_site(model: nn.Module) -> None:
 def test_a_model_without_a_relu() -> None:
     model = nn.Sequential(nn.Linear(3, 40), nn.GELU(), nn.Linear(40, 40), nn.GELU(), nn.Linear(40, 2))
     message = refusal(lambda: ExPrune(find_sites(model, X.float()), StatsTest(0.1)))
-    assert "2: feeds gelu, no ReLU, for which StatsTest has no test; Optimal has one" in message
+    assert "2: feeds gelu, not a ReLU: StatsTest has no test for it; Optimal has one" in message
 
 
 def test_no_sites_at_all() -> None:
@@ -246,7 +246,7 @@ def test_select_sites(model: nn.Module, patterns: object, left: list[str]) -> No
     [
         ("blocks.7.*", ["blocks.7.*", *NAMES]),
         (["*.fc1", "nothing"], ["nothing"]),
-        ("head", ["head", "not an activation"]),  # it exists, and the reason is said
+        ("head", ["head", "not an activation"]),  # it exists, and the reason is given
         ("stem", ["stem", "raw input"]),
     ],
 )
@@ -261,11 +261,11 @@ def test_nothing_selected_is_no_site(model: nn.Module) -> None:
     assert "not selected" in message
 
 
-# A heuristic of one's own
+# A custom heuristic
 
 
 class MostlyNegative(Heuristic):
-    """Stop where the first terms sum to something negative."""
+    """Stop if the sum of the first terms is negative."""
 
     def stop(self, seen: Prefix) -> Tensor:
         return seen.s < 0

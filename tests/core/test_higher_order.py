@@ -1,4 +1,4 @@
-"""Operators that are given functions: what those call is followed, counted and pruned as if it stood in the model."""
+"""Operators that take functions: what these functions call is followed, counted and pruned as usual."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 
 class Net(nn.Module):
-    """A layer that an operator of higher order calls, between two that are called as always."""
+    """A layer that a higher-order operator calls, between two that are called normally."""
 
     def __init__(self, call: Callable[["Net", Tensor], Tensor]) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def test_flex_attention_is_counted() -> None:
 
 
 def test_another_operator_is_named() -> None:
-    """One that is not known to compute nothing but what its functions do."""
+    """An operator that is not known to compute nothing besides its functions."""
 
     from torch._higher_order_ops.utils import autograd_not_implemented
 
@@ -119,7 +119,7 @@ def test_another_operator_is_named() -> None:
 
 
 def test_in_a_fresh_process() -> None:
-    """Where torch's compiler is imported only by the operator itself, inside of the context."""
+    """The operator itself is the first to import torch's compiler, inside of the context."""
     import subprocess
     import sys
 

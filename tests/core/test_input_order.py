@@ -400,7 +400,7 @@ def test_the_oracle_pays_for_the_ranking() -> None:
         flops.append(count.pruned_flops)
     ranking = len(x) * 16 * (9 * (18 + 1 + 4 + 1) + 1)
     assert ranking - count.zero_terms < flops[1] - flops[0] < ranking  # terms that are zero cost nothing
-    with pytest.raises(SettingError, match="order='layer' of Oracle: model or input"):
+    with pytest.raises(SettingError, match="order='layer' of Oracle: must be model or input"):
         Oracle(4, "layer")
 
 
@@ -444,7 +444,7 @@ def test_layers_without_a_relu_are_sites_of_scope_all() -> None:
     assert [site.name for site in every if site.eligible] == ["stem", "query", "key", "up", "down"]
     with pytest.raises(SettingError, match="Calibrated: query feeds no activation"):
         ExPrune(every, Calibrated(0.1, (2,)))
-    with pytest.raises(SettingError, match="scope='most': relu or all"):
+    with pytest.raises(SettingError, match="scope='most': must be relu or all"):
         select_sites(every, None, "most")
 
     with torch.no_grad(), Recorder(every, (2, 4, 8), dict.fromkeys(sites, "input")) as recorder:

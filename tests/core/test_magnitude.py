@@ -80,7 +80,7 @@ def test_every_input_of_a_layer_may_be_left_out() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(SettingError, match=r"tau=1.5 of Magnitude: a number in \[0, 1\]"):
+    with pytest.raises(SettingError, match=r"tau=1.5 of Magnitude: must be a number in \[0, 1\]"):
         Magnitude(1.5)
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU()).eval()
     with (

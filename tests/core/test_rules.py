@@ -331,19 +331,25 @@ def test_bad_input_is_said_in_one_line() -> None:
     alone = {"gate": replace(measured["gate"], factor=None)}
     _, _, site = block(True)
     for make, line in (
-        (lambda: Teal(0.5, divide="best"), "divide='best' of Teal: even or greedy"),
-        (lambda: TopK(1.5), r"tau=1.5 of TopK: a number in \[0, 1\]"),
-        (lambda: RSparse(0.5, 0), "rank=0 of RSparse: a whole number, at least 1"),
+        (lambda: Teal(0.5, divide="best"), "divide='best' of Teal: must be even or greedy"),
+        (lambda: TopK(1.5), r"tau=1.5 of TopK: must be a number in \[0, 1\]"),
+        (lambda: RSparse(0.5, 0), "rank=0 of RSparse: must be a whole number, at least 1"),
         (lambda: ExPrune([site], Cats(0.5)), "layer: is a convolution: Cats is a rule for Linear layers"),
         (
             lambda: ExPrune(sites, Teal(0.5)).__enter__(),
             "Teal: no magnitudes of stem's inputs; calibrate with",
         ),
-        (lambda: ExPrune(sites, Teal(0.5, without, "greedy")).__enter__(), "Teal: no gradients of down, which divide"),
-        (lambda: ExPrune(sites, Cats(0.5, without)).__enter__(), "Cats: nothing of gate's outputs; calibrate with ord"),
+        (
+            lambda: ExPrune(sites, Teal(0.5, without, "greedy")).__enter__(),
+            "Teal: the statistics of down have no gradients, which divide",
+        ),
+        (
+            lambda: ExPrune(sites, Cats(0.5, without)).__enter__(),
+            "Cats: the outputs of gate were not measured; calibrate with ord",
+        ),
         (
             lambda: ExPrune(select_sites(sites, "gate"), Chess(0.5, alone)).__enter__(),
-            "Chess: nothing of the outputs of up, with which those of gate are multiplied; calibrate with scope=all",
+            "Chess: the outputs of up, which those of gate multiply, were not measured; calibrate with scope=all",
         ),
     ):
         with pytest.raises(SettingError, match=line):

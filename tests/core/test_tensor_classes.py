@@ -335,4 +335,4 @@ def test_layers_inside_a_transform_are_no_sites(transform: Callable) -> None:
     model, x = Transforming(), torch.randn(200, 8)
     model.head_in = nn.Linear(12, 12)
     model.eval()
-    assert "torch.vmap or another transform" in reason_of(model, "layer", x)
+    assert "torch.vmap or another torch.func transform" in reason_of(model, "layer", x)

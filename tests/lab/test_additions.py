@@ -17,10 +17,10 @@ GNN = ("model=gnn", "logger=none", *TINY)
         ("+limit=3", "limit; did you mean data.limit?"),
         ("+data.limt=3", "data.limt; did you mean data.limit?"),
         ("+model.network.hiden=30", "model.network.hiden; did you mean model.network.hidden?"),
-        ("+data.module.read.file=x", "data.module.read.file; see --cfg job for those that there are"),
+        ("+data.module.read.file=x", "data.module.read.file; --cfg job lists the settings that exist"),
         ("+model.head.width=3", "model.head; did you mean head?"),
-        ("+trainer.max_steps=3", "trainer.max_steps; see --cfg job for those that there are"),
-        ("+exprune.order=input", "exprune.order; see --cfg job for those that there are"),  # of another heuristic
+        ("+trainer.max_steps=3", "trainer.max_steps; --cfg job lists the settings that exist"),
+        ("+exprune.order=input", "exprune.order; --cfg job lists the settings that exist"),  # of another heuristic
     ],
 )
 def test_what_nothing_reads(command: CommandLine, added: str, said: str) -> None:

@@ -31,7 +31,7 @@ from tests.cli import TINY, CommandLine
         (["data.limit=0"], ["data.limit=0", "at least 1"]),
         (["model.epochs=0", "seed=99"], ["model.epochs=0", "at least 1"]),
         (["trainer.accelerator=tpu"], ["accelerator=tpu", "cpu, gpu or auto"]),
-        (["logger=wandb", "logger.mode=onlin"], ["logger.mode=onlin", "offline or online"]),
+        (["logger=wandb", "logger.mode=onlin"], ["logger.mode=onlin", "must be offline, online"]),
         (["checkpoint=nowhere.safetensors"], ["nowhere.safetensors", "no such file"]),
         (["bootstrap=0"], ["bootstrap=0", "at least 1"]),
     ],

@@ -220,18 +220,18 @@ def test_the_oracle_is_a_ceiling(command: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["exprune.scope=most"], "scope='most': relu or all"),
+        (["exprune.scope=most"], "scope='most': must be relu or all"),
         (
             ["exprune.target_drop=null"],
             "exprune.tau=null: set one of exprune.tau, target_drop, target_kl, target_saved",
         ),
         (["exprune.target_saved=0.99"], "exprune.target_saved=0.99: out of reach; the most"),
-        (["exprune.target_drop=-1"], "exprune.target_drop=-1: a number, at least 0"),
-        (["exprune.refine=-1"], "exprune.refine=-1: how often the last step is halved"),
-        (["exprune.refine=0.5"], "exprune.refine=0.5: how often the last step is halved"),
+        (["exprune.target_drop=-1"], "exprune.target_drop=-1: must be a number, at least 0"),
+        (["exprune.refine=-1"], "exprune.refine=-1: must be 0 to 10"),
+        (["exprune.refine=0.5"], "exprune.refine=0.5: must be 0 to 10"),
         (["exprune.tau=0.6"], "tau=0.6"),
-        (["exprune.order=best"], "order='best': model, layer, neuron"),
-        (["exprune.inputs=0"], "exprune.inputs=0: a whole number of inputs"),
+        (["exprune.order=best"], "order='best': must be one of model, layer, neuron"),
+        (["exprune.inputs=0"], "exprune.inputs=0: must be a whole number of inputs"),
         (["exprune.stages=[64,32]"], "stages=[64, 32]"),
         (["exprune.inputs=1", "seed=0"], "rows of convolutions.0.linear; at least 100, take more inputs"),
     ],
@@ -244,11 +244,14 @@ def test_wrong_settings_are_one_line(command: CommandLine, arguments: list[str],
     ("arguments", "words"),
     [
         (["exprune=threshold", "exprune.predict=true"], "exprune.predict"),
-        (["exprune=oracle", "exprune.order=layer"], "order='layer' of Oracle: model or input"),
-        (["exprune=oracle", "exprune.scope=all"], "feeds no activation, so it can be stopped with a prediction alone"),
-        (["exprune=magnitude", "exprune.tau=1.5"], "tau=1.5 of Magnitude: a number in [0, 1]"),
+        (["exprune=oracle", "exprune.order=layer"], "order='layer' of Oracle: must be model or input"),
+        (["exprune=oracle", "exprune.scope=all"], "feeds no activation, so a stopped neuron needs a prediction"),
+        (["exprune=magnitude", "exprune.tau=1.5"], "tau=1.5 of Magnitude: must be a number in [0, 1]"),
         (["exprune=magnitude", "exprune.tau=0.5", "exprune.order=layer"], "calibrate with order=input"),
-        (["exprune=optimal", "exprune.lam=0", "exprune.predict=maybe"], "predict='maybe' of Optimal: true or false"),
+        (
+            ["exprune=optimal", "exprune.lam=0", "exprune.predict=maybe"],
+            "predict='maybe' of Optimal: must be true or false",
+        ),
     ],
 )
 def test_what_a_test_cannot_do_is_one_line(command: CommandLine, arguments: list[str], words: str) -> None:

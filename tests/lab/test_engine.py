@@ -39,7 +39,10 @@ def test_predicts_as_the_simulation(command: CommandLine, settings: tuple[str, .
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (("model=gnn", "exprune=optimal", "exprune.lam=1e-9"), ["model=gnn", "no next token", "engine=simulated"]),
+        (
+            ("model=gnn", "exprune=optimal", "exprune.lam=1e-9"),
+            ["model=gnn", "is not an OPT that predicts the next token", "engine=simulated"],
+        ),
         ((*OPT, *OPTIMAL, "engine.tokens=0"), ["engine.tokens=0", "at least 1"]),
         ((*OPT, *OPTIMAL, "exprune.order=input"), ["order=input", "order=layer"]),
         ((*OPT, *OPTIMAL, "exprune.predict=true"), ["predict=true", "no kernel"]),

@@ -86,7 +86,7 @@ def test_a_network_that_says_nothing_of_its_flops(command: CommandLine) -> None:
     tiny = ["data.limit=64", "data.valid=32", "data.size=24", "logger=none"]
     outcome = command("evaluate.py", "model=vgg11_bn", *settings, *gone, "exprune.tau=0.3", *tiny)
     assert outcome.code == 0, outcome.err
-    assert "not counted, for want of a formula: element-wise operations (1 calls)" in outcome.out
+    assert "not counted, as no FLOP formula is known: element-wise operations (1 calls)" in outcome.out
     result = json.loads((outcome.runs()[-1] / "result.json").read_text())
     images, network = torch.zeros(1, 3, 24, 24), torchvision.models.squeezenet1_1(num_classes=10).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

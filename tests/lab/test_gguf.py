@@ -147,10 +147,10 @@ def test_what_is_no_model_is_one_line(command: CommandLine, tmp_path: Path) -> N
     (tmp_path / "other.gguf").write_bytes(b"not a GGUF file at all")
     (tmp_path / "empty.gguf").touch()
     for name, said in (
-        ("cut", "no whole GGUF file, so cut or damaged"),
-        ("short", "no whole GGUF file, so cut or damaged"),
-        ("other", "no whole GGUF file, so cut or damaged"),
-        ("empty", "no whole GGUF file, so cut or damaged"),
+        ("cut", "not a whole GGUF file, truncated or damaged"),
+        ("short", "not a whole GGUF file, truncated or damaged"),
+        ("other", "not a whole GGUF file, truncated or damaged"),
+        ("empty", "not a whole GGUF file, truncated or damaged"),
         ("missing", "no such GGUF file"),
         (write_gguf(tmp_path / "clip.gguf", model, architecture="clip").stem, "of architecture clip"),
         (write_gguf(tmp_path / "fewer.gguf", model, tokens=300).stem, "has 300 tokens and its embedding 4096"),

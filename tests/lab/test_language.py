@@ -368,7 +368,7 @@ def test_pretrained_from_a_folder(tmp_path: Path) -> None:
     loaded = pretrained_opt(str(tmp_path), "bfloat16")
     assert loaded.dtype == torch.bfloat16
     assert torch.equal(loaded.model.decoder.layers[0].fc1.weight, network.model.decoder.layers[0].fc1.weight.bfloat16())
-    with pytest.raises(SettingError, match=r"dtype=int8: float32 or bfloat16"):
+    with pytest.raises(SettingError, match=r"dtype=int8: must be float32 or bfloat16"):
         pretrained_opt(str(tmp_path), "int8")
 
 

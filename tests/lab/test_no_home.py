@@ -69,7 +69,7 @@ def test_an_output_folder_that_cannot_be_made(command: CommandLine) -> None:
     (command.folder / "outputs").write_text("in the way")
     outcome = command("evaluate.py", *GNN, "logger=none")
     (line,) = outcome.err.strip().splitlines()
-    assert outcome.code == 1 and line.endswith("name a folder that can be written to, with hydra.run.dir")
+    assert outcome.code == 1 and line.endswith("choose a folder that is writable, with hydra.run.dir")
 
 
 def test_a_folder_is_no_checkpoint(command: CommandLine) -> None:
@@ -90,7 +90,7 @@ class _Own:
 def test_a_checkpoint_with_code(command: CommandLine) -> None:
     torch.save({"state_dict": {}, "extra": _Own()}, command.folder / "mine.ckpt")
     line = _refused(command, "mine.ckpt")
-    assert f"loading it would execute {__name__}._Own, and weights are read without executing anything" in line
+    assert f"loading it would execute {__name__}._Own, and weights are read without executing code" in line
     assert "weights_only" not in line and "trust" not in line
 
 

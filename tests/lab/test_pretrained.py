@@ -226,9 +226,9 @@ def test_wrong_settings_are_one_line(command: CommandLine, tmp_path: Path) -> No
         assert "Traceback" not in done.err
     with pytest.raises(SettingError, match=r"a vit .ViTForImageClassification., neither a causal nor a masked"):
         pretrained_lm(str(tmp_path / "vit"), "float32")
-    with pytest.raises(SettingError, match=r"model.network.dtype=int8: float32 or bfloat16"):
+    with pytest.raises(SettingError, match=r"model.network.dtype=int8: must be float32 or bfloat16"):
         pretrained_lm(str(tmp_path / "vit"), "int8")
     with pytest.raises(SettingError, match="has no token that masks"):
         own_tokens(str(folder_of(BertForMaskedLM(BERT), tmp_path / "bert")))
-    with pytest.raises(SettingError, match=r"data.context=2: at least 3"):
+    with pytest.raises(SettingError, match=r"data.context=2: must be at least 3"):
         masked(context=2)

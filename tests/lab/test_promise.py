@@ -73,11 +73,11 @@ def test_what_so_few_inputs_cannot_show() -> None:
     assert test.p_value(0.001, 0.05, 1.05 * needed / 5000) < 0.05 < test.p_value(0.001, 0.05, 0.8 * needed / 5000)
     line = str(out_of_reach(test, 0.001, 0.05, 5000, "image", "lam=1e-12", "target_drop=0.1", True))
     assert line.startswith("target_drop=0.1: 5,000 images cannot show a drop of at most 0.1 points with 0.95 ")
-    assert f"is {100 * bound(test, 0.05):.3g}; about {needed:,} could" in line
+    assert f"is {100 * bound(test, 0.05):.3g}; about {needed:,} would suffice" in line
     worse = ExactAccuracy(30, 6, 5000)
     assert inputs_needed(worse, 0.001, 0.05, 5000) is None
     line = str(out_of_reach(worse, 0.001, 0.05, 5000, "image", "x", "target_drop=0.1", True))
-    assert "no number of them could: there it drops by 0.48" in line
+    assert "no number of them would suffice: the drop there is 0.48" in line
 
 
 @given(st.floats(0.1, 8), st.integers(2, 40), st.floats(0.02, 0.9))
@@ -161,15 +161,18 @@ def test_the_papers_tests_take_targets(command: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (("exprune.confidence=1",), "exprune.confidence=1: a probability above 0 and below 1"),
-        (("exprune.confidence=0",), "exprune.confidence=0: a probability"),
-        (("exprune.confidence=sure",), "exprune.confidence='sure': a probability"),
+        (("exprune.confidence=1",), "exprune.confidence=1: must be a probability above 0 and below 1"),
+        (("exprune.confidence=0",), "exprune.confidence=0: must be a probability"),
+        (("exprune.confidence=sure",), "exprune.confidence='sure': must be a probability"),
         (("exprune.confidence=0.9", "exprune.grid=1"), "exprune.grid=1: the number of settings to try, at least 2"),
-        (("exprune.confidence=0.9", "exprune.grid=[1e-9]"), "exprune.grid=[1e-09]: at least 2 different settings"),
+        (
+            ("exprune.confidence=0.9", "exprune.grid=[1e-9]"),
+            "exprune.grid=[1e-09]: must be at least 2 different settings",
+        ),
         (("exprune.confidence=0.9", "exprune.grid=[1e-9,1e-9]"), "at least 2 different settings"),
         (("exprune.confidence=0.9", "exprune.grid=[1e-9,few]"), "exprune.grid='few'"),
         (("exprune.confidence=0.9", "exprune.grid=[1e-9,-1]"), "lam=-1"),
-        (("exprune.confidence=0.9", "exprune.target_drop=-1"), "exprune.target_drop=-1: a number, at least 0"),
+        (("exprune.confidence=0.9", "exprune.target_drop=-1"), "exprune.target_drop=-1: must be a number, at least 0"),
         (("exprune.confidence=0.9", "exprune.refine=2"), "exprune.refine=2: exprune.grid says what"),
         (("exprune.confidence=0.9", "exprune.target_drop=null"), "exprune.confidence=0.9: is of a drop"),
         (("exprune.confidence=0.9", "exprune.target_saved=0.3"), "exprune.confidence=0.9: is of a drop"),

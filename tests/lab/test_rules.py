@@ -54,8 +54,11 @@ def test_the_former_name(command: CommandLine) -> None:
     ("settings", "line"),
     [
         (("exprune=teal", "exprune.tau=0.5", "exprune.divide=best"), "divide='best' of Teal: even or greedy"),
-        (("exprune=r_sparse", "exprune.tau=0.5", "exprune.rank=0"), "rank=0 of RSparse: a whole number, at least 1"),
-        (("exprune=wina", "exprune.tau=2"), "tau=2 of Wina: a number in [0, 1]"),
+        (
+            ("exprune=r_sparse", "exprune.tau=0.5", "exprune.rank=0"),
+            "rank=0 of RSparse: must be a whole number, at least 1",
+        ),
+        (("exprune=wina", "exprune.tau=2"), "tau=2 of Wina: must be a number in [0, 1]"),
     ],
 )
 def test_bad_settings_are_one_line(command: CommandLine, settings: tuple[str, ...], line: str) -> None:

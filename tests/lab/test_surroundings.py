@@ -76,7 +76,9 @@ def test_a_wrong_wandb_mode(command: CommandLine, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WANDB_MODE", "ofline")
     outcome = command("evaluate.py", *GNN)
     assert outcome.code == 1
-    assert outcome.err.strip() == "error: WANDB_MODE=ofline: offline or online, or disabled (as logger=none)"
+    assert (
+        outcome.err.strip() == "error: WANDB_MODE=ofline: must be offline, online, or disabled (which is logger=none)"
+    )
 
 
 @pytest.fixture

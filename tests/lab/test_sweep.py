@@ -216,7 +216,7 @@ def test_an_error_without_a_file_says_what_it_says() -> None:
     """As W&B raises where it has no folder of its own; the system's names the folder."""
     assert known(PermissionError("no folder for staging\nset DIR")) == "no folder for staging set DIR"
     system = PermissionError(13, "Permission denied", "/there")
-    assert known(system) == "/there: Permission denied; name a folder that can be written to"
+    assert known(system) == "/there: Permission denied; choose a folder that is writable"
 
 
 def test_a_job_that_cannot_be_tracked_to_its_end(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +308,7 @@ def test_submitit_without_slurm(command: CommandLine) -> None:
     outcome = command(*SWEEP, "hydra/launcher=submitit_local", "exprune.tau=0.7,0.3", "seed=11", "logger=none")
     assert outcome.code == 1
     (line,) = outcome.err.splitlines()
-    assert line.startswith("error: model=gnn") and line.endswith("tau=0.7 of StatsTest: a number in [0, 0.5]")
+    assert line.startswith("error: model=gnn") and line.endswith("tau=0.7 of StatsTest: must be a number in [0, 0.5]")
     assert list(pd.read_csv(outcome.folder / "s" / "pareto.csv")["tau"]) == [0.3]
 
 

@@ -74,7 +74,7 @@ def test_a_file_of_a_few_molecules(command: CommandLine, tmp_path: Path, rows: i
 @pytest.mark.parametrize("valid", [0, -3, 1437, 5000])
 def test_a_split_that_leaves_none_to_train_is_refused(command: CommandLine, valid: int) -> None:
     outcome = command("train.py", "model=vgg11_bn", "logger=none", "trainer=cpu", f"data.valid={valid}")
-    refused(outcome, f"data.valid={valid}: at least 1, and fewer than all 1437")
+    refused(outcome, f"data.valid={valid}: must be at least 1, and fewer than all 1437")
 
 
 def test_a_context_longer_than_the_text_has_no_block() -> None:
@@ -203,5 +203,5 @@ def test_a_result_is_strict_json(tmp_path: Path) -> None:
     RESULT.write(path)
     assert read_result(path)["metric"]["interval"] == [5.0, 15.0]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"lam": math.nan}))
-    with pytest.raises(SettingError, match="NaN is no JSON"):
+    with pytest.raises(SettingError, match="NaN is not valid JSON"):
         read_result(path)

@@ -186,9 +186,9 @@ def test_the_last_epochs_are_sharp(
 @pytest.mark.parametrize(
     ("average", "wrong"),
     [
-        ({"share": 0, "lr": 0.1}, "model.task.average.share=0: above 0 and below 1"),
-        ({"share": 1, "lr": 0.1}, "model.task.average.share=1: above 0 and below 1"),
-        ({"share": 0.5, "lr": 0}, "model.task.average.lr=0: a learning rate above 0"),
+        ({"share": 0, "lr": 0.1}, "model.task.average.share=0: must be above 0 and below 1"),
+        ({"share": 1, "lr": 0.1}, "model.task.average.share=1: must be above 0 and below 1"),
+        ({"share": 0.5, "lr": 0}, "model.task.average.lr=0: must be a learning rate above 0"),
         ({"share": 0.4, "lr": 0.1}, "model.task.restart=0.6: a share of the training, above 0 and below 0.6"),
     ],
 )

@@ -1,1 +1,1 @@
-"""The front door: calibrate, look at what could be saved, prune."""
+"""The library's user-facing calls: inspect a model, calibrate it, measure the trade-off, and prune it."""

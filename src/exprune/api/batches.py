@@ -1,4 +1,4 @@
-"""Batches as people have them, and how a model is called with one."""
+"""Iterate over the user's batches, and call the model with one of them."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,30 +12,32 @@ from exprune.core.errors import SettingError
 
 Call = Callable[[nn.Module, Any], Any]
 
-_LABELS = ("labels", "label")  # of a mapping: what is no input
+_LABELS = ("labels", "label")  # keys of a mapping that hold labels, not inputs
 
 
 class Batches:
-    """Batches that can be gone through several times, on the model's device and in its type.
+    """A re-iterable list of batches, moved to the model's device and floating-point type.
 
     Args:
-        model: in eval mode.
-        batches: a DataLoader or any iterable of tensors, tuples (inputs, labels), mappings of arguments, PyTorch
-            Geometric's Data, or whatever ``call`` takes; one batch alone is taken for a list of one.
-        call: calls the model with a batch; None: what the first batch can be called with is tried.
+        model: A module in eval mode.
+        batches: A DataLoader or any iterable of batches. A batch is a tensor, a tuple (inputs, labels), a mapping of
+            keyword arguments, a ``Data`` object of PyTorch Geometric, or whatever ``call`` accepts. A single tensor,
+            mapping or ``Data`` object counts as a list of one batch.
+        call: A function ``call(model, batch)`` that runs the model. By default, the usual ways to call a model are
+            tried on the first batch, and the first that works is used.
 
     Raises:
-        SettingError: there are none, one holds NaN or infinite numbers, or the model cannot be called with them.
+        SettingError: If there are no batches, if an input is NaN or infinite, or if the model cannot be called.
     """
 
     def __init__(self, model: nn.Module, batches: Any, call: Call | None = None) -> None:
         check_eval(model)
         alone = isinstance(batches, Tensor | Mapping) or hasattr(batches, "edge_index")
         if not alone and not isinstance(batches, Iterable):
-            raise SettingError(f"batches={type(batches).__name__}: a DataLoader, or a list of batches")
+            raise SettingError(f"batches={type(batches).__name__}: must be a DataLoader or a list of batches")
         self.batches = [batches] if alone else list(batches)
         if not self.batches:
-            raise SettingError("batches: there is none (a generator can be gone through only once)")
+            raise SettingError("batches: there is none (a generator is exhausted after one pass; give a list)")
         self._model = model
         for index, batch in enumerate(self.batches):
             _check_finite(batch, index)
@@ -48,7 +50,7 @@ class Batches:
         return map(self._placed, self.batches)
 
     def part(self, which: slice) -> "Batches":
-        """Some of the batches."""
+        """The batches of a slice, with the same model and call."""
         some = object.__new__(Batches)
         some.batches, some._model, some.call = self.batches[which], self._model, self.call
         return some
@@ -67,21 +69,21 @@ class Batches:
 
 
 def check_eval(model: nn.Module) -> None:
-    """Raise a SettingError where the model is in training mode."""
+    """Raise a SettingError if the model is not a module, or is in training mode."""
     if not isinstance(model, nn.Module):
-        raise SettingError(f"model={type(model).__name__}: a torch.nn.Module")
+        raise SettingError(f"model={type(model).__name__}: must be a torch.nn.Module")
     if model.training:
         raise SettingError("the model is in training mode; call model.eval()")
 
 
 def data_rows(batch: Any) -> Tensor | None:
-    """Which positions are no padding, bool as the batch's attention mask says; None: all are."""
+    """The batch's 2-D attention mask as booleans, True for tokens that are not padding; None if there is no mask."""
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
 def labels_of(batch: Any) -> Tensor | None:
-    """A batch's integer labels; None where none are seen."""
+    """The batch's integer labels, or None if it has none."""
     if isinstance(batch, Mapping):
         found = next((batch[name] for name in _LABELS if name in batch), None)
     elif isinstance(batch, tuple | list):
@@ -96,7 +98,7 @@ def _check_finite(batch: Any, index: int) -> None:
     leaves = tree_leaves(dict(batch)) if isinstance(batch, Mapping) else tree_leaves(batch)
     for x in leaves if not hasattr(batch, "edge_index") else [getattr(batch, "x", None)]:
         if isinstance(x, Tensor) and x.is_floating_point() and not x.isfinite().all():
-            raise SettingError(f"batch {index}: its inputs hold NaN or infinite numbers")
+            raise SettingError(f"batch {index}: its inputs hold NaN or infinite values")
 
 
 def _call_of(model: nn.Module, batch: Any) -> Call:
@@ -105,12 +107,12 @@ def _call_of(model: nn.Module, batch: Any) -> Call:
         try:
             with torch.no_grad():
                 call(model, batch)
-        except Exception as error:  # of somebody's model
+        except Exception as error:  # the model is the user's: any error is possible
             tried.append(f"{what}: {_first_line(error)}")
         else:
             return call
     raise SettingError(
-        f"the model cannot be called with a batch of type {type(batch).__name__} ({'; '.join(tried)}); say how with "
+        f"the model cannot be called with a batch of type {type(batch).__name__} ({'; '.join(tried)}); give "
         "call=lambda model, batch: ..."
     )
 

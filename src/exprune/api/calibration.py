@@ -1,4 +1,4 @@
-"""What is measured of a model once: which layers can be pruned, and how their partial sums foretell the full ones."""
+"""Calibration of a model: which layers can be pruned, and how their partial sums predict the full sums."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,20 +23,27 @@ from exprune.core.heuristics.calibrated_test import default_stages
 
 Loss = Callable[[Any, Any, torch.Generator], Tensor]
 
-_ABOUT = ("refused", "measure", "model", "scope")  # what a file says of itself
+_ABOUT = ("refused", "measure", "model", "scope")  # attributes that are stored in the file's metadata
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured of a model.
+    """The result of `calibrate`: the statistics of every layer that can be pruned.
 
     Attributes:
-        statistics: of every layer that can be pruned, by name.
-        refused: of the others why not, by name.
-        measure: what the change of the outputs is measured by, see :class:`~exprune.api.change.Change`.
-        model: the fingerprint of the model's weights.
-        scope: as of :func:`~exprune.core.select_sites`.
-        batches: those that it was measured on; None where it was loaded.
+        statistics: The statistics of each layer that can be pruned, by the layer's name.
+        refused: The reason why each other layer cannot be pruned, by the layer's name.
+        measure: How a change of the outputs is measured, ``"kl"`` or ``"relative"``; see `Change`.
+        model: A fingerprint of the model's weights. A calibration is valid for these weights only.
+        scope: Which layers were considered, ``"all"`` or ``"relu"``; see `calibrate`.
+        batches: The calibration batches, or None if the calibration was loaded from a file.
+
+    Example:
+        ```python
+        calibration = exprune.calibrate(model, batches)
+        calibration.save("calibration.safetensors")
+        calibration = exprune.Calibration.load("calibration.safetensors")
+        ```
     """
 
     statistics: dict[str, SiteStatistics]
@@ -47,13 +54,20 @@ class Calibration:
     batches: Batches | None = field(default=None, repr=False, compare=False)
 
     def sites(self, model: nn.Module, batches: Batches) -> list[Site]:
-        """The model's layers, those that were not calibrated with that as their reason.
+        """Find the model's layers. A layer that was not calibrated is not eligible and carries the reason.
+
+        Args:
+            model: The model that was calibrated.
+            batches: Batches of its inputs; the first one is run.
+
+        Returns:
+            All layers that the batch reaches, in the order of their calls.
 
         Raises:
-            SettingError: this is the calibration of another model.
+            SettingError: If the calibration belongs to another model or to other weights.
         """
         if network_digest(model) != self.model:
-            raise SettingError("the calibration is of another model, or its weights have changed: calibrate this one")
+            raise SettingError("the calibration is of another model, or its weights have changed; calibrate again")
         found = select_sites(sites_of(model, batches), None, self.scope)
         return [
             replace(site, reason=self.refused.get(site.name, "was not calibrated"))
@@ -63,19 +77,29 @@ class Calibration:
         ]
 
     def save(self, path: Path | str) -> None:
-        """Write it as safetensors."""
+        """Save the calibration in the safetensors format, without its batches.
+
+        Args:
+            path: The file to write.
+        """
         save_statistics(Path(path), self.statistics, {what: getattr(self, what) for what in _ABOUT})
 
     @classmethod
     def load(cls, path: Path | str) -> "Calibration":
-        """Read what :meth:`save` wrote; executes no code.
+        """Load a calibration that `save` wrote. Loading executes no code.
+
+        Args:
+            path: The file to read.
+
+        Returns:
+            The calibration, with ``batches=None``.
 
         Raises:
-            SettingError: there is no such file, or it holds none of this version.
+            SettingError: If the file does not exist or is not a calibration of this version.
         """
         statistics, about = load_statistics(Path(path))
         if missing := [what for what in _ABOUT if what not in about]:
-            raise SettingError(f"{path}: a calibration of the command line, which says nothing of its {missing[0]}")
+            raise SettingError(f"{path}: it has no {missing[0]}; it was made by the command line, not by calibrate()")
         return cls(statistics, **{what: about[what] for what in _ABOUT})
 
     def __str__(self) -> str:
@@ -99,29 +123,44 @@ def calibrate(
     measure: str | None = None,
     seed: int = 0,
 ) -> Calibration:
-    """Measure a model on batches of its inputs, without their labels.
+    """Measure a model's statistics on batches of its inputs. Labels are not needed.
 
-    A quarter of them is propagated forwards and back, then all of them forwards.
+    A quarter of the batches is run forward and backward, for the gradients. Then all of them are run forward.
 
     Args:
-        model: any module in eval mode.
-        batches: some hundreds of inputs, see :class:`~exprune.api.batches.Batches`.
-        call: calls the model with a batch, where it cannot be told how.
-        sites: names of the layers to prune, or wildcards; None: all that can be.
-        scope: ``all``, or ``relu``: layers before an activation alone, that do not read the raw input.
-        order: of evaluation, see :func:`~exprune.core.term_order`.
-        stages: terms evaluated before each test; None: those that suit the order and the widest layer.
-        loss: of (outputs, batch, generator), summed over the examples, whose gradients say how much each neuron
-            matters; None: what has those of the measure.
-        measure: ``kl`` or ``relative``; None: ``kl`` where the outputs are logits.
-        seed: of what is drawn.
+        model: A module in eval mode.
+        batches: A DataLoader or a list of batches with a few hundred inputs. A batch is a tensor, a tuple
+            (inputs, labels), a mapping of keyword arguments, a ``Data`` object of PyTorch Geometric, or whatever
+            ``call`` accepts.
+        call: A function ``call(model, batch)`` that runs the model. By default, the usual ways to call a model are
+            tried.
+        sites: Names of the layers to prune; wildcards are allowed. None means all layers that can be pruned.
+        scope: ``"all"``, or ``"relu"`` for only those layers that feed an activation and do not read the raw input.
+        order: The order in which a neuron's terms are evaluated. ``"input"`` starts with the largest terms of each
+            input; ``"layer"``, ``"neuron"`` and ``"model"`` are fixed orders, see `exprune.core.term_order`.
+        stages: How many terms are evaluated before each test, ascending. None chooses stages that suit the order and
+            the widest layer.
+        loss: A function ``loss(outputs, batch, generator)`` that returns the loss, summed over the examples. Its
+            gradients say how much each neuron matters. None uses a loss without labels that suits ``measure``.
+        measure: ``"kl"`` or ``"relative"``, see `Change`. None means ``"kl"`` if the outputs are logits, and
+            ``"relative"`` otherwise.
+        seed: Seed of the random draws.
+
+    Returns:
+        The calibration, which `tradeoff` and `prune` take.
 
     Raises:
-        SettingError: the model or a batch does not suit, or no layer can be pruned.
+        SettingError: If the model or a batch is not valid, or if no layer can be pruned.
+
+    Example:
+        ```python
+        calibration = exprune.calibrate(model.eval(), loader)
+        print(calibration)  # how many layers can be pruned
+        ```
     """
     given = Batches(model, batches, call)
     if measure not in (None, "kl", "relative"):
-        raise SettingError(f"measure={measure!r}: kl, relative, or None")
+        raise SettingError(f"measure={measure!r}: must be 'kl', 'relative' or None")
     measure = measure or measure_of(given, model)
     found = select_sites(sites_of(model, given), sites, scope)
     eligible = [site for site in found if site.eligible]
@@ -143,7 +182,7 @@ def calibrate(
 
 def _nothing_to_prune(reasons: dict[str, str | None]) -> SettingError:
     why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    return SettingError(f"no layer of the model can be pruned ({why or 'there is none'})")
+    return SettingError(f"no layer of the model can be pruned ({why or 'it has no linear layer or convolution'})")
 
 
 def _steps(batches: Batches, what: str, run: Callable[[Any], Any]) -> Iterator[tuple[Tensor | None, Callable[[], Any]]]:
@@ -152,12 +191,12 @@ def _steps(batches: Batches, what: str, run: Callable[[Any], Any]) -> Iterator[t
 
 
 def too_short(site: Site, stages: Sequence[int]) -> str | None:
-    """Why no test fits into a site's terms; None where one does."""
-    return f"{site.terms} terms, none behind the first test at {stages[0]}" if site.terms <= stages[0] else None
+    """The reason why a site has too few terms for the first stage; None if it has enough."""
+    return f"has {site.terms} terms, and the first test comes after {stages[0]}" if site.terms <= stages[0] else None
 
 
 def stages_for(order: str, terms: int) -> tuple[int, ...]:
-    """Stages that suit an order and layers of so many terms: those of the order, and doublings above them."""
+    """The default stages of an order, continued by doubling up to the given number of terms."""
     stages = list(default_stages(order))
     while stages[-1] * 2 < terms:
         stages.append(stages[-1] * 2)
@@ -165,7 +204,7 @@ def stages_for(order: str, terms: int) -> tuple[int, ...]:
 
 
 def sites_of(model: nn.Module, batches: Batches) -> list[Site]:
-    """The layers that the first of the batches reaches."""
+    """All layers that the first batch reaches."""
     batch = next(iter(batches))
     return sites_in(model, lambda: batches.call(model, batch))
 
@@ -175,7 +214,7 @@ def _signs_of_logits(output: Any, batch: Any, generator: torch.Generator) -> Ten
 
 
 def _signs_of_values(output: Any, batch: Any, generator: torch.Generator) -> Tensor:
-    """As :func:`signed`, of half the squared error in units of an example's squared output."""
+    """Like `signed`, for half the squared error in units of the mean squared output of an example."""
     out = output_of(output).float()
     rows = data_rows(batch)
     out = out[rows] if rows is not None and rows.shape == out.shape[: rows.dim()] else out

@@ -1,4 +1,4 @@
-"""How far a pruned model's outputs are from its own."""
+"""Measures of the difference between the outputs of a pruned model and of the dense model."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -18,14 +18,21 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Change:
-    """What pruning does to the outputs, over examples (tokens of a language model).
+    """How far pruning changes the outputs, summarised over examples (for a language model, over tokens).
 
     Attributes:
-        measure: ``kl``, the divergence KL(dense || pruned) of the predictions in nats; ``relative``, the squared
-            error in units of the squared output; ``metric``, by how much the user's metric falls.
-        mean, error: of the measure, with its standard error. low, high: the 95 % interval, by a paired bootstrap.
-        median, most, largest: ``most`` is not exceeded by 99 %.
-        same: the share of examples with the same most likely class; None: there are no classes.
+        measure: ``"kl"`` is the divergence KL(dense || pruned) of the predicted distributions, in nats.
+            ``"relative"`` is the squared error, divided by the mean squared output. ``"metric"`` is the fall of the
+            user's metric, positive where pruning is worse.
+        mean: The mean of the measure.
+        error: The standard error of the mean.
+        low: The lower end of the 95 % interval of the mean, by a paired bootstrap.
+        high: The upper end of that interval.
+        median: The median of the measure.
+        most: The 99th percentile of the measure.
+        largest: The maximum of the measure.
+        same: The share of examples whose most likely class is unchanged; None if the outputs are not classes.
+        examples: The number of examples.
     """
 
     measure: str
@@ -48,10 +55,10 @@ class Change:
 
 
 def output_of(output: Any) -> Tensor:
-    """The tensor that a model's output is about: its ``logits``, the first of several, or itself.
+    """The main tensor of a model's output: its ``logits``, the first of several outputs, or the output itself.
 
     Raises:
-        SettingError: it has none.
+        SettingError: If this is not a floating-point tensor.
     """
     if isinstance(output, Mapping):
         output = output["logits"] if "logits" in output else next(iter(output.values()), None)
@@ -60,12 +67,12 @@ def output_of(output: Any) -> Tensor:
     elif isinstance(output, tuple | list) and output:
         output = output[0]
     if not isinstance(output, Tensor) or not output.is_floating_point():
-        raise SettingError(f"the model gives {type(output).__name__}, no tensor of numbers: give call= that does")
+        raise SettingError(f"the model returns {type(output).__name__}, no floating-point tensor; give call= that does")
     return output
 
 
 def measure_of(batches: Batches, model: Any) -> str:
-    """``kl`` where the outputs are logits, told by their name or by integer labels beside them; else ``relative``."""
+    """``"kl"`` if the outputs are named logits or the batch has integer labels for them; otherwise ``"relative"``."""
     batch = next(iter(batches))
     with torch.no_grad():
         given = batches.call(model, batch)
@@ -79,12 +86,12 @@ def measure_of(batches: Batches, model: Any) -> str:
 
 
 def class_dim(out: Tensor, labels: Tensor | None = None) -> int:
-    """Where the classes of logits stand: behind the batch of an image's or a segmentation's, else last."""
+    """The dimension of the classes: 1 if the labels have the shape of a segmentation, otherwise the last."""
     return 1 if labels is not None and labels.dim() == out.dim() - 1 and labels.shape[1:] == out.shape[2:] else -1
 
 
 def in_rows(out: Tensor, batch: Any) -> Tensor:
-    """(examples, classes) of a batch's logits, padding left out."""
+    """A batch's logits as (examples, classes), without padding."""
     rows = data_rows(batch)
     out = out.movedim(class_dim(out, labels_of(batch)), -1)
     if rows is not None and rows.shape == out.shape[:-1]:
@@ -93,7 +100,7 @@ def in_rows(out: Tensor, batch: Any) -> Tensor:
 
 
 def apart(measure: str, dense: Tensor, pruned: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Of one batch, example by example: the measure, and whether the most likely class is the same."""
+    """The measure of each example of a batch, and whether its most likely class is the same (or None)."""
     if measure == "kl":
         return divergence(in_rows(dense, batch), in_rows(pruned, batch))
     rows = data_rows(batch)
@@ -105,20 +112,26 @@ def apart(measure: str, dense: Tensor, pruned: Tensor, batch: Any) -> tuple[Tens
 
 
 def divergence(dense: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
-    """Of logits (examples, classes): KL(dense || pruned) in nats, and whether the most likely class is the same."""
+    """KL(dense || pruned) in nats for logits (examples, classes), and whether the most likely class is the same."""
     of_dense, of_pruned = dense.float().log_softmax(-1), pruned.float().log_softmax(-1)
     likely = of_dense.exp()
-    # A class that neither thinks possible is no difference.
+    # A class that is impossible in both contributes nothing.
     terms = torch.where(likely > 0, likely * (of_dense - of_pruned), 0)
     return terms.sum(-1).clamp(min=0), of_dense.argmax(-1) == of_pruned.argmax(-1)
 
 
 def inputs_of(dense: Tensor, batch: Any, examples: int) -> Tensor:
-    """(examples,): which input of a batch each example is of, such as the text of a token; they depend on each other.
+    """For each example, the index of the input it comes from (for a token, of its text).
+
+    Examples of the same input are not independent of each other.
 
     Args:
-        dense: the output that the examples are of.
-        examples: how many there are.
+        dense: The output that the examples are taken from.
+        batch: The batch that gave this output.
+        examples: The number of examples.
+
+    Returns:
+        Integers of shape (examples,).
     """
     rows = data_rows(batch)
     if rows is not None and int(rows.sum()) == examples:
@@ -132,11 +145,15 @@ def inputs_of(dense: Tensor, batch: Any, examples: int) -> Tensor:
 
 
 def summarised(measure: str, values: Tensor, same: Tensor | None, seed: int, inputs: Tensor | None = None) -> Change:
-    """The change over all examples.
+    """Summarise the change over all examples.
 
     Args:
-        inputs: which input each example is of (examples,): those of one depend on each other, so that the error and
-            the interval are of the inputs. None: each is its own.
+        measure: The name of the measure.
+        values: The measure of each example (examples,).
+        same: Whether the most likely class of each example is the same (examples,), or None.
+        seed: Seed of the bootstrap.
+        inputs: The input that each example comes from (examples,). The examples of one input depend on each other, so
+            the error and the interval are computed over inputs. None means that all examples are independent.
     """
     values = values.double().cpu()
     count = len(values)

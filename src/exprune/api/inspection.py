@@ -1,4 +1,4 @@
-"""Which layers of a model can be pruned, and why the others cannot."""
+"""Find the layers that can be pruned, and the reasons why others cannot."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +16,11 @@ from exprune.core.heuristics.calibrated_test import default_stages
 
 @dataclass(frozen=True)
 class Inspection:
-    """The layers of a model, in the order of their calls; prints as a table.
+    """The result of `inspect`: the layers of a model in the order of their calls. It prints as a table.
 
     Attributes:
-        sites: see :class:`~exprune.core.Site`.
-        flops: of the batch.
+        sites: The layers; see `exprune.core.Site`.
+        flops: The FLOPs of the whole batch.
     """
 
     sites: Sequence[Site]
@@ -40,13 +40,24 @@ class Inspection:
 
 
 def inspect(model: nn.Module, batch: Any, *, call: Call | None = None, scope: str = "all") -> Inspection:
-    """Look at the layers that a batch reaches.
+    """List the layers that a batch reaches, and say which can be pruned. Nothing is measured or changed.
 
     Args:
-        batch, call, scope: as of :func:`~exprune.calibrate`.
+        model: A module in eval mode.
+        batch: One batch of inputs, in any form that `calibrate` accepts.
+        call: A function ``call(model, batch)`` that runs the model; see `calibrate`.
+        scope: ``"all"`` or ``"relu"``; see `calibrate`.
+
+    Returns:
+        The layers with their sizes, the activation that each one feeds, and the reason why it cannot be pruned.
 
     Raises:
-        SettingError: the model is in training mode, or cannot be called with the batch.
+        SettingError: If the model is in training mode or cannot be called with the batch.
+
+    Example:
+        ```python
+        print(exprune.inspect(model.eval(), images[:8]))
+        ```
     """
     given = Batches(model, [batch], call)
     sites = select_sites(sites_of(model, given), None, scope)

@@ -1,7 +1,7 @@
-"""Whether pruning costs a metric at most so much: tests of predictions in pairs (docs/method.md, section 11).
+"""Paired tests of whether pruning lowers a metric by less than a given drop (docs/method.md, section 11).
 
-Each tests the hypothesis that on the population the metric drops by ``drop`` or more. Where its p-value is at most the
-error that is tolerated, the data show that the drop is smaller.
+The null hypothesis is that the metric drops by ``drop`` or more on the population. If the p-value is at most the
+tolerated error, the data show that the drop is smaller.
 """
 
 import math
@@ -14,41 +14,44 @@ from scipy import stats
 
 Array = NDArray[np.float64]
 
-_IMPLAUSIBLE = 0.02  # of the error: the probability that pruning mends predictions at another rate than is tried
-_RATES = 33  # that are tried
-_CUT = 1e-12  # probability that is not summed, and added instead
-_SAME = 1e-9  # scores that differ by less
+_IMPLAUSIBLE = 0.02  # share of the error spent on the confidence limit for the rate of mended predictions
+_RATES = 33  # grid points for that rate
+_CUT = 1e-12  # tail probability that is not summed but added as a bound
+_SAME = 1e-9  # scores that differ by less count as equal
 
 
 class PairedTest(Protocol):
-    """Evidence about a metric's drop, as a fraction."""
+    """Evidence about the drop of a metric, as a fraction."""
 
     @property
     def drop(self) -> float:
-        """That of the data."""
+        """The drop observed in the data."""
         ...
 
     @property
     def kind(self) -> str:
-        """How the test is valid, in a few words."""
+        """A short statement of when the test is valid."""
         ...
 
     def p_value(self, drop: float, error: float, times: float = 1.0) -> float:
-        """The p-value of a drop of ``drop`` or more; with the same data ``times`` over, what more of them would show.
+        """The p-value of the hypothesis that the drop is ``drop`` or more.
 
-        ``error`` is what it will be compared with.
+        Args:
+            drop: The tolerated drop.
+            error: The level that the p-value will be compared with.
+            times: Compute the p-value as if the data set were this many times larger, with the same proportions.
         """
         ...
 
 
 @dataclass(frozen=True)
 class ExactAccuracy:
-    """Accuracy of independent inputs, of which pruning loses some predictions and mends others.
+    """Exact test of the accuracy on independent inputs, of which pruning loses some predictions and mends others.
 
-    Valid for every number of inputs. Outcomes are ordered by T. Tango's score (1998); what is at least as good as the
-    data is then a sum of binomials for every rate at which pruning mends predictions. Of the rates that the data leave
-    plausible the worst is taken, and the probability that the true one is none of them is added (R. L. Berger and
-    D. D. Boos, 1994).
+    It is valid for any number of inputs. Outcomes are ordered by T. Tango's score (1998). The probability of an outcome
+    at least as favourable as the data is then a sum of binomials for each rate of mended predictions. The largest
+    such probability is taken over the rates in a confidence interval, and the probability that the true rate lies
+    outside of the interval is added (R. L. Berger and D. D. Boos, 1994).
     """
 
     lost: int
@@ -67,15 +70,15 @@ class ExactAccuracy:
         rates = np.linspace(0.0, min(highest, (1 - drop) / 2), _RATES)[:, None]
         mends = np.arange(stats.binom.isf(_CUT, inputs, rates.max()) + 1)
         most = _most_lost(_score(np.array(lost), np.array(mended), inputs, drop), mends, inputs, drop)
-        losing = np.minimum((rates + drop) / (1 - rates), 1.0)  # of the inputs that are not mended
+        losing = np.minimum((rates + drop) / (1 - rates), 1.0)  # the rate among inputs that are not mended
         of_mends, tails = stats.binom.pmf(mends, inputs, rates), stats.binom.cdf(most, inputs - mends, losing)
         return float(min(1.0, (of_mends * tails).sum(axis=1).max() + implausible + _CUT))
 
 
 def _score(lost: Array, mended: Array, inputs: int, drop: float) -> Array:
-    """By how many deviations lost minus mended exceeds what a drop of ``drop`` lets expect.
+    """The standardised excess of lost minus mended predictions over what a drop of ``drop`` predicts.
 
-    The deviation is that of the likeliest rates under which the metric drops by that much.
+    The standard deviation is that of the maximum-likelihood rates under a drop of ``drop``.
     """
     linear = mended * (1 - drop) + lost * (1 + drop) - 2 * inputs * drop
     rate = (linear + np.sqrt(linear**2 + 8 * inputs * mended * drop * (1 - drop))) / (4 * inputs)
@@ -84,7 +87,7 @@ def _score(lost: Array, mended: Array, inputs: int, drop: float) -> Array:
 
 
 def _most_lost(score: Array, mends: Array, inputs: int, drop: float) -> Array:
-    """For every number of mended predictions the most lost ones with at most this score, -1 where there is none."""
+    """For each number of mended predictions, the largest number of lost ones with at most this score; -1 if none."""
     low, high = np.full_like(mends, -1), inputs - mends  # the score rises with what is lost
     while (low < high).any():
         middle = np.ceil((low + high) / 2)
@@ -95,15 +98,15 @@ def _most_lost(score: Array, mends: Array, inputs: int, drop: float) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class GroupedMean:
-    """The mean of what examples lose, in groups whose examples depend on each other, such as the tokens of a text.
+    """Student's t test of a mean loss over groups of dependent examples, such as the tokens of a text.
 
-    Student's t of a ratio over the groups: valid as far as what so many of them lose, beyond their share, is normally
-    distributed.
+    The test is of a ratio over the groups. It is valid as far as the groups' deviations from their expected loss
+    average to a normal distribution.
 
     Args:
-        lost: the sum of each group (groups,): of an accuracy, lost minus mended predictions.
-        sizes: the examples of each (groups,).
-        unit: what a group is called.
+        lost: The summed loss of each group (groups,). For an accuracy, this is lost minus mended predictions.
+        sizes: The number of examples of each group (groups,).
+        unit: The name of a group, in the plural.
     """
 
     lost: NDArray
@@ -119,15 +122,15 @@ class GroupedMean:
         return f"approximate, by Student's t over {len(self.sizes):,} {self.unit}"
 
     def p_value(self, drop: float, error: float, times: float = 1.0) -> float:
-        beyond = (self.lost - self.drop * self.sizes) / self.sizes.mean()  # what a group loses beyond its share
+        beyond = (self.lost - self.drop * self.sizes) / self.sizes.mean()  # deviation from the expected loss
         return _student(self.drop - drop, math.sqrt(_variance_of_mean(beyond)), len(beyond), times)
 
 
 @dataclass(frozen=True)
 class RocAucDrop:
-    """ROC-AUC: the paired test of E. R. DeLong et al. (1988), with Student's t over the rarer class.
+    """Test of the ROC-AUC: the paired test of E. R. DeLong et al. (1988), with Student's t over the rarer class.
 
-    Valid as far as the difference of so many examples is normally distributed.
+    It is approximate: it assumes that the difference is normally distributed.
     """
 
     drop: float
@@ -148,19 +151,19 @@ def _variance_of_mean(values: Array) -> float:
 
 def _student(excess: float, deviation: float, count: int, times: float) -> float:
     if count < 2:
-        return 1.0  # nobody knows how such data vary
+        return 1.0  # a single value does not show how much the data vary
     if deviation == 0:
         return 0.0 if excess < 0 else 1.0
     return float(stats.t.cdf(excess * math.sqrt(times) / deviation, times * count - 1))
 
 
 def accuracy_test(dense: Array, pruned: Array, targets: NDArray, groups: NDArray | None = None) -> PairedTest:
-    """The test of an accuracy. ``groups`` (n,) says which inputs depend on each other."""
+    """The test of an accuracy. ``groups`` (n,) says which inputs depend on each other; None means none do."""
     return mean_test((dense == targets).astype(float) - (pruned == targets), groups)
 
 
 def mean_test(lost: Array, groups: NDArray | None = None, unit: str = "texts") -> PairedTest:
-    """The test of the mean of what each example loses (n,): exact where those are -1, 0 and 1 of independent ones."""
+    """The test of a mean loss per example (n,). It is exact for losses of -1, 0, 1 of independent examples."""
     if groups is None and np.isin(lost, (-1, 0, 1)).all():
         return ExactAccuracy(int((lost > 0).sum()), int((lost < 0).sum()), len(lost))
     units = np.arange(len(lost)) if groups is None else np.unique(groups, return_inverse=True)[1]
@@ -168,9 +171,9 @@ def mean_test(lost: Array, groups: NDArray | None = None, unit: str = "texts") -
 
 
 def roc_auc_test(dense: Array, pruned: Array, targets: NDArray, groups: NDArray | None = None) -> PairedTest:
-    """The test of a ROC-AUC of independent examples; a tie counts half."""
+    """The test of a ROC-AUC on independent examples. A tie counts one half."""
     if groups is not None:
-        raise NotImplementedError("DeLong's test of examples in groups")
+        raise NotImplementedError("DeLong's test does not support dependent examples")
     positive = targets > 0
     up, down = (_wins(dense, positive, side) - _wins(pruned, positive, side) for side in (True, False))
     variance = _variance_of_mean(up) + _variance_of_mean(down)
@@ -178,7 +181,7 @@ def roc_auc_test(dense: Array, pruned: Array, targets: NDArray, groups: NDArray 
 
 
 def _wins(scores: Array, positive: NDArray[np.bool_], of: bool) -> Array:
-    """Of each example of one class, the share of the other class that it is ordered rightly against."""
+    """For each example of one class, the share of the other class that it is correctly ordered against."""
     one, other = scores[positive == of], np.sort(scores[positive != of])
     below = (np.searchsorted(other, one, "left") + np.searchsorted(other, one, "right")) / 2
     return below / len(other) if of else 1 - below / len(other)

@@ -1,11 +1,11 @@
-"""A bar on what lasts, where tqdm is installed and the output is a terminal."""
+"""A progress bar, shown if tqdm is installed and the output is a terminal."""
 
 from collections.abc import Iterable
 from typing import Any
 
 
 def bar(items: Iterable, what: str, total: int | None = None) -> Iterable[Any]:
-    """The items, with a bar."""
+    """The items, iterated with a progress bar labelled ``what``."""
     try:
         from tqdm import tqdm
     except ImportError:

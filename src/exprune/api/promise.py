@@ -1,4 +1,4 @@
-"""A change of the outputs that is promised for inputs that nobody has seen (docs/method.md, section 11)."""
+"""A guaranteed limit on the change of the outputs for unseen inputs (docs/method.md, section 11)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,15 @@ from exprune.core.errors import SettingError
 
 @dataclass(frozen=True)
 class Promise:
-    """A limit that is kept with some probability.
+    """A limit on the mean change that holds with a given probability.
 
     Attributes:
-        price: the highest that is promised. limit: of the mean change. confidence: the probability.
-        bound: the least limit that the same inputs would let promise at this price.
-        kind: how the test is valid. tried: how many prices were.
+        price: The highest price for which the limit is guaranteed.
+        limit: The limit of the mean change.
+        confidence: The probability that the limit holds.
+        bound: The smallest limit that the same inputs would guarantee at this price.
+        kind: When the test is valid, in a few words.
+        tried: The number of prices that were tested.
     """
 
     price: float
@@ -34,27 +37,37 @@ class Promise:
 
 
 def changes(seen: Observed, target: str) -> Tensor:
-    """Of each example: what ``kl`` limits, or what ``drop`` does."""
+    """The quantity of each example that the target limits: the fall of the metric for ``drop``, else the change."""
     values = seen.falls if target == "drop" else seen.values
-    assert values is not None  # prune asks for a metric with drop
+    assert values is not None  # prune requires a metric with drop
     return values
 
 
 def promised(
     at: Callable[[float], Observed], prices: Sequence[float], target: str, limit: float, confidence: float
 ) -> tuple[Promise, Observed]:
-    """The highest of the rising prices whose mean change is shown to be within the limit; and what it gave.
+    """Find the highest price whose mean change is shown to be within the limit.
 
-    Fixed-sequence testing: the prices were chosen on other inputs, and the first that fails ends it.
+    This is fixed-sequence testing: the prices were chosen on other inputs, and testing ends at the first that fails.
+
+    Args:
+        at: Measures a price.
+        prices: The prices to test, ascending.
+        target: ``"kl"`` or ``"drop"``.
+        limit: The limit of the mean change.
+        confidence: The probability that the limit must hold with.
+
+    Returns:
+        The guarantee, and what was observed at its price.
 
     Raises:
-        SettingError: not even the lowest is; or scipy is missing.
+        SettingError: If not even the lowest price passes, or if scipy is not installed.
     """
     try:
         from exprune.api.paired_tests import PairedTest, mean_test
         from exprune.api.sequence import bound, how_many_pass, out_of_reach
     except ImportError as missing:
-        raise SettingError(f"confidence={confidence:g}: needs {missing.name}; pip install {missing.name}") from None
+        raise SettingError(f"confidence={confidence:g} needs {missing.name}; pip install {missing.name}") from None
     seen: list[Observed] = []
 
     def evidence() -> Iterator[PairedTest]:

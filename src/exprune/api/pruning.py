@@ -1,4 +1,4 @@
-"""Running a model pruned, by what is to be kept or saved."""
+"""Run a model pruned, given a limit on the change or a required saving."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,37 +17,51 @@ from exprune.core import ExPrune, FlopReport, Site
 from exprune.core.errors import SettingError
 from exprune.core.settings import real
 
-_STEP = 1 / 64  # of a level: a tenth of the price
+_STEP = 1 / 64  # of the level; one step changes the price by about a tenth
 _PROMISES_TRIED = 16
 _TARGETS = ("kl", "drop", "saved", "price")
 
 
 class prune:
-    """The context in which a model runs pruned: ``with exprune.prune(model, calibration, kl=0.01) as run:``.
+    """Context manager that runs a model pruned.
 
-    Exactly one target is given. For all but ``price`` a price is found by bisection on every other one of the batches,
-    and what it gives on those that are left is reported in :attr:`point`. This counts FLOPs and does not run faster;
-    :class:`exprune.fast.faster` does.
+    Give exactly one of the targets ``kl``, ``drop``, ``saved`` and ``price``. Unless ``price`` is given, a price is
+    found by bisection on half of the batches. It is then measured on the other half, and the result is in `point`.
+
+    Outputs and FLOP counts are those of the pruned model, but this is a simulation and does not run faster. For real
+    speed-ups on a CPU see `exprune.fast.faster`.
 
     Args:
-        model: the one that was calibrated.
-        kl: the most that the outputs may change, in the calibration's measure.
-        drop: the most that ``metric`` may fall.
-        saved: the least share of the FLOPs that is to be saved.
-        price: of a FLOP in loss.
-        confidence: with this probability, over the draw of the half that is not picked on, the mean change on further
-            inputs like them is within ``kl`` or ``drop``. Needs scipy.
-        batches: to find the price on; None: those of the calibration.
-        metric: as of :func:`~exprune.tradeoff`; needed with ``drop``.
-        call, seed: as of :func:`~exprune.tradeoff`.
+        model: The model that was calibrated, in eval mode.
+        calibration: The result of `calibrate`.
+        kl: The largest mean change of the outputs, in the calibration's measure (nats, or relative squared error).
+        drop: The largest fall of ``metric``, in the metric's own unit.
+        saved: The smallest share of FLOPs to save, between 0 and 1.
+        price: The price of a FLOP in units of loss. A higher price prunes more.
+        confidence: A probability such as 0.95. The limit ``kl`` or ``drop`` is then guaranteed for the mean change on
+            further inputs from the same distribution, with this probability over the draw of the second half of the
+            batches. This requires scipy. None guarantees nothing.
+        batches: The batches to find the price on; at least two. None uses the calibration's.
+        metric: A function ``metric(output, batch)`` that returns one number per example, higher is better. It is
+            required with ``drop``, and only allowed there.
+        call: A function ``call(model, batch)`` that runs the model; see `calibrate`.
+        seed: Seed of the bootstrap for the intervals in `point`.
 
     Attributes:
-        price: that was found.
-        point: what it gives on batches that it was not found on; None: it was given.
-        promise: see :class:`~exprune.api.promise.Promise`; None without ``confidence``.
+        price: The price in use.
+        point: What the price saves and changes on the batches it was not found on; None if ``price`` was given.
+        promise: The guarantee; None without ``confidence``.
 
     Raises:
-        SettingError: no or more than one target, one that no price keeps, another model's calibration.
+        SettingError: If not exactly one target is given, if no price reaches the target, or if the calibration
+            belongs to another model.
+
+    Example:
+        ```python
+        with torch.no_grad(), exprune.prune(model, calibration, kl=0.01) as run:
+            outputs = model(inputs)
+        print(run.flops)  # dense and pruned FLOPs, and the share saved
+        ```
     """
 
     def __init__(
@@ -73,12 +87,12 @@ class prune:
             raise SettingError(f"prune: {' and '.join(wanted) or 'no target'} given; give one of {', '.join(_TARGETS)}")
         ((target, value),) = wanted.items()
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise SettingError(f"{target}={value!r}: a number above 0")
+            raise SettingError(f"{target}={value!r}: must be a number above 0")
         if (target == "drop") != (metric is not None):
-            raise SettingError("prune: drop= goes with metric=, of (output, batch), one number for each example")
+            raise SettingError("prune: drop= goes with metric=, a function of (output, batch), one number per example")
         if confidence is not None:
             if target not in ("kl", "drop"):
-                raise SettingError(f"confidence={confidence!r}: is of a change; give kl= or drop=, not {target}=")
+                raise SettingError(f"confidence={confidence!r}: it is of a change; give kl= or drop=, not {target}=")
             real(confidence, "confidence", "a probability above 0 and below 1, such as 0.95", lambda p: 0 < p < 1)
         given = batches_for(model, calibration, batches, call)
         sites = calibration.sites(model, given)
@@ -87,7 +101,7 @@ class prune:
         self.price = float(value)
         if target != "price":
             if len(given) < 2:
-                raise SettingError("prune: one batch; a price is found on one half of them and tried on the other")
+                raise SettingError("prune: one batch; a price is found on half of the batches and tried on the other")
             found_on, tried_on = given.part(slice(0, None, 2)), given.part(slice(1, None, 2))
             at = partial(observed, model, calibration, sites, metric=metric)
             ends = default_prices(calibration, sites, 2)
@@ -105,12 +119,12 @@ class prune:
 
     @property
     def flops(self) -> FlopReport:
-        """What all calls so far cost, densely and pruned."""
+        """FLOPs of all calls so far, dense and pruned."""
         return self._run.flops
 
     @property
     def sites(self) -> Sequence[Site]:
-        """The model's layers, with the reason of those that run dense."""
+        """The model's layers; a layer that runs dense carries the reason."""
         return self._run.sites
 
     def __enter__(self) -> "prune":
@@ -123,7 +137,7 @@ class prune:
         self._run.__exit__(*exception)
 
     def _note_padding(self, model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
-        """Tell the run which tokens are padding; with a cache a call has the last ones alone."""
+        """Tell the run which tokens are padding. A call with a key-value cache passes only the last tokens."""
         mask = kwargs.get("attention_mask")
         ids = kwargs.get("input_ids", args[0] if args else None)
         self._run.rows = None
@@ -132,10 +146,10 @@ class prune:
 
 
 def _found(at: Callable[[float], Observed], target: str, value: float, ends: Sequence[float]) -> float:
-    """The price that saves the most within the target, or the lowest that saves enough.
+    """The price that saves most within the limit, or the lowest price that saves enough.
 
     Raises:
-        SettingError: none keeps it; the line says the nearest.
+        SettingError: If there is no such price; the message names the closest one.
     """
 
     @cache
@@ -151,7 +165,7 @@ def _found(at: Callable[[float], Observed], target: str, value: float, ends: Seq
     best = most_within(tried, value, _STEP)
     if best.change > value:
         raise SettingError(
-            f"{target}={value:g}: no price keeps it; the lowest that was tried gives {best.change:.3g} and saves "
+            f"{target}={value:g}: no price keeps it; the lowest price tried gives {best.change:.3g} and saves "
             f"{best.saved:.1%}"
         )
     return price_at(best.level, ends)

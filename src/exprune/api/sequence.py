@@ -1,8 +1,8 @@
-"""Settings tested one after another, from cautious to bold (docs/method.md, section 11).
+"""Fixed-sequence testing of settings from cautious to bold (docs/method.md, section 11).
 
-This is fixed-sequence testing as in *Learn then Test* (Angelopoulos, Bates, Candès, Jordan, Lei; 2021): the order of
-the settings does not depend on the data that they are tested on, and the first one that fails ends it. Then the
-probability that any setting which passed exceeds the tolerated drop is at most the error of one test.
+The method is that of *Learn then Test* (Angelopoulos, Bates, Candès, Jordan, Lei; 2021). The order of the settings does
+not depend on the data they are tested on, and testing ends at the first failure. Then the probability that any
+setting which passed exceeds the tolerated drop is at most the error of a single test.
 """
 
 import math
@@ -11,15 +11,20 @@ from collections.abc import Iterable
 from exprune.api.paired_tests import PairedTest
 from exprune.core.errors import SettingError
 
-_MORE = 2.0**20  # times the data, beyond which nobody will measure
-_CLOSE = 1e-6
+_MORE = 2.0**20  # largest multiple of the data that is considered
+_CLOSE = 1e-6  # relative precision of the bisection
 
 
 def how_many_pass(evidence: Iterable[PairedTest], drop: float, error: float) -> tuple[int, PairedTest]:
-    """How many settings are shown to drop by less than ``drop`` before the first that is not.
+    """The number of settings shown to drop by less than ``drop`` before the first that is not.
 
-    ``evidence`` has the test of each, in order; none is asked for after the first that fails. Also returns the test of
-    the last one that passes, or, where none does, of the first.
+    Args:
+        evidence: The tests of the settings, in order. No test is requested after the first failure.
+        drop: The tolerated drop.
+        error: The tolerated probability of an error.
+
+    Returns:
+        The number, and the test of the last setting that passed; if none passed, the test of the first setting.
     """
     passed, last = 0, None
     for test in evidence:
@@ -32,9 +37,9 @@ def how_many_pass(evidence: Iterable[PairedTest], drop: float, error: float) -> 
 
 
 def bound(test: PairedTest, error: float, most: float = 1.0) -> float:
-    """The least drop that the test's data exclude: with probability 1 - error the true one is below it.
+    """The smallest drop that the data exclude: with probability 1 - error the true drop is below it.
 
-    ``most`` where they exclude none below that.
+    It is ``most`` if the data exclude no drop below that.
     """
     low, high = max(0.0, test.drop), most
     if low >= most or test.p_value(high, error) > error:
@@ -46,7 +51,7 @@ def bound(test: PairedTest, error: float, most: float = 1.0) -> float:
 
 
 def inputs_needed(test: PairedTest, drop: float, error: float, inputs: int) -> int | None:
-    """How many inputs like these would show a drop below ``drop``; None where no number of them would."""
+    """The number of inputs like these that would show a drop below ``drop``; None if no number would."""
     low, high = 1.0, 1.0
     if test.drop >= drop:
         return None
@@ -63,17 +68,26 @@ def inputs_needed(test: PairedTest, drop: float, error: float, inputs: int) -> i
 def out_of_reach(
     test: PairedTest, drop: float, error: float, count: int, unit: str, where: str, setting: str, points: bool = False
 ) -> SettingError:
-    """What to say where the most cautious setting, ``where``, fails: what its inputs can show, and how many could.
+    """The error for a promise that even the most cautious setting cannot keep.
+
+    The message says what limit the inputs can show, and how many inputs would be needed.
 
     Args:
-        setting: what asked for the promise. points: whether drops are printed in hundredths.
+        test: The test of the most cautious setting.
+        drop: The tolerated drop.
+        error: The tolerated probability of an error.
+        count: The number of inputs.
+        unit: The name of an input, in the singular.
+        where: The most cautious setting.
+        setting: The setting that asked for the promise.
+        points: Print drops in percentage points.
     """
     scale, of = (100, " points") if points else (1, "")
     line = (
         f"{setting}: {count:,} {unit}s cannot show a drop of at most {scale * drop:g}{of} with {1 - error:.4g} "
-        f"probability; the least that they can, at {where}, is {scale * bound(test, error):.3g}"
+        f"probability; the smallest limit they can show, at {where}, is {scale * bound(test, error):.3g}"
     )
     needed = inputs_needed(test, drop, error, count)
     if needed is None:
-        return SettingError(f"{line}, and no number of them could: there it drops by {scale * test.drop:.3g}")
-    return SettingError(f"{line}; about {needed:,} could")
+        return SettingError(f"{line}, and no number of them would suffice: the drop there is {scale * test.drop:.3g}")
+    return SettingError(f"{line}; about {needed:,} would suffice")

@@ -1,4 +1,4 @@
-"""What a model saves at several prices, and what that changes."""
+"""Measure what a model saves at several prices, and how its outputs change."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,17 +16,18 @@ from exprune.core import ExPrune, FlopReport, Optimal, Site
 from exprune.core.errors import SettingError
 
 PRICES = 6
-_LOWEST, _HIGHEST = 1e-4, 0.3  # of the price at which a model is worth nothing
+_LOWEST, _HIGHEST = 1e-4, 0.3  # multiples of the price at which pruning everything would pay
 
 
 @dataclass(frozen=True)
 class Point:
-    """One price: what it saves and changes.
+    """What one price saves, and how it changes the outputs.
 
     Attributes:
-        price: of a FLOP, in loss.
-        flops: of all batches, dense and pruned.
-        change: of the outputs. metric: of the user's, its fall; None: there is none.
+        price: The price of a FLOP in units of loss.
+        flops: FLOPs of all batches, dense and pruned.
+        change: The change of the outputs.
+        metric: The fall of the user's metric; None if no metric was given.
     """
 
     price: float
@@ -41,7 +42,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """A curve: points from the lowest price to the highest."""
+    """The result of `tradeoff`: a curve of saved FLOPs against the change of the outputs. It prints as a table.
+
+    Attributes:
+        points: The points of the curve, by ascending price.
+    """
 
     points: tuple[Point, ...]
 
@@ -50,7 +55,12 @@ class Tradeoff:
         return "\n".join([*lines, *map(str, self.points)])
 
     def to_pandas(self) -> Any:
-        """A table, one row a price."""
+        """The points as a pandas DataFrame, one row per price. Requires pandas.
+
+        Returns:
+            A DataFrame with the columns ``price``, ``saved`` (a share) and the attributes of `Change`. The columns of a
+                user's metric begin with ``metric_``.
+        """
         import pandas
 
         rows = []
@@ -62,7 +72,14 @@ class Tradeoff:
         return pandas.DataFrame(rows)
 
     def plot(self, path: Path | str | None = None) -> Any:
-        """Draw what is saved against the change; gives matplotlib's figure, and writes it where a path is given."""
+        """Plot the saved FLOPs against the change of the outputs, with its 95 % interval. Requires matplotlib.
+
+        Args:
+            path: Where to save the figure; None saves nothing.
+
+        Returns:
+            The matplotlib figure.
+        """
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -94,60 +111,74 @@ def tradeoff(
     metric: Metric | None = None,
     seed: int = 0,
 ) -> Tradeoff:
-    """Measure what several prices save on some batches, and how far the outputs are then from the dense ones.
+    """Measure what several prices save, and how far they change the outputs from those of the dense model.
 
     Args:
-        model: the one that was calibrated.
-        batches: to measure on, other ones than it was calibrated on; None: those, which flatters.
-        prices: in loss per FLOP; None: :data:`PRICES` between next to nothing and a lot.
-        call: as of :func:`~exprune.calibrate`.
-        metric: of (output, batch), one number for each example, more is better.
-        seed: of the bootstrap.
+        model: The model that was calibrated, in eval mode.
+        calibration: The result of `calibrate`.
+        batches: The batches to measure on, which should not be those of the calibration. None uses the calibration's
+            batches, which is optimistic.
+        prices: Prices of a FLOP in units of loss. None uses six prices, from one that prunes almost nothing to one
+            that prunes a lot.
+        call: A function ``call(model, batch)`` that runs the model; see `calibrate`.
+        metric: A function ``metric(output, batch)`` that returns one number per example, higher is better. Its fall
+            is reported beside the change of the outputs.
+        seed: Seed of the bootstrap for the intervals.
+
+    Returns:
+        The curve, with one point per price.
 
     Raises:
-        SettingError: the calibration is of another model, or a batch does not suit.
+        SettingError: If the calibration belongs to another model, or if a batch or a price is not valid.
+
+    Example:
+        ```python
+        curve = exprune.tradeoff(model, calibration, unseen)
+        print(curve)
+        curve.plot("curve.png")
+        ```
     """
     given = batches_for(model, calibration, batches, call)
     sites = calibration.sites(model, given)
     chosen = sorted(prices) if prices is not None else default_prices(calibration, sites)
     if not chosen or any(not price > 0 for price in chosen):
-        raise SettingError(f"prices={list(chosen)}: numbers above 0 (expected loss per FLOP)")
+        raise SettingError(f"prices={list(chosen)}: must be numbers above 0 (the price of a FLOP in units of loss)")
     return Tradeoff(tuple(observed(model, calibration, sites, given, price, metric).point(seed) for price in chosen))
 
 
 def batches_for(model: nn.Module, calibration: Calibration, batches: Any, call: Call | None) -> Batches:
-    """Those that are given, else those of the calibration."""
+    """The given batches, or else those of the calibration."""
     if batches is not None:
         return batches if isinstance(batches, Batches) else Batches(model, batches, call)
     if calibration.batches is None:
-        raise SettingError("the calibration was loaded, and knows no batches: give some with batches=")
+        raise SettingError("a calibration that was loaded knows no batches: give some with batches=")
     return calibration.batches
 
 
 def default_prices(calibration: Calibration, sites: Sequence[Site], count: int = PRICES) -> list[float]:
-    """Prices about that at which all that the sites compute would be worth what it costs."""
+    """Prices relative to the one at which everything that the sites compute would be worth exactly its cost."""
     damage = flops = 0.0
     for site in sites:
         if site.eligible:
             of = calibration.statistics[site.name]
-            assert of.gradient is not None  # it was measured
+            assert of.gradient is not None  # calibrate always measures it
             usual = 1.0 if of.rest is None else float(of.rest[0])
             damage += float((of.gradient * (usual * of.sd[0]) ** 2).sum()) / 2
             flops += site.dense_flops * site.outputs
     worth = damage / flops
     if not worth > 0:
-        raise SettingError("no gradient reaches any of the layers: nothing that they compute matters to the outputs")
+        raise SettingError("no gradient reaches any of the layers: they have no effect on the outputs")
     ends = worth * _LOWEST, worth * _HIGHEST
     return [price_at(level, ends) for level in torch.linspace(0, 1, count, dtype=torch.float64).tolist()]
 
 
 def price_at(level: float, ends: Sequence[float]) -> float:
-    """The price at a level between 0 and 1, of two prices, by equal steps of its logarithm."""
+    """The price at a level between 0 and 1, by logarithmic interpolation between the two ends."""
     return float(ends[0] * (ends[1] / ends[0]) ** level)
 
 
 def heuristic_at(calibration: Calibration, price: float) -> Optimal:
-    """The best that is known: optimal stopping, what stops outputs its prediction."""
+    """The best known heuristic: optimal stopping, where stopped neurons output their prediction."""
     return Optimal(price, statistics=calibration.statistics, predict=calibration.scope == "all")
 
 
@@ -156,9 +187,13 @@ class Observed:
     """What one price gave, example by example.
 
     Attributes:
-        values: of the measure (examples,). same: whether the most likely class is the same, likewise.
-        inputs: which input each is of: those of one depend on each other.
-        falls: of the user's metric, which has examples of its own.
+        price: The price of a FLOP.
+        flops: FLOPs of all batches, dense and pruned.
+        measure: The name of the measure.
+        values: The measure of each example (examples,).
+        same: Whether the most likely class is the same (examples,), or None.
+        inputs: The input that each example comes from (examples,).
+        falls: The fall of the user's metric for each of its examples, or None.
     """
 
     price: float
@@ -170,7 +205,7 @@ class Observed:
     falls: Tensor | None
 
     def point(self, seed: int = 0) -> Point:
-        """The means with their intervals."""
+        """The means with their intervals. ``seed`` is that of the bootstrap."""
         change = summarised(self.measure, self.values, self.same, seed, self.inputs)
         return Point(
             self.price,
@@ -188,7 +223,7 @@ def observed(
     price: float,
     metric: Metric | None = None,
 ) -> Observed:
-    """One price on some batches."""
+    """Run one price on some batches, and compare it with the dense model."""
     run = ExPrune(sites, heuristic_at(calibration, price))
     values: list[Tensor] = []
     same: list[Tensor] = []

@@ -1,11 +1,13 @@
-"""ExPrune as a library: prune the neurons of any PyTorch model, per input, and count what it saves.
+"""The method as a library: prune the neurons of any PyTorch model for each input, and count what this saves.
 
-    sites = find_sites(model, batch)
-    with ExPrune(sites, StatsTest(0.1)) as run:
-        out = model(batch)
-    print(run.flops)
+```python
+sites = find_sites(model, batch)
+with ExPrune(sites, StatsTest(0.1)) as run:
+    out = model(batch)
+print(run.flops)
+```
 
-This package imports torch and the standard library only.
+This package imports only torch and the standard library.
 """
 
 from exprune.core.accounting.flops import FlopReport, SiteFlops

@@ -1,4 +1,4 @@
-"""The one error that a wrong setting raises."""
+"""Re-export of the error that wrong settings raise."""
 
 from exprune.errors import SettingError
 

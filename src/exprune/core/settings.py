@@ -1,4 +1,4 @@
-"""Numbers that a user gives: Python's own, numpy's, or tensors with one value."""
+"""Check numbers that a user gives: Python's, numpy's, or tensors with one value."""
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
@@ -10,7 +10,7 @@ from exprune.core.errors import SettingError
 
 
 def plain(value: Any) -> Any:
-    """The Python number that ``value`` is: numpy's scalars and tensors of no dimension are; else ``value`` itself."""
+    """Convert numpy scalars and 0-dimensional tensors to Python numbers; return other values unchanged."""
     if isinstance(value, Tensor) and value.dim() == 0 and not value.is_meta:
         value = value.item()
     if isinstance(value, bool):
@@ -21,30 +21,37 @@ def plain(value: Any) -> Any:
 
 
 def whole(value: Any, name: str, wanted: str, right: Callable[[int], bool], of: str = "") -> int:
-    """``value`` as an int.
+    """Convert ``value`` to an int.
+
+    Args:
+        value: A number of Python, numpy or torch.
+        name: The name of the setting, for the message.
+        wanted: The valid values, for the message, such as "a whole number, at least 1".
+        right: Whether a number is valid.
+        of: The class the setting belongs to, for the message.
 
     Raises:
-        SettingError: it is no whole number, or not ``right``; the message says whose it is and what is ``wanted``.
+        SettingError: If it is not a whole number, or not valid.
     """
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, int) or not right(number):
-        raise SettingError(f"{name}={' '.join(str(number).split())}{of and f' of {of}'}: {wanted}")
+        raise SettingError(f"{name}={' '.join(str(number).split())}{of and f' of {of}'}: must be {wanted}")
     return number
 
 
 def real(value: Any, name: str, wanted: str, right: Callable[[float], bool], of: str = "") -> float:
-    """``value`` as an int or float, likewise."""
+    """Convert ``value`` to an int or float; see `whole`."""
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, int | float) or not right(number):
-        raise SettingError(f"{name}={' '.join(repr(number).split())}{of and f' of {of}'}: {wanted}")
+        raise SettingError(f"{name}={' '.join(repr(number).split())}{of and f' of {of}'}: must be {wanted}")
     return number
 
 
 def plain_knob(value: Any) -> Any:
-    """A heuristic's knob in Python's own numbers: one, a list, or a mapping."""
+    """A heuristic's setting in Python's own numbers: one number, a list, or a mapping."""
     if isinstance(value, Mapping):
         return {name: plain(one) for name, one in value.items()}
-    if hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1:  # of numpy or torch
+    if hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1:  # an array of numpy or torch
         value = value.tolist()
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(one) for one in value]

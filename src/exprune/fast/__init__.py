@@ -1,9 +1,11 @@
-"""Decoding in real time: the tests that :mod:`exprune.core` counts with, as kernels that read less memory.
+"""Faster decoding on a CPU: the tests of `exprune.core` as compiled kernels that read fewer weights.
 
-    with faster(model, sites, heuristic):
-        model.generate(...)
+```python
+with faster(model, sites, heuristic):
+    model.generate(...)
+```
 
-An optional wing, for a CPU: ``pip install 'exprune[fast]'`` brings numba.
+This package is optional and requires numba: ``pip install 'exprune[fast]'``.
 """
 
 import importlib.util

@@ -31,36 +31,46 @@ _ROUNDS = 5  # of timing the dense layers
 
 
 class faster:
-    """Decode with the tests of a heuristic deciding which weights are read: ``with faster(model, sites, heuristic):``.
+    """Context manager in which a model decodes faster on a CPU, because a heuristic's tests decide which weights are
+    read.
 
-    Or by a calibration of ``order="layer", scope="relu"``: ``with faster(model, calibration, price=price):``.
+    It takes either sites and a heuristic, or a calibration made with ``order="layer", scope="relu"`` and a price.
 
-    Inside the context a call of a few rows evaluates the sites stage by stage, for the neurons that are left, and the
-    layer after each site's ReLU for the inputs that are not zero. Calls of more rows (a prompt, a large batch) run
-    the layers densely, from the same copy of the weights. At the end, and after an exception, all is as it was. For
-    inference on a CPU, in as many threads as torch may use; any number of threads may call the model at once, between
-    the beginning and the end. What leaves the context (``state_dict``, ``save_pretrained``, ``copy``, ``pickle``) is
-    the model's own; its weights are not to be changed meanwhile.
+    Inside the context, a call with up to 8 rows evaluates each site stage by stage for the neurons that have not
+    stopped. The layer after the site's ReLU reads only the weights of inputs that are not zero. Calls with more rows (a
+    prompt, a large batch) run densely, from the same copy of the weights. At the end of the context, also after an
+    exception, the model is as it was.
+
+    It is for inference on a CPU, and uses as many threads as torch may use. Any number of threads may call the model at
+    the same time. ``state_dict``, ``save_pretrained``, ``copy`` and ``pickle`` return the model's own weights. The
+    weights must not be changed inside the context.
 
     Args:
-        model: in eval mode; its weights in float32, float16 or bfloat16.
-        sites: from :func:`~exprune.core.find_sites`; the eligible ones are Linear layers before a ReLU (squared or
-            not), each with another Linear layer behind it in the same module. Or a calibration that knows its batches,
-            with ``price``.
-        heuristic: Calibrated or Optimal, in an order that all inputs share; None: zeros alone are skipped.
-        head: which logits of the network's head to drop, where the largest alone is wanted (greedy decoding); they
-            become -inf, in this context and not in its own.
-        switch: a layer whose kernel takes its first rows longer than the dense layer takes goes back to that. Which
-            ones do, time decides; False keeps the kernels, and with them what stops, the same in every run.
-        price: with a calibration: of a FLOP in loss, as of :func:`exprune.prune`.
+        model: A model in eval mode, with weights in float32, float16 or bfloat16.
+        sites: The layers, from `exprune.core.find_sites`. Each eligible site must be a Linear layer before a ReLU or
+            its square, followed by another Linear layer in the same module. Or a calibration with its batches.
+        heuristic: A `Calibrated` or `Optimal` heuristic whose order all inputs share. None only skips zeros.
+        head: Drops logits of the network's head that cannot be the largest, for greedy decoding. Dropped logits are
+            ``-inf``. It acts in this context; do not enter its own.
+        switch: Let a layer whose kernel is slower than its dense forward on the first rows return to the dense forward.
+            This depends on timing; False keeps all kernels, and makes the stopped neurons the same in every run.
+        price: With a calibration, the price of a FLOP in units of loss; see `exprune.prune`.
 
     Attributes:
-        layers: what was replaced, with the share of the weights that was read (``density``), the ``seconds`` of the
-            first rows beside ``dense_seconds``, and whether the kernel was in use to the end (``kept``).
+        layers: The replaced layers. Each has the share of the weights that was read (``density``), the time of its
+            first rows (``seconds``) and of the dense forward (``dense_seconds``), and whether its kernel was in use to
+            the end (``kept``).
 
     Raises:
-        SettingError: model, sites and heuristic do not suit; inside, training mode, gradients, or a weight is to be
-            changed; at the end, one was changed all the same, or a layer was not called.
+        SettingError: If model, sites and heuristic do not fit together. Inside the context, in training mode, with
+            gradients enabled, or if a weight is about to be changed. At its end, if a weight was changed, or if a layer
+            was not called.
+
+    Example:
+        ```python
+        with torch.inference_mode(), faster(model, sites, Calibrated(0.1, statistics=statistics)):
+            model.generate(ids, do_sample=False)
+        ```
     """
 
     def __init__(
@@ -75,7 +85,7 @@ class faster:
         self.layers: list[FastLayer] = []
         self._guarded: list[nn.Module] = []
         self._is_eager = False
-        model = getattr(model, "_orig_mod", model)  # of what torch.compile has put a module around
+        model = getattr(model, "_orig_mod", model)  # unwrap a model of torch.compile
         if isinstance(sites, Calibration):
             sites, heuristic = _calibrated(model, sites, price)
         elif price is not None:
@@ -142,7 +152,7 @@ class faster:
             self._is_eager = False
 
     def _guard(self) -> None:
-        """Have ``to()`` and the like refused before they have changed some of the other parameters."""
+        """Refuse calls such as ``to()`` before they have changed any other parameter."""
         for module in self._model.modules():
             inside = any(isinstance(parameter, LaidOut) for parameter in module.parameters())
             if inside and next(module.children(), None) is not None and "_apply" not in module.__dict__:
@@ -165,7 +175,7 @@ class faster:
     def _up(self, pair: "_Pair", dense_seconds: float | None) -> Up:
         assert isinstance(self._heuristic, CalibratedTest)
         site, layer, plan = pair.site, pair.layer, self._plans[pair.site.name]
-        assert plan.rest is not None  # of a site without a mask, in an order for all neurons
+        assert plan.rest is not None  # the site has no mask, and its order is for all neurons
         terms = [torch.arange(site.terms)[c] for c in (*(stage.channels for stage in plan.stages), plan.rest)]
         bias = torch.zeros(site.outputs) if layer.bias is None else layer.bias.detach().float()
         table = self._heuristic.solve(site, plan, self._taus[site.name])
@@ -175,16 +185,16 @@ class faster:
 
 def _calibrated(model: nn.Module, calibration: Calibration, price: float | None) -> tuple[Sequence[Site], Heuristic]:
     if price is None:
-        raise SettingError("faster: a calibration says what stops only at a price; give price=, as prune(...) found it")
+        raise SettingError("faster: a calibration needs a price; give price=, for example that of exprune.prune(...)")
     if calibration.scope != "relu":
-        raise SettingError('faster: calibrate with order="layer", scope="relu": there is no kernel for predictions')
+        raise SettingError('faster: there is no kernel for predictions; calibrate with order="layer", scope="relu"')
     return calibration.sites(model, batches_for(model, calibration, None, None)), heuristic_at(calibration, price)
 
 
 class _Eager:
-    """Has what torch.compile compiled run as it was written, until the last of some overlapping contexts ends.
+    """Run compiled code eagerly until the last of several overlapping contexts ends.
 
-    It would look into the kernels otherwise.
+    Otherwise torch.compile would try to trace into the kernels.
     """
 
     def __init__(self) -> None:
@@ -206,7 +216,7 @@ class _Eager:
 
 
 _eager = _Eager()
-_entering = threading.Lock()  # of two contexts on one model that begin at once, one is refused
+_entering = threading.Lock()  # if two contexts on one model begin at the same time, one of them is refused
 
 
 def _apply(module: nn.Module, fn: Callable, *args: Any, **kwargs: Any) -> nn.Module:
@@ -216,13 +226,13 @@ def _apply(module: nn.Module, fn: Callable, *args: Any, **kwargs: Any) -> nn.Mod
 
 def _missed(names: list[str], layers: int) -> str:
     if len(names) == layers:
-        return "faster: none of its layers was called inside the context: the model that ran is another object, or none"
+        return "faster: none of its layers was called inside the context; run the same model object that it was given"
     more = f" and {len(names) - 1} more layers" if len(names) > 1 else ""
     return f"faster: {names[0]}{more} was not called inside the context; leave it out with select_sites"
 
 
 class _Pair(NamedTuple):
-    """A site and the layer behind its ReLU."""
+    """A site and the layer after its ReLU."""
 
     site: Site
     layer: nn.Linear
@@ -231,7 +241,7 @@ class _Pair(NamedTuple):
 
 
 class _Placed(NamedTuple):
-    """A head's tests, what the head is called, and what looks up rows of its weight, if anything does."""
+    """The tests of a head, the head's name, and the embedding that shares its weight, if any."""
 
     tests: Dominance
     name: str
@@ -241,7 +251,7 @@ class _Placed(NamedTuple):
 def _placed(model: nn.Module, tests: Dominance) -> _Placed:
     names = [name for name, module in model.named_modules() if module is tests.head]
     if not names:
-        raise SettingError("faster: the head is no layer of this model")
+        raise SettingError("faster: the head is not a layer of this model")
     tied = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is tests.head.weight]
     return _Placed(tests, names[0], tied[0] if len(tied) == 1 else None)
 
@@ -255,16 +265,16 @@ def _fast_head(head: _Placed, dense_seconds: float | None) -> Head:
 
 
 def _pair(model: nn.Module, site: Site) -> _Pair:
-    """The layer that reads a site's ReLU is the next Linear one in the same module."""
+    """The site and the layer that reads its ReLU, which is the next Linear layer in the same module."""
     if site.kind != "linear" or not isinstance(site.module, nn.Linear):
-        raise SettingError(f"faster: {site.name} is a {site.kind}; it serves Linear layers, which select_sites names")
+        raise SettingError(f"faster: {site.name} is a {site.kind}; only Linear layers are served, use select_sites")
     if not site.before_relu or site.residual:
         why = "has something added to it before its ReLU" if site.before_relu else "feeds no ReLU"
         raise SettingError(f"faster: {site.name} {why}; choose others with select_sites")
     if site.mask is not None:
         raise SettingError(f"faster: {site.name} is under a static mask, for which there is no kernel")
     if dict(model.named_modules(remove_duplicate=False)).get(site.name) is not site.module:
-        raise SettingError(f"faster: {site.name} was found in another model; find the sites of the one that runs")
+        raise SettingError(f"faster: {site.name} was found in another model; call find_sites on the model that runs")
     parent, _, own = site.name.rpartition(".")
     children = list(model.get_submodule(parent).named_children())
     names = [name for name, _ in children]
@@ -273,7 +283,7 @@ def _pair(model: nn.Module, site: Site) -> _Pair:
             if child.in_features == site.outputs:
                 return _Pair(site, site.module, f"{parent}.{name}" if parent else name, child)
             break
-    raise SettingError(f"faster: {site.name} has no Linear layer of {site.outputs} inputs behind it in the same module")
+    raise SettingError(f"faster: no Linear layer with {site.outputs} inputs follows {site.name} in the same module")
 
 
 def _plans(heuristic: Heuristic, sites: Sequence[Site]) -> dict[str, Plan]:
@@ -291,17 +301,17 @@ def _plans(heuristic: Heuristic, sites: Sequence[Site]) -> dict[str, Plan]:
         if isinstance(order, str) or (order is not None and order.dim() == 2):
             which = BY_INPUT if isinstance(order, str) else "neuron"
             raise SettingError(
-                f"faster: order={which} at {site.name}: the kernel reads the same terms first for all neurons "
-                "and inputs; order=layer or model"
+                f"faster: order={which} at {site.name}: the kernel needs the same first terms for all neurons and "
+                "inputs; calibrate with order=layer or model"
             )
         plans[site.name] = make_plan(site, heuristic.stages, 1.0, order)
         if not plans[site.name].stages:
-            raise SettingError(f"faster: {site.name} has {site.terms} terms, none behind the first stage")
+            raise SettingError(f"faster: {site.name} has {site.terms} terms, too few for the first stage")
     return plans
 
 
 def _dense_seconds(layers: Sequence[nn.Linear]) -> dict[nn.Module, float]:
-    """What one row takes each layer: all in turn, so that a layer is as cold in the cache as it is when decoding."""
+    """Time one row of each layer. Layers take turns, so that each is as cold in the cache as when decoding."""
     rows = {layer: torch.randn(1, layer.in_features).to(layer.weight.dtype) for layer in layers}
     seconds: dict[nn.Module, list[float]] = {layer: [] for layer in layers}
     with torch.inference_mode():

@@ -1,8 +1,8 @@
-"""The compiled loops of a decoding step: only the rows of a matrix that are needed are read (method.md, section 9).
+"""The compiled loops of a decoding step, which read only the needed rows of a matrix (docs/method.md, section 9).
 
-Matrices hold float32, float16 (as uint16) or bfloat16 (as int16); sums are float32. Eight rows at a time, far from each
-other: that many streams from memory keep one core busy. All functions stand at module level, where numba keeps their
-compiled form on disk.
+Matrices are float32, float16 (as uint16) or bfloat16 (as int16); sums are float32. Eight distant rows are read at a
+time, because that many streams from memory keep one core busy. All functions are at module level, so that numba can
+cache their compiled form on disk.
 """
 
 from typing import Any
@@ -12,18 +12,18 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-# Not nnan, ninf: bounds may be infinite, and what is not finite is to stay so.
+# Without nnan and ninf: bounds may be infinite, and values that are not finite must stay so.
 _jit = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "arcp", "nsz"}, error_model="numpy")
 _zero, _infinity = numba.float32(0), numba.float32(float("inf"))
 
 
 @intrinsic
 def _wide(typing: Any, value: Any) -> Any:
-    """The float32 that a stored number stands for."""
+    """Convert a stored number to float32."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         (given,) = args
-        if signature.args[0] == types.uint16:  # float16: one instruction for a whole register of them
+        if signature.args[0] == types.uint16:  # float16: one instruction converts a whole register
             return builder.fpext(builder.bitcast(given, ir.HalfType()), ir.FloatType())
         if signature.args[0] == types.int16:  # bfloat16: the upper half of a float32
             bits = builder.shl(builder.zext(given, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
@@ -35,7 +35,7 @@ def _wide(typing: Any, value: Any) -> Any:
 
 @intrinsic
 def _floats(typing: Any, address: Any) -> Any:
-    """A pointer to the float32 at an address: a tensor's data_ptr() takes a tenth of the time of its numpy()."""
+    """A pointer to the float32 at an address. A tensor's data_ptr() takes a tenth of the time of its numpy()."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
@@ -45,7 +45,7 @@ def _floats(typing: Any, address: Any) -> Any:
 
 @_jit
 def _ordered(address, order, into):  # type: ignore[no-untyped-def]
-    """The values at an address, in this order."""
+    """Copy the values at an address in the given order."""
     values = numba.carray(_floats(address), len(order))
     for k in range(len(order)):
         into[k] = values[order[k]]
@@ -53,7 +53,7 @@ def _ordered(address, order, into):  # type: ignore[no-untyped-def]
 
 @_jit
 def _spread(rows, low, high):  # type: ignore[no-untyped-def]
-    """Fill rows[low:high] with low to high, so that eight neighbours lie an eighth of them apart."""
+    """Fill rows[low:high] with low to high, such that eight neighbours are an eighth of the range apart."""
     eighth = (high - low) // 8
     for i in range(8 * eighth):
         rows[low + i] = low + (i % 8) * eighth + i // 8
@@ -63,7 +63,7 @@ def _spread(rows, low, high):  # type: ignore[no-untyped-def]
 
 @_jit
 def _add_products(flat, start, width, x, rows, sums):  # type: ignore[no-untyped-def]
-    """Add to the sums of some rows their products with ``x`` (width,); row j lies at start + j * width."""
+    """Add to the sums of some rows their products with ``x`` (width,); row j begins at start + j * width."""
     whole = len(rows) - len(rows) % 8
     for i in range(0, whole, 8):
         j0, j1, j2, j3 = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
@@ -106,23 +106,26 @@ def _add_products(flat, start, width, x, rows, sums):  # type: ignore[no-untyped
 
 @_jit
 def staged(flat, widths, order, bias, bounds, lines, least, rows, x, given, out, low, high):  # type: ignore[no-untyped-def]
-    """The outputs low to high of a layer, stage by stage, those that are left.
+    """Compute the outputs low to high of a layer, stage by stage, for the outputs that have not stopped.
 
     Args:
-        flat: (outputs * terms,), of each stage the block (outputs, width) of the weights, one after the other.
-        widths: (stages + 1,) terms of each block.
-        order: (terms,) of the blocks' terms.
-        bias: (outputs,) float32.
-        bounds: (stages, outputs) float32: an output stops where the sum so far lies below; or no stages.
-        lines: (stages, 3, outputs) float32, slope, upper and margin: an output lies below ``slope * sum + upper`` and
-            above that less the margin, and stops where it lies below another; or no stages.
-        least: float32, what an output is that has stopped, or is less.
-        rows, x: (outputs,) int32 and (terms,) float32 to work with.
-        given: where the input lies, (terms,) float32.
-        out: where the output is to, (outputs,) float32.
+        flat: The weights (outputs * terms,): the blocks (outputs, width) of the stages, one after the other.
+        widths: The number of terms of each block (stages + 1,).
+        order: The terms in the order of the blocks (terms,).
+        bias: The bias (outputs,), float32.
+        bounds: Bounds (stages, outputs), float32, below which an output stops. May have no stages.
+        lines: Slope, upper and margin (stages, 3, outputs), float32. An output is below ``slope * sum + upper`` and
+            above that value minus the margin. It stops if it is below another output. May have no stages.
+        least: The value of stopped outputs, float32. Smaller outputs get this value too.
+        rows: Work space (outputs,), int32.
+        x: Work space (terms,), float32.
+        given: The address of the input (terms,), float32.
+        out: The address of the output (outputs,), float32.
+        low: The first output.
+        high: The end of the outputs.
 
     Returns:
-        The weights read.
+        The number of weights read.
     """
     outputs = len(bias)
     out = numba.carray(_floats(out), outputs)
@@ -144,16 +147,16 @@ def staged(flat, widths, order, bias, bounds, lines, least, rows, x, given, out,
             count = _keep_leading(lines[stage, 0], lines[stage, 1], lines[stage, 2], least, alive, out)
     for j in rows[low : low + count]:
         z = out[j] + bias[j]
-        out[j] = least if z <= least else z  # NaN stays
+        out[j] = least if z <= least else z  # NaN stays NaN
     return read
 
 
-# Both without a branch on what stops: nothing foretells it.
+# Both functions have no branch on what stops, because it cannot be predicted.
 
 
 @_jit
 def _keep_above(bound, least, alive, out):  # type: ignore[no-untyped-def]
-    """Bring those to the front whose sum does not lie below the bound; returns how many."""
+    """Move outputs whose sum is not below the bound to the front; returns their number."""
     left = 0
     for j in alive:
         stops = out[j] < bound[j]
@@ -165,7 +168,7 @@ def _keep_above(bound, least, alive, out):  # type: ignore[no-untyped-def]
 
 @_jit
 def _keep_leading(slope, upper, margin, least, alive, out):  # type: ignore[no-untyped-def]
-    """Bring those to the front that may be the largest; returns how many."""
+    """Move outputs that may be the largest to the front; returns their number."""
     leader = -_infinity
     for j in alive:
         leader = max(leader, slope[j] * out[j] + upper[j] - margin[j])
@@ -180,17 +183,21 @@ def _keep_leading(slope, upper, margin, least, alive, out):  # type: ignore[no-u
 
 @_jit
 def down(weight, bias, rows, given, out, low, high):  # type: ignore[no-untyped-def]
-    """The bias (outputs,) float32 plus the products of an input with the rows low to high of ``weight``.
+    """Compute the bias plus the products of an input with the rows low to high of ``weight`` (inputs, outputs).
 
-    The rows (of all ``inputs``, of length ``outputs``) at which the input is 0 are not read.
+    Rows at which the input is 0 are not read.
 
     Args:
-        rows: (inputs,) int32 to work with.
-        given: where the input lies, (inputs,) float32.
-        out: where the output is to, (outputs,) float32.
+        weight: The weights (inputs, outputs).
+        bias: The bias (outputs,), float32.
+        rows: Work space (inputs,), int32.
+        given: The address of the input (inputs,), float32.
+        out: The address of the output (outputs,), float32.
+        low: The first row.
+        high: The end of the rows.
 
     Returns:
-        The weights read.
+        The number of weights read.
     """
     h = numba.carray(_floats(given), len(weight))
     out = numba.carray(_floats(out), len(bias))

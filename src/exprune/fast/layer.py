@@ -1,4 +1,4 @@
-"""A layer as a decoding step runs it: its weight laid out anew, and what takes the place of its forward."""
+"""A layer in a decoding step: its weight in another layout, and the replacement of its forward."""
 
 import functools
 import logging
@@ -16,31 +16,34 @@ from exprune.fast.layouts import Layout
 from exprune.fast.methods import replace_methods, restore_methods
 from exprune.fast.weight import LaidOut
 
-MOST_ROWS = 8  # of one call; more are quicker as a matrix product
-_TRIALS = 8  # rows after which a layer that is slower than dense goes back
-_changing = threading.RLock()  # for the moment in which a layer's counts change, or it is restored
+MOST_ROWS = 8  # of one call; for more rows a matrix product is faster
+_TRIALS = 8  # rows after which a layer that is slower than its dense forward returns to it
+_changing = threading.RLock()  # held while a layer's counts change, or while it is restored
 
 log = logging.getLogger(__name__)
 
 
 @functools.cache
 def _say_dense() -> None:
-    """Once in a process: every prompt is such a call."""
+    """Log once per process, because every prompt is such a call."""
     log.info("faster: calls of more than %d rows, prompts and large batches, run densely", MOST_ROWS)
 
 
 class FastLayer:
-    """A Linear layer whose forward is replaced, with its weight laid out anew, until :meth:`restore`.
+    """A Linear layer whose forward is replaced, and whose weight has another layout, until `restore`.
 
-    Any number of threads may call it at once: what a call needs belongs to that call or its thread.
+    Any number of threads may call it at the same time: the state of a call belongs to the call or its thread.
 
     Attributes:
-        dense_seconds: what a row takes the layer's own forward, to which a kernel that takes longer gives way; None: it
-            never does.
-        seconds: what the first rows took the kernel.
-        read: weights read by the kernel. rows: those that it served.
-        called: whether any row came, to the kernel or densely.
-        active: whether the layer is replaced now. kept: whether it was when the context ended, or still is.
+        name: The name of the layer.
+        layer: The layer.
+        dense_seconds: The time of the dense forward for one row. A slower kernel is abandoned. None never abandons it.
+        seconds: The times of the kernel's first rows.
+        read: The number of weights that the kernel has read.
+        rows: The number of rows that the kernel has served.
+        called: Whether any row came, served by the kernel or densely.
+        active: Whether the layer is replaced now.
+        kept: Whether it was still replaced when the context ended, or is now.
     """
 
     def __init__(self, name: str, layer: nn.Linear, dense_seconds: float | None = None) -> None:
@@ -54,25 +57,25 @@ class FastLayer:
         self._strides = layer.weight.stride()
         self._shape = tuple(layer.weight.shape)
         self.terms = self._shape[1]
-        with torch.inference_mode(False), torch.no_grad():  # or the weight could not be trained again
+        with torch.inference_mode(False), torch.no_grad():  # otherwise the weight could not be trained later
             self._layout: Layout | None = self._lay_out(layer.weight.detach())
             LaidOut.begin(self._weight, name, self._made)
         replace_methods(layer, forward=self._forward)
 
     def compile(self) -> None:
-        """Compute an uncounted row of zeros: a kernel is compiled, or loaded, by its first, before a clock runs."""
+        """Compute one row of zeros without counting it, so that the kernel is compiled before timing begins."""
         assert self._layout is not None
         given, out = np.zeros(self.terms, np.float32), np.empty(self._shape[0], np.float32)
         self._layout.row(given.ctypes.data, out.ctypes.data)
 
     @property
     def density(self) -> float:
-        """The share of the weights that was read, of the rows that the kernel served; NaN where there were none."""
+        """The share of the weights that was read, in the rows that the kernel served; NaN if there were none."""
         return self.read / (self.rows * self._shape[0] * self._shape[1]) if self.rows else float("nan")
 
     @property
     def changed(self) -> str | None:
-        """Which of the layer's parameters someone wrote to, or put another in the place of."""
+        """The parameter that was written to or replaced, ``"weight"`` or ``"bias"``; None if neither was."""
         if not isinstance(self._weight, LaidOut) or self._weight.written or self.layer.weight is not self._weight:
             return "weight"
         if self.layer.bias is not self._bias or not np.array_equal(self._bias_now(), self.bias, equal_nan=True):
@@ -80,7 +83,7 @@ class FastLayer:
         return None
 
     def restore(self) -> None:
-        """Bring back the weight and the layer's own forward."""
+        """Restore the weight and the layer's own forward."""
         with _changing:
             if not self.active:
                 return
@@ -89,16 +92,16 @@ class FastLayer:
                 with torch.inference_mode(False), torch.no_grad():
                     self._weight.end()
             restore_methods(self.layer, "forward")
-            self._layout = None  # which calls that have begun in other threads still have
+            self._layout = None  # calls that have begun in other threads still hold it
 
     def _bias_now(self) -> NDArray:
-        """(outputs,) float32, a copy."""
+        """A copy of the bias (outputs,), float32."""
         if self.layer.bias is None:
             return np.zeros(self.layer.out_features, np.float32)
         return self.layer.bias.detach().float().numpy().copy()
 
     def _made(self) -> Tensor:
-        """The weight as it was, in memory of its own."""
+        """The weight in its original layout, in new memory."""
         assert self._layout is not None
         with torch.inference_mode(False), torch.no_grad():
             weight = torch.empty_strided(self._shape, self._strides, dtype=self._weight.dtype)
@@ -122,9 +125,9 @@ class FastLayer:
             raise SettingError(f"faster: {self.name} was given another weight or bias inside the context")
         rows = x.numel() // self.terms
         self.called = self.called or rows > 0
-        # A kernel reads memory at an address: that of a tensor on the CPU, and no other object.
+        # A kernel reads memory at an address, so the input must be a plain tensor on the CPU.
         if x.shape[-1] != self.terms:
-            return type(self.layer).forward(self.layer, x)  # which says what is wrong
+            return type(self.layer).forward(self.layer, x)  # which raises the usual error
         if 0 < rows <= MOST_ROWS and type(x) is Tensor and x.is_cpu:
             return self._by_kernel(layout, x, rows)
         if rows > MOST_ROWS:
@@ -132,7 +135,7 @@ class FastLayer:
         return layout.dense(x, self._bias)
 
     def _by_kernel(self, layout: Layout, x: Tensor, rows: int) -> Tensor:
-        # The weights that stream by have thrown the interpreter out of the cache: every call here takes its time.
+        # Streaming the weights has evicted the interpreter from the cache, so every Python call here is slow.
         given = x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
         out = torch.empty(*x.shape[:-1], self._shape[0])
         trying, read = self._trying, 0
@@ -154,6 +157,6 @@ class FastLayer:
         self._trying = len(self.seconds) < _TRIALS
         slower = self.dense_seconds is not None and statistics.median(self.seconds) > self.dense_seconds
         if slower and not self._trying:
-            self.kept = self.changed is not None  # what was changed is told at the end
+            self.kept = self.changed is not None  # a changed layer stays, and is reported at the end
             if not self.kept:
                 self.restore()

@@ -1,4 +1,4 @@
-"""The layers that have a kernel: before a ReLU, behind it, and the prediction head."""
+"""The layers that have a kernel: before a ReLU, after a ReLU, and the prediction head."""
 
 import threading
 
@@ -13,13 +13,13 @@ from exprune.fast.stages import Stages
 
 
 class Up(FastLayer):
-    """A layer before a ReLU: its neurons stop stage by stage.
+    """A layer before a ReLU, whose neurons stop stage by stage.
 
-    Its output is what the ReLU makes of it, which another ReLU leaves as it is.
+    Its output has passed the ReLU already; applying the ReLU again changes nothing.
 
     Attributes:
-        first: of each thread that has called it the last output by the kernel, until :class:`Down` has seen what
-            becomes of one; ``checked`` then.
+        first: The last output of the kernel by thread, until a `Down` layer has checked what becomes of one.
+        checked: Whether that was checked.
     """
 
     def __init__(self, name: str, layer: nn.Linear, stages: Stages, dense_seconds: float | None = None) -> None:
@@ -43,12 +43,16 @@ class Up(FastLayer):
 
 
 class Head(FastLayer):
-    """A prediction head, of which the largest output is wanted: the others are dropped stage by stage, to -inf.
+    """A prediction head of which only the largest output is needed; the others are dropped stage by stage, to -inf.
 
-    In several threads each drops those that are smaller than another of its own part.
+    With several threads, each thread drops logits that are smaller than another one in its own part.
 
     Args:
-        embedding: what looks up rows of the same weight, if anything does: served from the blocks.
+        name: The name of the layer.
+        layer: The layer.
+        stages: The stages and bounds.
+        embedding: An embedding that shares the weight, which is then served from the same blocks.
+        dense_seconds: See `FastLayer`.
     """
 
     def __init__(
@@ -80,10 +84,13 @@ class Head(FastLayer):
 
 
 class Down(FastLayer):
-    """A layer behind a ReLU: the weights of inputs that are exactly zero are not read.
+    """A layer after a ReLU, which does not read the weights of inputs that are exactly zero.
 
     Args:
-        before: the layer before that ReLU, if it is replaced too.
+        name: The name of the layer.
+        layer: The layer.
+        dense_seconds: See `FastLayer`.
+        before: The layer before that ReLU, if it is replaced too.
     """
 
     def __init__(
@@ -98,7 +105,7 @@ class Down(FastLayer):
     def _forward(self, x: Tensor) -> Tensor:
         before = self._before
         if before is not None and not before.checked:
-            # The layer before it in this thread; what other threads compute meanwhile is of other rows.
+            # The preceding layer in this thread; other threads compute other rows meanwhile.
             first = before.first.pop(threading.get_ident(), None)
             if first is not None:
                 self._check_relu(x, before.name, first)
@@ -107,9 +114,9 @@ class Down(FastLayer):
         return super()._forward(x)
 
     def _check_relu(self, x: Tensor, name: str, before: Tensor) -> None:
-        """The layer before has applied the ReLU already: nothing but that, or its square, may lie between the two."""
+        """Check that only the ReLU (or its square), which is already applied, is between the two layers."""
         if x.numel() != before.numel() or not any(torch.equal(x.flatten(), of.flatten()) for of in (before, before**2)):
             raise SettingError(
-                f"faster: what {self.name} reads is not the ReLU of {name}, nor its square; "
+                f"faster: the input of {self.name} is not the ReLU of {name}, nor its square; "
                 "choose other sites with select_sites"
             )

@@ -1,4 +1,4 @@
-"""A weight (outputs, terms) laid out anew, and what is computed from it. Nothing of a call is kept in it."""
+"""Layouts of a weight (outputs, terms), and what is computed from them. They hold no state of a call."""
 
 from typing import Protocol
 
@@ -15,30 +15,32 @@ from exprune.fast.threads import parts_of, room_to_work, shared
 
 
 class Layout(Protocol):
-    """The one copy of a layer's weight."""
+    """The only copy of a layer's weight."""
 
     def write(self, weight: Tensor) -> None:
-        """Write the weight (outputs, terms) as the layer had it."""
+        """Write the weight (outputs, terms) in the layer's own layout."""
 
     def dense(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer's own output (..., outputs) of ``x`` (..., terms)."""
+        """The layer's own output (..., outputs) for ``x`` (..., terms)."""
 
     def row(self, given: int, out: int) -> int:
-        """Compute one row, from one address to the other; returns how many weights were read."""
+        """Compute one row from the address ``given`` to the address ``out``; returns the number of weights read."""
 
 
 class Blocks:
-    """One block for each stage, and one for the rest.
+    """One block of weights per stage, and one for the remaining terms.
 
     Args:
-        weight: (outputs, terms). bias: (outputs,) float32.
+        weight: The weight (outputs, terms).
+        bias: The bias (outputs,), float32.
+        stages: The stages.
     """
 
     def __init__(self, weight: Tensor, bias: NDArray, stages: Stages) -> None:
         self._outputs, self._terms = weight.shape
         flat = room((weight.numel(),), weight.dtype)
         pieces = flat.split([self._outputs * width for width in stages.widths])
-        # Of each stage, and of the rest, the weights (outputs, width) and which terms they are of.
+        # For each stage, and for the rest: the weights (outputs, width), and the indices of their terms.
         parts = zip(pieces, stages.order.split(stages.widths), strict=True)
         self._blocks = [(piece.view(self._outputs, -1), terms) for piece, terms in parts]
         for block, terms in self._blocks:
@@ -74,10 +76,11 @@ class Blocks:
 
 
 class Turned:
-    """The terms outermost: a term that is not needed is a row that is not read.
+    """The transposed weight, so that a term that is not needed is a row that is not read.
 
     Args:
-        weight: (outputs, terms). bias: (outputs,) float32.
+        weight: The weight (outputs, terms).
+        bias: The bias (outputs,), float32.
     """
 
     def __init__(self, weight: Tensor, bias: NDArray) -> None:

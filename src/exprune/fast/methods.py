@@ -1,4 +1,4 @@
-"""Methods that take the place of a module's own for a while, in it and in no copy of it."""
+"""Replace methods of a module temporarily; copies of the module keep the original methods."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +7,10 @@ from torch import nn
 
 
 def replace_methods(module: nn.Module, **methods: Callable) -> None:
-    """Call these in place of its class's, until :func:`restore_methods`."""
+    """Replace methods of the module's class for this module, until `restore_methods`."""
 
     def own_state() -> Any:
-        # What copy and pickle take. A method that is bound to this module would serve it from the copy, too.
+        # For copy and pickle: a bound method would make the copy call this module.
         return {name: value for name, value in type(module).__getstate__(module).items() if name not in methods}
 
     methods["__getstate__"] = own_state

@@ -1,4 +1,4 @@
-"""How weights stand in memory while the kernels read them."""
+"""The memory of weights that the kernels read."""
 
 import numpy as np
 import torch
@@ -7,16 +7,16 @@ from torch import Tensor, nn
 
 from exprune.core.errors import SettingError
 
-_NUMBERS = {torch.float32: np.float32, torch.float16: np.uint16, torch.bfloat16: np.int16}  # as the kernels know them
+_NUMBERS = {torch.float32: np.float32, torch.float16: np.uint16, torch.bfloat16: np.int16}  # types in the kernels
 
 
 def check_weight(tensor: Tensor, name: str) -> None:
-    """Raises SettingError where there is no kernel for it; ``name`` is whose it is."""
+    """Raise a SettingError if there is no kernel for a weight; ``name`` is its layer's."""
     if type(tensor) is not nn.Parameter:
         raise SettingError(f"faster: the weight of {name} is a {type(tensor).__name__}, not a plain Parameter")
     dtype, served = _short(tensor.dtype), ", ".join(map(_short, _NUMBERS))
     if tensor.device.type != "cpu":
-        raise SettingError(f"faster: {name} is on {tensor.device}; the kernels are a CPU's")
+        raise SettingError(f"faster: {name} is on {tensor.device}; the kernels run on a CPU only")
     if tensor.dtype not in _NUMBERS:
         raise SettingError(f"faster: {name} is {dtype}; there are kernels for {served}")
 
@@ -26,13 +26,13 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def numbers(tensor: Tensor) -> NDArray:
-    """A tensor's memory, as the kernels read it."""
+    """A tensor's memory in the type that the kernels read."""
     tensor, known_as = tensor.detach(), _NUMBERS[tensor.dtype]
     return tensor.numpy() if tensor.dtype == torch.float32 else tensor.view(torch.int16).numpy().view(known_as)
 
 
 def room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An empty tensor in memory that numpy allocates: it asks for huge pages, in which a core reads a tenth faster."""
+    """An empty tensor in memory of numpy, which requests huge pages; a core reads them a tenth faster."""
     if dtype == torch.float32:
         return torch.from_numpy(np.empty(shape, np.float32))
     return torch.from_numpy(np.empty(shape, np.int16)).view(dtype)

@@ -1,4 +1,4 @@
-"""What belongs to a thread, and work on some rows in as many threads as torch may use."""
+"""Work space of each thread, and work on ranges of rows in as many threads as torch may use."""
 
 import os
 import threading
@@ -19,9 +19,9 @@ _room = _Room()
 
 
 def room_to_work(outputs: int, terms: int) -> tuple[NDArray, NDArray]:
-    """What a kernel works in, int32 (at least outputs,) and float32 (at least terms,): this thread's own.
+    """Work space of a kernel in this thread: int32 (at least outputs,) and float32 (at least terms,).
 
-    Python runs nothing else in a thread while it is in a kernel, so that all layers of all contexts can share it.
+    A thread runs no other Python code while it is in a kernel, so all layers of all contexts can share it.
     """
     if len(_room.rows) < outputs:
         _room.rows = np.empty(outputs, np.int32)
@@ -31,23 +31,23 @@ def room_to_work(outputs: int, terms: int) -> tuple[NDArray, NDArray]:
 
 
 def parts_of(rows: int) -> int:
-    """How many threads are to share so many rows: ``torch.get_num_threads()``, or fewer."""
+    """The number of threads that share so many rows: ``torch.get_num_threads()`` or fewer."""
     return min(torch.get_num_threads(), max(1, rows // _LEAST))
 
 
 def shared(work: Callable[[int, int, int], int], rows: int, threads: int) -> int:
-    """The sum of ``work(part, low, high)`` over so many parts of the rows, each in a thread."""
+    """The sum of ``work(part, low, high)`` over equal parts of the rows, one thread per part."""
     bounds = [rows * part // threads for part in range(threads + 1)]
     others = [_pool.submit(work, part, bounds[part], bounds[part + 1]) for part in range(1, threads)]
     return work(0, 0, bounds[1]) + sum(other.result() for other in others)
 
 
-_LEAST = 256  # rows of a part: fewer are done before another thread has begun
+_LEAST = 256  # rows of a part; fewer would be done before another thread begins
 
 
 def _new_pool() -> ThreadPoolExecutor:
-    # Kernels release the GIL. Handing work to a Python thread takes 35 to 100 microseconds; while it waits it does not
-    # spin, as OpenMP's threads do, which would take a core from torch's.
+    # Kernels release the GIL. Handing work to a Python thread takes 35 to 100 microseconds. A waiting Python thread
+    # does not spin as OpenMP's threads do, so it takes no core from torch.
     return ThreadPoolExecutor(thread_name_prefix="exprune")
 
 

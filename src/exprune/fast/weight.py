@@ -1,4 +1,4 @@
-"""A parameter whose weights are laid out elsewhere: to all but the kernels it is what it was."""
+"""A parameter whose weights are stored in another layout; everything but the kernels sees it unchanged."""
 
 import weakref
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from exprune.core.errors import SettingError
 
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 _GET_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
-# What needs no values, or is to reach the parameter itself. Its memory holds one number.
+# What needs no values, or must reach the parameter itself, whose memory holds a single number.
 _WITHOUT_VALUES = {
     *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "layout", "ndim", "is_leaf", "nbytes")),
     *(getattr(Tensor, name).__get__ for name in ("requires_grad", "grad", "grad_fn", "is_cpu", "is_cuda", "is_meta")),
@@ -24,30 +24,31 @@ _WITHOUT_VALUES = {
 
 
 class LaidOut(nn.Parameter):
-    """A parameter while its weights are laid out elsewhere: what is read of it is made for that use.
+    """A parameter whose weights are stored elsewhere; they are recreated whenever the parameter is read.
 
-    So a copy, a file or any computation has the model's own weights, and a parameter of its own. A write is refused;
-    one to what shares the parameter's memory (``detach()``, ``data``, ``state_dict()``) is noticed at the end.
+    So a copy, a file or a computation gets the model's own weights, and a copy gets an ordinary parameter. Writing to
+    it is refused. Writing to a tensor that shares its memory (``detach()``, ``data``, ``state_dict()``) is reported at
+    the end of the context.
 
     Raises:
-        SettingError: it was written to.
+        SettingError: If it is written to.
     """
 
-    _owner: str  # the layer whose weight it is
+    _owner: str  # the name of the layer
     _made: Callable[[], Tensor]
-    _given: Callable[[], Tensor | None]  # what was handed out as the parameter's own memory, while anyone has it
-    _witnesses: list[tuple[Tensor, int]]  # empty, each with the count of writes that it shares with one handed out
+    _given: Callable[[], Tensor | None]  # a tensor handed out as the parameter's own memory, while it exists
+    _witnesses: list[tuple[Tensor, int]]  # empty tensors that share their version counter with one handed out
 
     @staticmethod
     def begin(parameter: nn.Parameter, owner: str, made: Callable[[], Tensor]) -> None:
-        """Let go of a parameter's memory; ``made`` makes the weights of the layer ``owner`` anew."""
+        """Release a parameter's memory. ``made`` recreates the weights of the layer ``owner``."""
         vars(parameter).update(_owner=owner, _made=made, _given=_nothing, _witnesses=[])
         parameter.__class__ = LaidOut
         with torch._C.DisableTorchFunctionSubclass():
             parameter.data = torch.full((), torch.nan, dtype=parameter.dtype).expand(parameter.shape)
 
     def end(self) -> None:
-        """Have the weights again, in memory of its own."""
+        """Return the weights to memory of the parameter's own."""
         with torch._C.DisableTorchFunctionSubclass():
             self.data = self._made()
         self.__class__ = nn.Parameter  # type: ignore[assignment]
@@ -56,11 +57,11 @@ class LaidOut(nn.Parameter):
 
     @property
     def written(self) -> bool:
-        """Whether what shares the parameter's memory was written to."""
+        """Whether a tensor that shares the parameter's memory was written to."""
         return any(witness._version != version for witness, version in self._witnesses)
 
     def own(self) -> Tensor:
-        """The weights, in the memory that was handed out if there is such."""
+        """The weights, in the memory that was handed out if it still exists."""
         return self._made() if (given := self._given()) is None else given
 
     def __deepcopy__(self, memo: dict) -> nn.Parameter:
@@ -76,7 +77,7 @@ class LaidOut(nn.Parameter):
             if func in _WITHOUT_VALUES:
                 return func(*args, **(kwargs or {}))
             if func == _SET_DATA:
-                if args[1] is not args[0]:  # as of a .to() that has nothing to do
+                if args[1] is not args[0]:  # a .to() that changes nothing assigns the same object
                     raise _refused(args[0])
                 return None
             used: dict[LaidOut, tuple[Tensor, int]] = {}
@@ -88,7 +89,7 @@ class LaidOut(nn.Parameter):
                     used[value] = (own := value.own()), own._version
                 return used[value][0]
 
-            func = Tensor.detach if func == _GET_DATA else func  # .data would count its writes for itself
+            func = Tensor.detach if func == _GET_DATA else func  # .data would have a version counter of its own
             out = func(*tree_map(read, tuple(args)), **tree_map(read, kwargs or {}))
             for parameter, (own, version) in used.items():
                 if own._version != version:
@@ -99,7 +100,7 @@ class LaidOut(nn.Parameter):
             return out
 
     def _remember(self, own: Tensor, out: Any) -> None:
-        """That an output has the memory of the weights that were made for it."""
+        """Record that an output shares the memory of the weights that were recreated for it."""
         given = self._given()
         for one in out if isinstance(out, tuple | list) else (out,):
             if not isinstance(one, Tensor) or one.layout is not torch.strided or _memory(one) != _memory(own):
@@ -129,7 +130,7 @@ def _refused(parameter: LaidOut) -> SettingError:
 
 
 def changes_nothing(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
-    """Raises SettingError if ``fn``, as of ``module.to()`` and the like, makes anything else of a laid-out weight."""
+    """Raise a SettingError if ``fn``, the function of a ``module.to()`` or similar call, would change a weight."""
     for parameter in module.parameters():
         if isinstance(parameter, LaidOut) and fn(parameter) is not parameter:
             raise _refused(parameter)

@@ -1,7 +1,7 @@
-"""The reproduction around :mod:`exprune.core`: data, networks, training, evaluation and reports.
+"""The reproduction around `exprune.core`: data, networks, training, evaluation and reports.
 
-Importing it imports neither torch nor what stands on it: those take seconds, and ``--help`` or a wrong setting needs
-none of them.
+Importing this package imports neither torch nor anything built on it. Those imports take seconds, and ``--help`` or a
+message about a wrong setting should not wait for them.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from exprune.lab.torchvision_repair import repair_torchvision
 
-repair_torchvision()  # before anything imports it: lightning does, by way of torchmetrics
+repair_torchvision()  # before anything imports torchvision, as lightning does through torchmetrics
 
 
 def _default_stages(order: str) -> list[int]:
@@ -26,8 +26,8 @@ def _gain_ratio(heuristic: str) -> Any:
     return getattr(core, heuristic).gain_ratio
 
 
-# What the configuration asks for beside plain values: the folder of the checkout, the stages that suit an order,
-# and a heuristic's own gain_ratio.
+# Resolvers of the configuration: the folder of the checkout, the default stages of an order, and the default gain_ratio
+# of a heuristic.
 OmegaConf.register_new_resolver("exprune.root", lambda _: str(Path(__file__).parents[3]), replace=True)
 OmegaConf.register_new_resolver("exprune.default_stages", _default_stages, replace=True)
 OmegaConf.register_new_resolver("exprune.gain_ratio", _gain_ratio, replace=True)

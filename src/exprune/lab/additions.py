@@ -1,4 +1,4 @@
-"""Settings that the command line adds with ``+``: each must be one that something reads."""
+"""Check settings that the command line adds with ``+``: something must read each of them."""
 
 import inspect
 from collections.abc import Iterator
@@ -19,24 +19,24 @@ from exprune.errors import SettingError
 
 Key = tuple[str, ...]
 
-# What the code reads where it is there; every other setting stands in the files of conf, or nothing reads it.
+# Optional settings that the code reads. All other settings are in the files of conf, or nothing reads them.
 _OPTIONAL = {"model.epochs", "model.precision", "model.pretrained", "data.task", "data.trained_as"}
 _OPTIONAL |= {"exprune.knob", "exprune.levels"}
-# Read where a knob may be found for a target.
+# Read if a setting is found for a target.
 _WITH_KNOB = {
     f"exprune.{name}" for name in ("target_drop", "target_kl", "target_saved", "refine", "confidence", "grid")
 }
-# Mappings whose keys are names of networks, or free.
+# Mappings with arbitrary keys, such as the names of networks.
 _OPEN = {"static.sparsities", "data.epochs", "data.cutouts", "data.trained_as"}
-# What hydra.utils.instantiate itself reads beside the arguments.
+# Read by hydra.utils.instantiate itself.
 _INSTANTIATE = {"_target_", "_args_", "_recursive_", "_convert_", "_partial_"}
 
 
 def check_additions(cfg: DictConfig) -> None:
-    """Whether something reads each setting that was added: a constructor, an interpolation, or the code by its name.
+    """Check that each added setting is read by a constructor, by an interpolation, or by the code.
 
     Raises:
-        SettingError: nothing does; names the setting and, where there is one, the setting that is near.
+        SettingError: If nothing reads it; the message names the setting, and a similar one if there is any.
     """
     parser = OverridesParser.create()
     overrides = {text: parser.parse_override(text) for text in HydraConfig.get().overrides.task}
@@ -49,12 +49,12 @@ def check_additions(cfg: DictConfig) -> None:
             new = _first_new(key, without)
             if new is not None and not _is_read(new, cfg):
                 near = _near(new, cfg, without)
-                meant = f"did you mean {near}?" if near else "see --cfg job for those that there are"
+                meant = f"did you mean {near}?" if near else "--cfg job lists the settings that exist"
                 raise SettingError(f"{text}: nothing reads a setting {'.'.join(new)}; {meant}")
 
 
 def _adds_value(override: Override) -> bool:
-    """Whether it adds a setting, or a mapping of settings, not an option of a group."""
+    """Whether an override adds a setting, or a mapping of settings, rather than an option of a group."""
     if not (override.is_add() or override.is_force_add()):
         return False
     options = GlobalHydra.instance().config_loader().get_group_options(override.key_or_group)
@@ -82,7 +82,7 @@ def _leaves(key: Key, value: Any) -> Iterator[Key]:
 
 
 def _first_new(key: Key, node: Any) -> Key | None:
-    """The shortest part of the key that is not in the configuration; None where it is the value of a setting there."""
+    """The shortest prefix of the key that is not in the configuration; None if the key is inside an existing value."""
     for depth, name in enumerate(key):
         if not isinstance(node, dict):
             return None
@@ -101,7 +101,7 @@ def _is_read(key: Key, cfg: DictConfig) -> bool:
 
 
 def _is_argument(key: Key, node: dict[str, Any]) -> bool:
-    """Whether a constructor takes it, or a mapping that a constructor takes holds it."""
+    """Whether a constructor takes it, or takes a mapping that contains it."""
     taken = False
     for depth, name in enumerate(key):
         if "_target_" in node:
@@ -113,18 +113,18 @@ def _is_argument(key: Key, node: dict[str, Any]) -> bool:
 
 
 def _parameters(target: str) -> list[str] | None:
-    """What a function or a class can be given by name; None where that is anything, or cannot be told."""
+    """The parameter names of a function or class; None if it accepts any, or if they are unknown."""
     try:
         parameters = inspect.signature(get_object(target)).parameters.values()
     except (HydraException, ImportError, AttributeError, ValueError, TypeError):
-        return None  # it is told when it is called
+        return None  # a wrong name is reported when it is called
     if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
         return None
     return [parameter.name for parameter in parameters]
 
 
 def _is_interpolated(key: Key, cfg: DictConfig) -> bool:
-    """Whether another setting has another value, or none, without it."""
+    """Whether another setting changes, or cannot be resolved, without it."""
     without = deepcopy(cfg)
     OmegaConf.set_struct(without, False)
     rest = _plain(cfg, resolve=True)
@@ -135,12 +135,12 @@ def _is_interpolated(key: Key, cfg: DictConfig) -> bool:
         del parent[key[-1]]
     try:
         return _plain(without, resolve=True) != rest
-    except Exception:  # an interpolation that has nothing to point to, or a resolver with what it got instead
+    except Exception:  # an interpolation without a target, or a resolver that fails
         return True
 
 
 def _near(key: Key, cfg: DictConfig, composed: dict[str, Any]) -> str | None:
-    """The setting that was probably meant: of the same group, else of any."""
+    """The setting that was probably meant: one in the same group, or else in any."""
     group, own = key[:-1], key[-1]
     names = sorted(_names((), composed), key=lambda name: (len(name), name))
     siblings = [name[-1] for name in names if name[:-1] == group]

@@ -1,4 +1,4 @@
-"""Where the parts of an experiment meet: :func:`train` and :func:`evaluate`."""
+"""Experiments, assembled from the other modules: `train` and `evaluate`."""
 
 import logging
 import shlex
@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig) -> Path:
-    """Train the configured network and write its weights; returns where they lie."""
-    make_trainer(cfg)  # a device that is not there is said before the data is read
+    """Train the configured network and save its weights; returns the file."""
+    make_trainer(cfg)  # a missing device is reported before the data is read
     return train_weights(cfg, load_data(cfg))
 
 
 def evaluate(cfg: DictConfig) -> Result:
-    """Evaluate the configured network densely and under ExPrune; writes and prints the result."""
+    """Evaluate the configured network densely and with ExPrune; writes, prints and returns the result."""
     check_tuning(cfg)
     subject = prepare(cfg, heuristic_of(cfg), ["valid"] if knob_to_find(cfg) else [])
     heuristic, target = tuned(subject)

@@ -1,7 +1,7 @@
-"""What decides something, as one short string: other values, another string.
+"""Fingerprints: short strings that identify the values that determine a result.
 
-Whatever is remembered of one run (a pass, a measured setting, a calibration, a study) is known by the fingerprint of
-everything that decides it.
+Everything that is cached (a pass, a measured setting, a calibration, a study) is stored under the fingerprint of
+everything that determines it.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ from exprune.core.calibration.files import raw
 
 
 def fingerprint(*values: Any) -> str:
-    """The fingerprint of plain values, containers, tensors and arrays by their bytes, heuristics and dataclasses.
+    """The fingerprint of plain values, containers, tensors and arrays (by their bytes), heuristics and dataclasses.
 
-    The order of a mapping counts, as it does where patterns are looked up. What is none of these (a function, a file)
-    cannot be told by its value: it is never the same again, so that nothing is remembered of it.
+    The order of a mapping matters, as it does when patterns are looked up. Other values (a function, a file) cannot be
+    compared. Their fingerprint is never the same again, so nothing is cached for them.
     """
     digest = hashlib.sha256()
     for piece in _pieces(values):
@@ -39,21 +39,21 @@ def fingerprint(*values: Any) -> str:
 
 
 def code_digest(module: nn.Module) -> str:
-    """That of the files that a module's classes, and those of its parts, are written in."""
+    """The fingerprint of the source files that define a module's classes and those of its submodules."""
     kinds = {kind for part in module.modules() for kind in type(part).__mro__}
     files = {str(getattr(sys.modules.get(kind.__module__), "__file__", None)) for kind in kinds}
     return fingerprint(*(Path(file).read_bytes() for file in sorted(files) if file.endswith(".py")))
 
 
 def versions() -> dict[str, str]:
-    """The programs that decide what is measured."""
+    """The versions of the packages that determine what is measured."""
     packages = ("exprune", "torch", "lightning", "torchmetrics", "transformers", "torch_geometric", "rdkit")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 @cache
 def programs() -> str:
-    """The fingerprint of their versions, and of our own code, which changes between two versions."""
+    """The fingerprint of these versions and of our own source code, which changes between versions."""
     folder = Path(exprune.__file__).parent
     return fingerprint(versions(), [path.read_bytes() for path in sorted(folder.rglob("*.py"))])
 
@@ -62,7 +62,7 @@ def _pieces(value: Any) -> Iterator[bytes]:
     kind = type(value)
     if value is None or isinstance(value, str | bytes | int | float | complex):
         text = value if isinstance(value, bytes) else repr(value).encode()
-        yield b"%s %d " % (kind.__name__.encode(), len(text)) + text  # with its length: no two may run into one
+        yield b"%s %d " % (kind.__name__.encode(), len(text)) + text  # the length separates adjacent values
     elif isinstance(value, Tensor | np.ndarray | np.generic):
         tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
         yield f"tensor {tensor.dtype} {tuple(tensor.shape)} ".encode()
@@ -72,7 +72,7 @@ def _pieces(value: Any) -> Iterator[bytes]:
         for key, one in value.items():
             yield from itertools.chain(_pieces(key), _pieces(one))
     elif isinstance(value, Sequence):
-        yield b"sequence %d " % len(value)  # a list or a tuple: configurations make lists of both
+        yield b"sequence %d " % len(value)  # lists and tuples alike, because configurations contain only lists
         for one in value:
             yield from _pieces(one)
     elif isinstance(value, Heuristic):
@@ -87,13 +87,13 @@ def _pieces(value: Any) -> Iterator[bytes]:
 
 
 def _classes(kind: type) -> list[str]:
-    """The names of a heuristic's classes, and their code, which a user changes between two runs."""
+    """The names of a heuristic's classes and their source code, which a user may change between two runs."""
     ours = [one for one in kind.__mro__ if one is not Heuristic and issubclass(one, Heuristic)]
     found = []
     for one in ours:
         try:
             source = inspect.getsource(one)
-        except (OSError, TypeError):  # typed at a prompt
+        except (OSError, TypeError):  # defined interactively
             source = uuid.uuid4().hex
         found += [f"{one.__module__}.{one.__qualname__}", source]
     return found

@@ -1,4 +1,4 @@
-"""What tensors free is kept for those to come."""
+"""Keep freed memory for the next tensors."""
 
 import ctypes
 import sys
@@ -8,10 +8,10 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _NEVER = -1, -3, 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep freed memory for its next tensors; on systems without glibc nothing happens.
+    """Let this process keep freed memory for its next tensors. Without glibc, this does nothing.
 
-    By default glibc hands each large block back at once, and the system clears every page of the next one: a tenth of
-    the time that evaluating ResNet18 takes (docs/usage.md, speed).
+    By default, glibc returns each large block to the system at once, and the system clears every page of the next one.
+    This takes a tenth of the time of an evaluation of ResNet18 (docs/usage.md, speed).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

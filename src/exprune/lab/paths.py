@@ -1,4 +1,4 @@
-"""Paths that a user gives: relative to where the command was started, also where its jobs run elsewhere."""
+"""Paths given by the user: relative to the folder where the command was started, even if jobs run elsewhere."""
 
 import contextlib
 import errno
@@ -17,10 +17,10 @@ _WRITING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST,
 
 
 def resolve_paths(cfg: DictConfig) -> None:
-    """With ``hydra.job.chdir=true`` make the configuration's relative paths absolute; else leave them as they are.
+    """With ``hydra.job.chdir=true``, make the relative paths of the configuration absolute; otherwise leave them.
 
     Raises:
-        SettingError: a path begins with ``~``, and there is no home folder.
+        SettingError: If a path begins with ``~`` and there is no home folder.
     """
     for key in _GIVEN:
         _expanded(key, OmegaConf.select(cfg, key))
@@ -38,17 +38,17 @@ def resolve_paths(cfg: DictConfig) -> None:
 def _expanded(key: str, value: str | None) -> None:
     try:
         Path(value or "").expanduser()
-    except RuntimeError as error:  # a user without a home, as in a container, or of another name
+    except RuntimeError as error:  # there is no home, as in a container, or no such user
         advice = f"{_SET_CACHE} written to" if key in ("paths.cache_dir", "paths.data_dir") else "name it without ~"
         raise SettingError(f"{key}={value}: there is no such home folder; {advice}") from error
 
 
 @contextlib.contextmanager
 def cache_named(cfg: DictConfig) -> Iterator[None]:
-    """Say of a file in the cache that cannot be written how another folder is named.
+    """If a file in the cache cannot be written, say how to choose another folder.
 
     Raises:
-        SettingError: instead of the error of the file.
+        SettingError: In place of the file's error.
     """
     try:
         yield

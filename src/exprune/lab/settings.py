@@ -1,4 +1,4 @@
-"""Settings that are wrong whatever the data and the network are: said before torch and the rest are imported."""
+"""Check settings that are wrong for any data and network, before torch and other libraries are imported."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from exprune.lab.additions import check_additions
 from exprune.lab.tracking import check_logger
 from exprune.lab.training.schedule import check_static
 
-# Settings that are one of a few words, and those that are whole numbers of at least 1, or null.
+# Settings with a fixed set of words, and settings that are whole numbers of at least 1, or null.
 _WORDS = {
     "split": ("test", "valid"),
     "trainer.accelerator": ("cpu", "gpu", "auto"),
@@ -22,19 +22,19 @@ _COUNTS = ("data.limit", "data.epoch_blocks", "bootstrap", "engine.tokens")
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Raises SettingError where a setting is none that there is, or a file that one names is missing."""
+    """Raise a SettingError if a setting has an invalid value, or names a file that does not exist."""
     check_additions(cfg)
     for key, words in _WORDS.items():
         value = OmegaConf.select(cfg, key, default=words[0])
         if value not in words:
-            raise SettingError(f"{key}={value}: {', '.join(words[:-1])} or {words[-1]}")
+            raise SettingError(f"{key}={value}: must be {', '.join(words[:-1])} or {words[-1]}")
     for key in _COUNTS:
         _check_count(key, OmegaConf.select(cfg, key))
-    trains = "split" not in cfg  # of train.py, which writes what ``checkpoint`` names
+    trains = "split" not in cfg  # the configuration of train.py, where ``checkpoint`` is the file to write
     if trains or cfg.checkpoint is None:
         _check_count("model.epochs", cfg.model.get("epochs"))
     if trains and cfg.model.get("pretrained") and cfg.static.name == "none":
-        raise SettingError(f"model.pretrained={cfg.model.pretrained}: is trained already; evaluate it")
+        raise SettingError(f"model.pretrained={cfg.model.pretrained}: is trained already; use evaluate.py")
     check_logger(cfg)
     check_static(cfg)
     for key in ("exprune.calibration",) if trains else ("checkpoint", "exprune.calibration"):
@@ -44,4 +44,4 @@ def check_settings(cfg: DictConfig) -> None:
 
 def _check_count(key: str, value: Any) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise SettingError(f"{key}={value}: a whole number, at least 1")
+        raise SettingError(f"{key}={value}: must be a whole number, at least 1")

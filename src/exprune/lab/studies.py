@@ -1,4 +1,4 @@
-"""Optuna's studies: opened with their storage and sampler, also where a file was cut (a worker killed, a disk full)."""
+"""Open Optuna's studies with their storage and sampler, even if a file was truncated (worker killed, disk full)."""
 
 import contextlib
 import json
@@ -22,18 +22,22 @@ from exprune.core.errors import SettingError
 
 log = logging.getLogger(__name__)
 
-_NEW = 2  # bytes: SQLite takes a file that is shorter for a new one
+_NEW = 2  # bytes; SQLite treats a shorter file as new
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _SAMPLERS = {"tpe": optuna.samplers.TPESampler, "nsga2": optuna.samplers.NSGAIISampler}
 
 
 def open_study(cfg: DictConfig, name: str, about: dict[str, Any]) -> optuna.Study:
-    """The study of that name, made where there is none: two objectives, the drop (down) and the FLOPs saved (up).
+    """Open the study of that name, or create it. Its objectives are the drop (minimised) and the FLOPs saved
+    (maximised).
 
-    ``about`` is what its trials are of; a study of the same name must be about the same.
+    Args:
+        cfg: The configuration.
+        name: The name, unless ``search.study`` sets another one.
+        about: What determines its trials. A study of the same name must have the same values.
 
     Raises:
-        SettingError: the search is unknown, the storage cannot be reached, or the study is about something else.
+        SettingError: If the search is unknown, if the storage cannot be opened, or if the study has other values.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # the heartbeat
@@ -45,7 +49,7 @@ def open_study(cfg: DictConfig, name: str, about: dict[str, Any]) -> optuna.Stud
     elif known != text:
         try:
             was = dict(json.loads(known))
-        except (TypeError, ValueError):  # of some other program or version
+        except (TypeError, ValueError):  # written by another program or version
             was = {"about": known}
         other = next(key for key in {**about, **was} if was.get(key) != about.get(key))
         texts = (json.dumps(of.get(other)) for of in (was, about))
@@ -53,7 +57,7 @@ def open_study(cfg: DictConfig, name: str, about: dict[str, Any]) -> optuna.Stud
         raise SettingError(
             f"search.study={name}: its trials are of another {other} ({is_}, not {asked}); name another study"
         )
-    # Not the same suggestions again after a restart, nor those of another worker.
+    # The seed differs between restarts and between workers, so that suggestions are not repeated.
     study.sampler = _SAMPLERS[cfg.search.name](seed=hash((cfg.seed, os.getpid(), trials)) % 2**32)
     return study
 
@@ -64,16 +68,16 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def complete(study: optuna.Study) -> list[FrozenTrial]:
-    """Those that were not stopped early."""
+    """The trials that were not stopped early."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
 def _opened(name: str, cfg: DictConfig) -> tuple[optuna.Study, Any, int]:
-    """The study, what it says it is about, and how many trials it has; all of it is read now, or refused now."""
+    """The study, its stored description, and its number of trials. Everything is read now, to find damage."""
     if cfg.search.name not in _SAMPLERS:
-        raise SettingError(f"search.name={cfg.search.name}: tpe, nsga2 or none")
+        raise SettingError(f"search.name={cfg.search.name}: must be tpe, nsga2 or none")
     where = cfg.search.storage
-    for attempt in range(5):  # workers that start at once may both try to make the tables of a fresh file
+    for attempt in range(5):  # workers that start at the same time may all try to create the tables of a new file
         try:
             study = optuna.create_study(
                 study_name=name, storage=_storage(cfg), directions=("minimize", "maximize"), load_if_exists=True
@@ -98,7 +102,7 @@ def _storage(cfg: DictConfig) -> BaseStorage:
     if where.endswith(".journal"):
         return JournalStorage(journal(Path(where)))
     check_database(where)
-    # A worker that dies leaves a trial that is running for ever; the heartbeat finds it and puts it back.
+    # A worker that dies leaves a trial in the state "running"; the heartbeat detects it and enqueues it again.
     return RDBStorage(
         where,
         heartbeat_interval=60,
@@ -108,10 +112,10 @@ def _storage(cfg: DictConfig) -> BaseStorage:
 
 
 def journal(path: Path) -> JournalFileBackend:
-    """Optuna's journal of whole lines: one that its writer did not end is ended, or dropped with a line of ours.
+    """Optuna's journal, made of complete lines. An incomplete last line is completed, or dropped with a warning.
 
     Raises:
-        SettingError: it holds anything else than records.
+        SettingError: If it contains anything other than records.
     """
     lock = _WholeLines(path)
     if path.is_file():
@@ -123,7 +127,7 @@ def journal(path: Path) -> JournalFileBackend:
 
 
 class _WholeLines(JournalFileSymlinkLock):
-    """Held while a record is appended: what a writer that was killed left of its own would make both unreadable."""
+    """A lock held while a record is appended. It removes a killed writer's partial line."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
@@ -150,40 +154,40 @@ def _end_last_line(path: Path) -> None:
         cut = rest.rpartition(b"\n")[2]
         if not cut:
             return
-        if _is_record(cut):  # but for the end of the line all is there
+        if _is_record(cut):  # only the end of the line is missing
             file.write(b"\n")
             return
-        if not cut.startswith(b"{"):  # never a record: some other file
-            raise SettingError(f"search.storage={path}: its last line is no record of a study; name another file")
+        if not cut.startswith(b"{"):  # it was never a record, so this is another kind of file
+            raise SettingError(f"search.storage={path}: its last line is not a record of a study; name another file")
         file.truncate(size - len(cut))
     log.warning(
-        "%s: its last record was cut and is dropped (%d bytes); what it told of a trial is lost", path, len(cut)
+        "%s: its last record was cut and is dropped (%d bytes); its information on a trial is lost", path, len(cut)
     )
 
 
 def _check_records(path: Path) -> None:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if line.endswith(b"\n") and not _is_record(line):  # else another worker is writing it
+            if line.endswith(b"\n") and not _is_record(line):  # an incomplete line is being written by another worker
                 raise SettingError(
-                    f"search.storage={path}: line {number} is no record of a study; delete it, or name another file"
+                    f"search.storage={path}: line {number} is not a record of a study; delete it, or name another file"
                 )
 
 
 def _is_record(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:  # of UTF-8, too
+    except ValueError:  # also for invalid UTF-8
         return False
 
 
 def check_database(url: str) -> None:
-    """Refuse an SQLite database that is damaged, of which SQLite itself says nothing before it meets the damage.
+    """Refuse a damaged SQLite database. SQLite itself would not report damage before it reads the damaged part.
 
     Raises:
-        SettingError: parts of it are missing or it contradicts itself.
+        SettingError: If parts of it are missing, or if it is inconsistent.
     """
-    with contextlib.suppress(ArgumentError):  # Optuna says what is wrong with it
+    with contextlib.suppress(ArgumentError):  # Optuna reports an invalid address
         address = make_url(url)
         if address.get_backend_name() != "sqlite" or not address.database or not Path(address.database).is_file():
             return
@@ -197,20 +201,20 @@ def check_database(url: str) -> None:
                 found = str(error)
         if found:
             found = " ".join(found.split())
-            raise SettingError(f"search.storage={url}: damaged ({found}); delete {path}, or name another")
+            raise SettingError(f"search.storage={url}: damaged ({found}); delete {path}, or name another file")
 
 
 def _damage(connection: sqlite3.Connection, path: Path) -> str | None:
-    """What is wrong with a database; None where nothing is."""
+    """A description of a database's damage; None if it is intact."""
 
     def told(pragma: str) -> Any:
         return connection.execute(f"PRAGMA {pragma}").fetchone()[0]
 
-    connection.execute("BEGIN")  # nobody writes to the file from the first reading to the end
+    connection.execute("BEGIN")  # no other process can write to the file during these checks
     if (found := told("quick_check(1)")) != "ok":
         return str(found)
     expected, there = told("page_count") * told("page_size"), path.stat().st_size
-    if told("journal_mode") != "wal" and there < expected:  # SQLite takes what its last page lacks for zeros
+    if told("journal_mode") != "wal" and there < expected:  # SQLite would read missing bytes of the last page as zeros
         return f"{there} bytes of {expected}"
     return None
 
@@ -218,5 +222,5 @@ def _damage(connection: sqlite3.Connection, path: Path) -> str | None:
 def _say_if_empty(path: Path, least: int) -> bool:
     size = path.stat().st_size
     if size < least:
-        log.warning("%s: holds no study (%d bytes); a search begins anew there", path, size)
+        log.warning("%s: holds no study (%d bytes); a new search begins there", path, size)
     return size < least

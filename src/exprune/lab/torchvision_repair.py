@@ -1,4 +1,4 @@
-"""Make ``import torchvision`` work beside a torch build its compiled operators do not fit."""
+"""Make ``import torchvision`` work with a torch build that does not fit its compiled operators."""
 
 import sys
 from collections.abc import Sequence
@@ -6,23 +6,22 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import Any
 
-_libraries: list[Any] = []  # the schemas live as long as these objects do
+_libraries: list[Any] = []  # the schemas exist as long as these objects
 
 
 def repair_torchvision() -> None:
-    """From now on define the two operator schemas that torchvision's import needs, where they turn out to be missing.
+    """Define the two operator schemas that torchvision's import needs, when it turns out that they are missing.
 
-    torchvision registers fake kernels for ``nms`` and ``qnms`` at import. Where its compiled library does
-    not load (a CPU build of torch beside the registry's torchvision), that fails, and with it every
-    import of lightning. Models, data sets and transforms need neither operator. A healthy or an absent
-    torchvision is left alone, and nothing is imported before someone asks for it.
+    torchvision registers fake kernels for ``nms`` and ``qnms`` at import. If its compiled library does not load (a CPU
+    build of torch with torchvision from PyPI), this fails, and so does every import of lightning. Models, data sets and
+    transforms need neither operator. An intact or absent torchvision is left alone, and nothing is imported early.
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 class _Finder:
-    """Finds torchvision, and nothing else, where Python itself does; :class:`_Loader` loads it."""
+    """Find torchvision only, in the usual place; `_Loader` loads it."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path, target) if name == "torchvision" else None

@@ -1,4 +1,4 @@
-"""Weights & Biases, offline unless asked otherwise. Every run is finished before its job ends."""
+"""Weights & Biases tracking, offline by default. Every run is finished before its job ends."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from exprune.errors import SettingError
 from exprune.lab.failures import one_line
 
-if TYPE_CHECKING:  # W&B and Lightning are imported where a run is tracked: a check of settings needs neither
+if TYPE_CHECKING:  # W&B and Lightning are imported only when a run is tracked; checking settings needs neither
     from lightning.pytorch.loggers import Logger
 
 log = logging.getLogger(__name__)
@@ -24,37 +24,37 @@ _MODES = ("offline", "online", "disabled")
 
 
 def check_logger(cfg: DictConfig) -> None:
-    """Raises SettingError where the mode is unknown, before anything long begins."""
+    """Raise a SettingError if the mode is unknown, before anything slow begins."""
     if cfg.logger.name != "none":
         _mode(cfg.logger)
 
 
 def _mode(logger: DictConfig) -> str:
-    """``logger.mode``, else what W&B's own variable says, else offline."""
+    """``logger.mode``, or else W&B's own variable, or else offline."""
     named = "WANDB_MODE" if logger.mode is None else "logger.mode"
     mode = os.environ.get("WANDB_MODE") or "offline" if logger.mode is None else logger.mode
     if mode not in _MODES:
-        raise SettingError(f"{named}={mode}: offline or online, or disabled (as logger=none)")
+        raise SettingError(f"{named}={mode}: must be offline, online, or disabled (which is logger=none)")
     return mode
 
 
 def tracked(cfg: DictConfig, job_type: str) -> AbstractContextManager[Any | None]:
-    """A W&B run for this job, or None with ``logger=none``; the jobs of a sweep are one group.
+    """A W&B run for this job, or None with ``logger=none``. The jobs of a sweep form a group.
 
     Raises:
-        SettingError: online without an account or a network.
+        SettingError: If the mode is online, but there is no account or no network.
     """
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     return _run(cfg.logger, Path(cfg.paths.output_dir), _sweep(), job_type, config)
 
 
 def tracked_sweep(cfg: DictConfig, folder: Path, config: dict[str, Any]) -> AbstractContextManager[Any | None]:
-    """A W&B run that sums up the sweep in ``folder``, in the group of its jobs; None with ``logger=none``."""
+    """A W&B run that summarises the sweep in ``folder``, in the group of its jobs; None with ``logger=none``."""
     return _run(cfg.logger, folder, folder.name, "sweep", config)
 
 
 def _sweep() -> str | None:
-    """The name of the folder of the sweep that this job belongs to."""
+    """The name of the sweep's folder if this job belongs to a sweep."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
     return Path(HydraConfig.get().sweep.dir).absolute().name
@@ -81,11 +81,11 @@ def _run(
             dir=folder,
             config=config,
             settings=wandb.Settings(silent=True),
-            reinit="create_new",  # else a run of this process that is not finished would be returned again
+            reinit="create_new",  # otherwise an unfinished run of this process would be returned again
         )
     except (wandb.errors.UsageError, wandb.errors.CommError) as error:
         raise SettingError(f"logger.mode={mode}: {error}; use logger.mode=offline") from error
-    except Exception as error:  # its folders cannot be written to, there is no home, its service does not start
+    except Exception as error:  # folders are not writable, there is no home, or W&B's service does not start
         log.warning("W&B cannot track this run, which goes on without it: %s", one_line(error))
         run = None
     if run is None:
@@ -101,7 +101,7 @@ def _run(
 
 
 def _forgiving(call: Callable[..., None]) -> Callable[..., None]:
-    """What only tracks fails no job: W&B's service is a process of its own, and a cluster may end it before the job."""
+    """Wrap a call so that it cannot fail the job: a cluster may end W&B's service before the job."""
     alive = True
 
     def attempt(*args: Any, **kwargs: Any) -> None:
@@ -118,7 +118,7 @@ def _forgiving(call: Callable[..., None]) -> Callable[..., None]:
 
 
 def _finish(run: Any, exit_code: int) -> None:
-    """Finish the run. What W&B raises is logged: on the way out it would take the place of what ends the job."""
+    """Finish the run. Exceptions of W&B are logged, so that they do not replace the one that ends the job."""
     try:
         run.finish(exit_code=exit_code)
     except Exception as error:
@@ -126,20 +126,20 @@ def _finish(run: Any, exit_code: int) -> None:
         import wandb
 
         with contextlib.suppress(Exception):
-            wandb.teardown()  # the service is gone, and the next run starts another
+            wandb.teardown()  # the service is gone; the next run starts a new one
 
 
 @contextlib.contextmanager
 def only_tracks() -> Iterator[None]:
-    """What only tracks fails no job, such as where W&B's own folders cannot be written to: the error is a line."""
+    """Log errors instead of raising them, because tracking must not fail a job (for example, read-only W&B folders)."""
     try:
         yield
     except Exception as error:
-        log.warning("W&B did not take all of the results, which are written: %s", one_line(error))
+        log.warning("W&B did not take all of the results, which are written to disk: %s", one_line(error))
 
 
 def lightning_logger(run: Any | None) -> "Logger | None":
-    """Lightning's logger onto the run."""
+    """Lightning's logger for the run; None without a run."""
     from lightning.pytorch.loggers import WandbLogger
 
     return None if run is None else WandbLogger(experiment=run)

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and reading tensors without executing anything."""
+"""Writing files whole or not at all, and reading tensors without executing code."""
 
 import pickle
 from collections.abc import Callable, Iterator

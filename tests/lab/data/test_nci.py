@@ -151,7 +151,7 @@ def test_limit_keeps_the_first_of_each_part(
 @pytest.mark.parametrize("limit", [0, -1])
 def test_limit_below_one_is_refused(limit: int, command: CommandLine) -> None:
     outcome = command("evaluate.py", f"data.limit={limit}")
-    assert outcome.code == 1 and f"data.limit={limit}: a whole number, at least 1" in outcome.error_line()
+    assert outcome.code == 1 and f"data.limit={limit}: must be a whole number, at least 1" in outcome.error_line()
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_limit_below_one_is_refused(limit: int, command: CommandLine) -> None:
     ids=str,
 )
 def test_a_split_that_cannot_be_is_refused(split: Any, tmp_path: Path, refused: Refused) -> None:
-    with refused(f"data.split={split}: train and valid"):
+    with refused(f"data.split={split}: give train and valid"):
         MoleculeData("few", lambda *_: FEW, "no folder", str(tmp_path), 8, 64, split=split)
 
 

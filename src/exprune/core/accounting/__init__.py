@@ -1,1 +1,1 @@
-"""Which terms are evaluated before which test, what everything costs, and whether a run did what was planned."""
+"""Accounting: the plan of terms and tests, their FLOPs, and the audit of a run."""

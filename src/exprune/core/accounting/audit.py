@@ -1,4 +1,4 @@
-"""Whether a run did what it was planned to do: every site tested as often as it was computed."""
+"""Audit of a run: whether every site was tested as often as its layer was computed."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
@@ -13,11 +13,11 @@ from exprune.core.tracing.observer import Observer
 
 
 class RunAudit(Observer):
-    """What happens to each site's calls inside a context.
+    """Track the calls of each site inside a context.
 
     Args:
-        sites: all of the run.
-        pruned: the names of those that are to be tested.
+        sites: All sites of the run.
+        pruned: The names of the sites that are to be tested.
     """
 
     def __init__(self, sites: Sequence[Site], pruned: Collection[str]) -> None:
@@ -25,23 +25,23 @@ class RunAudit(Observer):
         for site in sites:
             self._sites[site.module].append(site)
         self._pruned = pruned
-        self._computed: Counter[str] = Counter()  # calls of at least one row
-        self._tested: Counter[str] = Counter()  # those of them that came to the test
+        self._computed: Counter[str] = Counter()  # calls with at least one row
+        self._tested: Counter[str] = Counter()  # those of them that reached the test
         self._faults: dict[str, str] = {}
-        self._seen: list[bool] = []  # of each running module: whether it has called one of its layers
+        self._seen: list[bool] = []  # for each running module: whether one of its layers was called
 
     def fault(self, name: str, why: str) -> None:
-        """Something was not as when the site was found, so that counts or outputs are not those of the method."""
+        """Record that a site behaved differently than when it was found, so counts or outputs may be wrong."""
         self._faults.setdefault(name, why)
 
     def line(self) -> str | None:
-        """The first site that was not tested as planned, and why; None where all were."""
+        """A message about the first site that was not tested as planned; None if all were."""
         for name, computed in self._computed.items():
             if (missed := computed - self._tested[name]) and name not in self._faults:
                 which = "its call" if computed == 1 else f"{missed} of its {computed} calls"
                 self._faults[name] = f"{which} did not reach its activation as when it was found"
         for name, why in self._faults.items():
-            more = f" ({len(self._faults) - 1} more sites likewise)" if len(self._faults) > 1 else ""
+            more = f" ({len(self._faults) - 1} more sites were not either)" if len(self._faults) > 1 else ""
             return f"{name} was not pruned as planned: {why}{more}"
         return None
 
@@ -57,13 +57,13 @@ class RunAudit(Observer):
             return
         followed = [site.name for site in self._sites[module] if site.layer.followed]
         if followed and any(x.numel() for x in tensors(given)):
-            self.fault(followed[0], "its module ran, and no torch call with its weight was seen in it")
+            self.fault(followed[0], "its module ran, but no torch call with its weight was seen")
 
     def fails(self) -> None:
-        self._computed = Counter(self._tested)  # calls that have not come to their test never will
+        self._computed = Counter(self._tested)  # calls that were interrupted will not reach their test
 
     def in_another_thread(self, module: nn.Module) -> None:
-        for site in self._sites[module][:1]:  # none of an activation's
+        for site in self._sites[module][:1]:  # modules of activations have no sites
             self.fault(site.name, "its module ran in another thread than the one that entered the context")
 
     def computed(self, name: str, call: LinearCall, out: Tensor) -> None:
@@ -77,5 +77,5 @@ class RunAudit(Observer):
         self._tested[chain.name] += bool(out.numel())
 
     def escapes(self, chain: Chain, reader: str) -> None:
-        if chain.name in self._pruned:  # as a layer of which parts are sites is not
+        if chain.name in self._pruned:  # not for a layer whose parts are sites
             self.fault(chain.name, f"its pre-activation is read by {reader}, not only by its activation")

@@ -1,4 +1,4 @@
-"""Counting what the passes of a run cost densely."""
+"""Count what the passes of a run cost densely."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,16 +13,16 @@ from exprune.core.tracing.observer import Observer
 
 
 class Counting(Observer):
-    """Counts, beside the model's torch calls, operators that no call shows, and what multiplies masked weights.
+    """Count operators that no torch call shows, and FLOPs with masked weights, in addition to the model's torch calls.
 
     Args:
-        sites: all of the run.
-        masks: of the sites that have one, by name.
-        ledger: where to count.
-        rows: says which rows of the current batch are data, see :class:`~exprune.core.ExPrune`.
+        sites: All sites of the run.
+        masks: The masks of the sites that have one, by name.
+        ledger: Where FLOPs are counted.
+        rows: Returns which rows of the current batch are data; see `ExPrune`.
 
     Attributes:
-        unseen_masks: masked layers of which no call was seen yet: nobody knows how often their zeros are used.
+        unseen_masks: Masked layers without a call so far, for which it is unknown how often their zeros are used.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Counting(Observer):
             self._ledger.zeros += 2 * multiply_adds(call.weight.dtype) * zeros * self._uses(call, out)
 
     def _uses(self, call: LinearCall, out: Tensor) -> int:
-        """How often a call uses each of its weights, for rows that are data."""
+        """How often a call uses each of its weights, in rows that are data."""
         if call.transposed_conv:
             return call.input.numel() // call.terms
         positions, rows = out.numel() // call.weight.shape[0], self._rows()

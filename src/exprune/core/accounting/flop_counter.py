@@ -1,4 +1,4 @@
-"""Counting the FLOPs of torch calls as PyTorch's own counter does, at little cost (docs/method.md, section 5)."""
+"""Count the FLOPs of torch calls like PyTorch's own counter, with less overhead (docs/method.md, section 5)."""
 
 import contextlib
 from collections import Counter
@@ -14,9 +14,8 @@ from exprune.core.calls.effects import functions, tensors
 from exprune.core.calls.formulas import flops_of, formula_of
 from exprune.core.calls.operators import CONTROL_FLOW, HIDING, costs_nothing, made_of_others
 
-# Calls that cost nothing worth counting. The counter handles every operator in Python, so a model under it is
-# slower; what stands here runs outside of it. What does not is counted, so a name that is missing costs time and
-# nothing else.
+# Calls that cost nothing worth counting. The counter handles every operator in Python, which slows the model down, so
+# these calls bypass it. All others go through the counter, so a name missing here costs time but no accuracy.
 _FREE_NAMES = """
     abs add alpha_dropout arange argmax argmin argsort avg_pool2d adaptive_avg_pool2d batch_norm bool cat celu
     chunk clamp clamp_max clamp_min clip clone contiguous cos count_nonzero cumsum detach dim div double dropout
@@ -36,11 +35,11 @@ _FREE = functions(*_FREE_NAMES, *(f"{name}_" for name in _FREE_NAMES))
 
 
 class FlopCounter:
-    """Runs torch calls and adds up what their matrix products and convolutions cost.
+    """Run torch calls, and add up the FLOPs of their matrix products and convolutions.
 
     Attributes:
-        flops: what :class:`torch.utils.flop_counter.FlopCounterMode` counts, and our formulas beside it.
-        uncounted: how often an operator was called of which nobody knows what it costs, by its name.
+        flops: What ``torch.utils.flop_counter.FlopCounterMode`` counts, and what our additional formulas count.
+        uncounted: The number of calls of each operator without a FLOP formula, by its name.
     """
 
     def __init__(self) -> None:
@@ -65,7 +64,7 @@ class FlopCounter:
             self.uncounted[f"aten.{name}"] += 1
             with self.paused():
                 return func(*args, **kwargs)
-        if self.counts_all or name == "__get__":  # that reads an attribute
+        if self.counts_all or name == "__get__":  # __get__ reads an attribute
             return func(*args, **kwargs)
         self.begin()
         try:
@@ -75,11 +74,11 @@ class FlopCounter:
 
     @property
     def counts_all(self) -> bool:
-        """Whether it counts also what no torch call shows: inside :meth:`begin` and :meth:`end`."""
+        """Whether operators that no torch call shows are counted too: between `begin` and `end`."""
         return self._depth > 0
 
     def begin(self) -> None:
-        """Count all that runs from here on, until :meth:`end`, also operators that no torch call shows."""
+        """Count everything from here on until `end`, including operators that no torch call shows."""
         self._depth += 1
         if self._depth == 1:
             self._counter.__enter__()
@@ -91,7 +90,7 @@ class FlopCounter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside of it nothing is counted: for what is no part of the model."""
+        """Count nothing inside this context; for work that is not part of the model."""
         if not self.counts_all:
             yield
             return
@@ -105,7 +104,7 @@ class FlopCounter:
 
 
 class _Counter(TorchDispatchMode):
-    """Counts what every operator costs; names those of which nobody knows."""
+    """Count the FLOPs of every operator, and record the names of those without a formula."""
 
     supports_higher_order_operators = True
 
@@ -128,7 +127,7 @@ class _Counter(TorchDispatchMode):
         return out
 
     def _higher_order(self, func: Any, args: tuple, kwargs: dict) -> Any:
-        """An operator that is given functions, as ``torch.cond`` is: what they do is counted where they are called."""
+        """Handle an operator that takes functions, such as ``torch.cond``; they are counted when they are called."""
 
         def with_count(x: Any) -> Any:
             if not callable(x) or isinstance(x, OperatorBase):
@@ -149,7 +148,7 @@ class _Counter(TorchDispatchMode):
         return out
 
     def _count(self, operator: object, formula: Callable[..., int], args: tuple, kwargs: dict, out: Any) -> None:
-        with torch._C.DisableTorchFunction():  # shapes are read, nothing is called
+        with torch._C.DisableTorchFunction():  # only shapes are read here
             flops = flops_of(formula, args, kwargs, out)
         if flops is None:
             self._flop_counter.uncounted[f"{operator} of sparse or nested tensors"] += 1

@@ -1,4 +1,4 @@
-"""What was spent and what was saved, per site and in all (docs/method.md, section 5)."""
+"""FLOPs spent and saved, per site and in total (docs/method.md, section 5)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,19 +13,20 @@ from exprune.core.discovery.sites import Site
 
 @dataclass
 class SiteFlops:
-    """Counts of one site over all passes of a run; every count is of outputs (neurons of one input).
+    """Counts of one site over all passes of a run. Counts are of outputs, that is, of neurons for one input.
 
     Attributes:
-        plan: the terms evaluated before each test.
+        site: The site.
+        plan: The terms evaluated before each test.
         overhead: FLOPs of each test.
-        outputs: all outputs.
-        pruned_at: those stopped at each stage; under a static mask per output channel.
-        negative: those whose true pre-activation is <= 0, all that an oracle would stop.
-        wrong: those stopped with 0 although their pre-activation is positive.
-        zeros: those stopped that output exactly 0.
-        spares: FLOPs that one of those spares in layers that are no sites.
-        row: FLOPs that they spare in the layer that their outputs are multiplied with, where that is a site.
-        by_input: of a site whose terms are evaluated in the order of each input what only its rows tell; else None.
+        outputs: The number of outputs.
+        pruned_at: Outputs stopped at each stage; under a static mask, per output channel.
+        negative: Outputs whose true pre-activation is <= 0, which is all that an oracle would stop.
+        wrong: Outputs that were set to 0 although their pre-activation is positive.
+        zeros: Stopped outputs that are exactly 0.
+        spares: FLOPs that one such zero saves in layers that are not pruned.
+        row: FLOPs that zeros save in the layer that their outputs are multiplied with, if that layer is a site.
+        by_input: Counts that depend on the rows, for a site in the order of each input; otherwise None.
     """
 
     site: Site
@@ -46,9 +47,12 @@ class SiteFlops:
             self.by_input = self.by_input or ByInput()
 
     def add(self, outputs: int, counts: Tensor, zeros: Tensor | None = None) -> None:
-        """Count some outputs of a call, by ``Stops.counts`` of the simulation. Nothing waits for the device.
+        """Add the counts of a call, without waiting for the device.
 
-        ``zeros``: how many output exactly 0 for having stopped; None: all that have stopped.
+        Args:
+            outputs: The number of outputs.
+            counts: The result of ``Stops.counts``.
+            zeros: The number of stopped outputs that are exactly 0; None means all that stopped.
         """
         so_far, positive, wrong = counts[:-2], counts[-2].sum(), counts[-1].sum()
         at = so_far.diff(dim=0, prepend=torch.zeros_like(so_far[:1]))
@@ -59,7 +63,7 @@ class SiteFlops:
         self.zeros = self.zeros + (so_far[-1].sum() if zeros is None else zeros)
 
     def described(self) -> "SiteFlops":
-        """The counts as they are now, without the model and the device that they were made on."""
+        """A copy of the present counts, without the model, on the CPU."""
         of = self.by_input
         return replace(
             self,
@@ -76,24 +80,27 @@ class SiteFlops:
 
     @property
     def stages(self) -> tuple[int, ...]:
+        """The number of terms evaluated before each test."""
         return tuple(stage.n for stage in self.plan.stages)
 
     @property
     def stopped(self) -> list[int]:
-        """How many outputs stopped at each stage."""
+        """The number of outputs that stopped at each stage."""
         return [_total(count) for count in self.pruned_at]
 
     @property
     def pruned(self) -> int:
+        """The number of outputs that stopped at any stage."""
         return sum(self.stopped)
 
     @property
     def dense_flops(self) -> int:
+        """FLOPs of all outputs without stopping."""
         return _total(self._outputs * self.plan.dense_flops)
 
     @property
     def pruned_flops(self) -> int:
-        """Terms evaluated plus tests, in FLOPs."""
+        """FLOPs of evaluated terms and of tests."""
         alive: int | Tensor = self._outputs
         spent: int | Tensor = 0
         for stage, overhead, count in zip(self.plan.stages, self.overhead, self.pruned_at, strict=True):
@@ -108,31 +115,32 @@ class SiteFlops:
 
     @property
     def spared(self) -> int:
-        """FLOPs that its zeros spare in other layers: their columns there, the rows that they are multiplied with."""
+        """FLOPs that zeros save in other layers: the columns that read them, and the rows they are multiplied with."""
         return _total(self.zeros) * self.spares + _total(self.row)
 
     @property
     def zero_terms(self) -> int:
-        """FLOPs in :attr:`dense_flops` that multiply inputs that are exactly zero.
+        """FLOPs in `dense_flops` that multiply inputs that are exactly zero.
 
-        Known of sites in the order of each input alone, whose :attr:`pruned_flops` has none; of others none is counted.
+        They are only known for sites in the order of each input, whose `pruned_flops` does not contain them. For other
+        sites this is 0.
         """
         return 0 if self.by_input is None else self.dense_flops - 2 * _total(self.by_input.nonzero)
 
     @property
     def _outputs(self) -> int:
-        """All outputs; where costs are per output channel, those of one channel."""
+        """The number of outputs; if costs are per output channel, that of one channel."""
         costs = self.plan.dense_flops
         return self.outputs // len(costs) if isinstance(costs, Tensor) else self.outputs
 
 
 @dataclass
 class ByInput:
-    """What a site in the order of each input costs, which its rows decide: weights, times outputs.
+    """Costs of a site in the order of each input, which depend on its rows. The unit is weights times outputs.
 
     Attributes:
-        nonzero: weights of terms that are not exactly zero, of all outputs; others cost nothing.
-        left: those of them that were not evaluated, of outputs that stopped.
+        nonzero: Weights of terms that are not exactly zero, for all outputs. Other terms cost nothing.
+        left: Those of them that were not evaluated, for outputs that stopped.
         ranking: FLOPs of ranking the rows' terms.
     """
 
@@ -141,7 +149,7 @@ class ByInput:
     ranking: int = 0
 
     def add(self, nonzero: Tensor, left: Tensor, ranking: int) -> None:
-        """Count some rows. Nothing waits for the device."""
+        """Add the counts of some rows, without waiting for the device."""
         self.nonzero, self.left = self.nonzero + nonzero, self.left + left
         self.ranking += ranking
 
@@ -152,13 +160,16 @@ def _total(count: int | Tensor) -> int:
 
 @dataclass(frozen=True)
 class FlopReport:
-    """FLOPs of a model's passes, dense and pruned: integers.
+    """FLOPs of a model's passes, dense and pruned, as integers. It prints as a summary with one line per site.
 
-    ``unpruned`` is what :class:`torch.utils.flop_counter.FlopCounterMode` counts, linear algebra without bias,
-    BatchNorm and activations, with what it has no formula for and we have (docs/method.md, section 5); ``zeros`` is the
-    part of it that multiplies weights removed by static pruning; ``sites`` says where ``dense - pruned`` comes from.
-    ``uncounted`` names what is in none of them though it may cost: operators that nobody has a formula for, and how
-    often they were called. Pickled or copied it is of the counts alone: its sites have no model any more.
+    Copies and pickles hold the counts only; their sites have no model.
+
+    Attributes:
+        unpruned: What ``torch.utils.flop_counter.FlopCounterMode`` counts (linear algebra without bias, BatchNorm and
+            activations), plus operators for which only this package has a formula (docs/method.md, section 5).
+        sites: The counts of each pruned site, which add up to ``dense - pruned``.
+        zeros: The part of ``unpruned`` that multiplies weights removed by static pruning.
+        uncounted: The number of calls of each operator without a FLOP formula, by its name. They are not in the totals.
     """
 
     unpruned: int
@@ -171,26 +182,29 @@ class FlopReport:
 
     @property
     def dense(self) -> int:
+        """FLOPs without dynamic pruning, ``unpruned - zeros``."""
         return self.unpruned - self.zeros
 
     @property
     def pruned(self) -> int:
+        """FLOPs with dynamic pruning, including the tests."""
         return self.dense - sum(site.dense_flops - site.pruned_flops + site.spared for site in self.sites)
 
     @property
     def saved(self) -> float:
-        """The fraction of the dense FLOPs that was saved; negative where the tests cost more."""
+        """The share of the dense FLOPs that was saved. It is negative if the tests cost more than they save."""
         return 1 - self.pruned / self.dense if self.dense else 0.0
 
     @property
     def dense_without_zero_terms(self) -> int | None:
-        """Dense FLOPs of an engine that skips the sites' terms that are exactly zero; None: not counted.
+        """Dense FLOPs of an engine that skips terms that are exactly zero; None if they are not counted.
 
-        They are counted at sites in the order of each input, where :attr:`pruned` has none (docs/method.md, section 8).
+        Zero terms are counted at sites in the order of each input, where `pruned` does not contain them
+        (docs/method.md, section 8).
         """
         if not any(site.by_input for site in self.sites):
             return None
-        # Of activations that do not rectify all zeros are those of neurons that were stopped.
+        # Before activations other than ReLU, all zeros come from stopped neurons.
         readers = {site.site.name for site in self.sites if site.by_input}
         ours = [(count.site, _total(count.zeros)) for count in self.sites if not count.site.rectified]
         made = sum(zeros * site.spared[site.reader] for site, zeros in ours if site.reader and site.reader in readers)
@@ -206,5 +220,5 @@ class FlopReport:
             )
         if self.uncounted:
             calls = ", ".join(f"{name} ({count} calls)" for name, count in self.uncounted.items())
-            lines.append(f"  not counted, for want of a formula: {calls}")
+            lines.append(f"  not counted, as no FLOP formula is known: {calls}")
         return "\n".join(lines)

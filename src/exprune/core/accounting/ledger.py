@@ -1,4 +1,4 @@
-"""What the passes of one run cost so far."""
+"""The ledger of a run: the FLOPs of its passes so far."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ from exprune.core.errors import SettingError
 
 _COUNTED = ("outputs", "pruned_at", "negative", "wrong", "zeros", "row")
 _BY_INPUT = ("left", "nonzero", "ranking")
-_VERSION = 4  # of what the counts mean
+_VERSION = 4  # changes when the meaning of the counts changes
 
 
 @dataclass
@@ -19,9 +19,9 @@ class Ledger:
     """Counts that grow with every batch.
 
     Attributes:
-        sites: of each site that is pruned, by name.
-        flop_counter: of the model's own calls.
-        zeros: FLOPs of them that multiply weights removed by static pruning.
+        sites: The counts of each pruned site, by name.
+        flop_counter: The counter of the model's own calls.
+        zeros: FLOPs of those calls that multiply weights removed by static pruning.
     """
 
     sites: dict[str, SiteFlops] = field(default_factory=dict)
@@ -30,13 +30,13 @@ class Ledger:
 
     @property
     def flops(self) -> FlopReport:
-        """What all passes so far cost, densely and pruned."""
+        """FLOPs of all passes so far, dense and pruned."""
         return FlopReport(
             self.flop_counter.flops, tuple(self.sites.values()), self.zeros, dict(self.flop_counter.uncounted)
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """All counts, to go on with later."""
+        """All counts, for `load_state_dict`."""
         sites = {name: {what: getattr(count, what) for what in _COUNTED} for name, count in self.sites.items()}
         for name, count in self.sites.items():
             if count.by_input is not None:
@@ -45,16 +45,16 @@ class Ledger:
         return {"version": _VERSION, **totals, "sites": sites}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the counts of another run of the same sites and stages.
+        """Continue from the counts of another run with the same sites and stages.
 
         Raises:
-            SettingError: they were counted by another version of this, in which they may mean something else, or are of
-                other sites or stages. Nothing of them is taken then.
+            SettingError: If the counts are of another version of the accounting, or of other sites or stages. Nothing
+                is loaded then.
         """
         if state.get("version") != _VERSION:
             raise SettingError(f"counts of version {state.get('version')} of exprune's accounting, not {_VERSION}")
         if not _alike(state, self.state_dict() | {"uncounted": dict.fromkeys(state.get("uncounted", {}), 0)}):
-            raise SettingError("counts of other sites or stages")
+            raise SettingError("the counts are of other sites or stages")
         self.flop_counter.flops, self.zeros = state["flops"], state["zeros"]
         self.flop_counter.uncounted.update(state["uncounted"])
         for name, fields in state["sites"].items():
@@ -64,7 +64,7 @@ class Ledger:
 
 
 def _alike(counts: Any, own: Any) -> bool:
-    """Whether both have the same keys and lengths, with numbers in the same places."""
+    """Whether both have the same keys and lengths, and numbers in the same places."""
     if isinstance(own, dict):
         return isinstance(counts, dict) and counts.keys() == own.keys() and all(_alike(counts[k], own[k]) for k in own)
     if isinstance(own, list):

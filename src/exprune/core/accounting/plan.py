@@ -1,4 +1,4 @@
-"""Which terms of a site's neurons are evaluated before each test, and what they cost (docs/method.md, section 3)."""
+"""Plans: which terms of a site's neurons are evaluated before each test, and their cost (docs/method.md, section 3)."""
 
 import itertools
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ class Stage:
     """One test.
 
     Attributes:
-        n: the terms of a neuron that are evaluated before it.
-        channels: the input channels that are evaluated since the stage before.
-        keep: (outputs, channels) bool, which of them each output channel evaluates; None: all.
-        tested: (outputs,) bool, the output channels that are tested; None: all.
-        flops: FLOPs of one output's first n terms: one number, or one per output channel; of a masked site in the
-            input's order what they are expected to be.
+        n: The number of a neuron's terms that are evaluated before it.
+        channels: The input channels that are evaluated since the previous stage.
+        keep: Which of these channels each output channel evaluates (outputs, channels), bool; None means all.
+        tested: Which output channels are tested (outputs,), bool; None means all.
+        flops: FLOPs of the first n terms of one output: one number, or one per output channel. For a masked site in the
+            order of each input it is the expected number.
     """
 
     n: int
@@ -40,14 +40,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of a site; none where testing it is of no use.
+    """The stages of a site. There are none if no test would be useful.
 
     Attributes:
-        terms: N, the terms of a neuron: one number, or one per output channel.
-        dense_flops: FLOPs of one output, likewise.
-        rest: the input channels that no stage evaluates, where each is evaluated for all outputs at once; else None.
-        weights: (outputs, N) of a site under a static mask, the weights left in each term; else None.
-        by_input: whether the terms are evaluated in the order of each input; the stages' channels are all of them then.
+        stages: The tests, in order.
+        terms: The number of terms N of a neuron: one number, or one per output channel.
+        dense_flops: FLOPs of one output: one number, or one per output channel.
+        rest: The input channels that no stage evaluates, if each channel is evaluated for all outputs at once;
+            otherwise None.
+        weights: The number of weights left in each term of a masked site (outputs, N); None without a mask.
+        by_input: Whether terms are evaluated in the order of each input. Then the channels of each stage are all
+            channels.
     """
 
     stages: tuple[Stage, ...]
@@ -59,32 +62,39 @@ class Plan:
 
 
 def ascending(stages: Sequence[int]) -> bool:
-    """Whether there are stages, of at least 1 term, each longer than the one before."""
+    """Whether there is at least one stage, and stages are whole numbers from 1 on, in ascending order."""
     whole = all(isinstance(n, int) and not isinstance(n, bool) for n in stages)
     return bool(stages) and whole and stages[0] >= 1 and all(a < b for a, b in itertools.pairwise(stages))
 
 
 def checked(stages: Sequence[int]) -> tuple[int, ...]:
-    """The stages, as ints.
+    """The stages as ints.
 
     Raises:
-        SettingError: they are not :func:`ascending`.
+        SettingError: If they are not `ascending`.
     """
     stages = plain_knob(stages)
     if not isinstance(stages, list) or not ascending(stages):
-        raise SettingError(f"stages={stages}: whole numbers of terms, at least 1, each larger than the one before")
+        raise SettingError(
+            f"stages={stages}: must be whole numbers of terms, at least 1, each larger than the one before"
+        )
     return tuple(stages)
 
 
 def make_plan(site: Site, stages: Sequence[int], gain_ratio: float, order: Tensor | str | None = None) -> Plan:
-    """The terms in the given order, else the model's own; under a static mask else those with the fewest weights first.
+    """Plan the terms in the given order, or else in the model's own. Under a static mask, the model's own order is
+    replaced by the terms with the fewest weights first.
 
     Args:
-        stages: terms evaluated before each test, ascending.
-        order: of all N terms, (N,) or one per neuron (outputs, N); or :data:`BY_INPUT`, where n terms are the first of
-            all N, of which each neuron evaluates those that it has.
-        gain_ratio: only where static pruning removed weights: an output channel is not tested after n terms
-            where ``(its weights not yet evaluated) * gain_ratio < n``; infinite: it is, while weights are left.
+        site: The site.
+        stages: How many terms are evaluated before each test, ascending.
+        gain_ratio: Used only if static pruning removed weights. An output channel is not tested after n terms if ``(its
+            weights not yet evaluated) * gain_ratio < n``. Infinity tests as long as weights are left.
+        order: The order of all N terms (N,), or one per neuron (outputs, N); or ``"input"``. With ``"input"``, n terms
+            are the first n of all N, and each neuron evaluates those of them that it has.
+
+    Raises:
+        SettingError: If ``order`` is another string.
     """
     if isinstance(order, str):
         if order != BY_INPUT:
@@ -119,7 +129,7 @@ def _ordered(site: Site, stages: Sequence[int], order: Tensor) -> Plan:
 
 
 def _between(position: Tensor, start: int, end: int, there: Tensor | bool = True) -> tuple[Tensor, Tensor]:
-    """The channels with a term (of those that are ``there``) at these positions of some neuron's order; whose it is."""
+    """The channels with a term at positions start to end of any neuron's order, and of which (outputs, channels)."""
     chosen = (position >= start) & (position < end) & there
     channels = chosen.any(0).nonzero().squeeze(1)
     return channels, chosen[:, channels]
@@ -141,9 +151,10 @@ def _by_input(site: Site, stages: Sequence[int], gain_ratio: float) -> Plan:
 
 
 def _masked(site: Site, mask: Tensor, stages: Sequence[int], gain_ratio: float, order: Tensor | None) -> Plan:
-    weights = mask.reshape(*mask.shape[:2], -1).sum(-1)  # left in each term: (outputs, N)
+    weights = mask.reshape(*mask.shape[:2], -1).sum(-1)  # weights left in each term (outputs, N)
     terms, total = (weights > 0).sum(1), weights.sum(1)
-    # Position of each term in its neuron's order: those with no weights last; fewest weights first, else as given.
+    # Position of each term in its neuron's order: terms without weights last; fewest weights first, unless order is
+    # given.
     sizes = torch.where(weights > 0, weights if order is None else 0, weights.max() + 1)
     if order is None:
         own = site.order()

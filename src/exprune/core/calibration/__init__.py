@@ -1,1 +1,1 @@
-"""What is measured of a trained network before it is pruned: how partial sums foretell, and what matters."""
+"""Calibration: statistics of a trained network, measured before it is pruned."""

@@ -1,4 +1,4 @@
-"""What is propagated back through a network for the gradients at its neurons, and how (docs/method.md, section 8)."""
+"""Backward passes for the gradients at a network's neurons (docs/method.md, section 8)."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,11 +8,15 @@ from torch import Tensor, nn
 
 
 def signed(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """A sum of (rows, classes) logits whose squared gradients are in expectation those of the loss of drawn labels.
+    """A scalar whose squared gradients have the same expectation as those of the loss for labels drawn from the model.
 
-    Its gradient at a row's logits is ``root(p) * e - p * <root(p), e>``, with a random sign e for each class: in
-    expectation its outer product is the Fisher information, ``diag(p) - p p^T``. Each row tells of all classes, where
-    a drawn label tells of one (docs/method.md, section 8). The generator is a CPU's.
+    Its gradient with respect to a row's logits is ``root(p) * e - p * <root(p), e>``, with a random sign e for each
+    class. The expected outer product is the Fisher information, ``diag(p) - p p^T``. Each row informs about all
+    classes, while a drawn label informs about one (docs/method.md, section 8).
+
+    Args:
+        logits: Logits (rows, classes).
+        generator: The random generator, on the CPU.
     """
     with torch.no_grad():
         p = logits.softmax(1)
@@ -24,7 +28,7 @@ def signed(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 @contextlib.contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """The network's parameters get no gradients inside the context."""
+    """Disable gradients of the network's parameters inside the context."""
     learned = [p for p in network.parameters() if p.requires_grad]
     try:
         network.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Measuring what passes through the sites of a model, inside a context."""
+"""Base class of contexts that measure what passes through the sites of a model."""
 
 from typing import Any, Self
 
@@ -10,10 +10,10 @@ from exprune.core.tracing.tracer import Compute, Tracer
 
 
 class Calibration(Observer):
-    """An observer that is the context in which it observes.
+    """An observer that is also the context in which it observes.
 
     Attributes:
-        rows: as of :class:`~exprune.core.ExPrune`: rows that are no data teach nothing, and are not counted.
+        rows: Which rows of the current batch are data; see `ExPrune`. Other rows are ignored.
     """
 
     def __init__(self, sites: KnownSites, compute: Compute | None = None) -> None:

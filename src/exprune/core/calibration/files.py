@@ -1,4 +1,4 @@
-"""Statistics of sites as a file, which holds tensors and no code."""
+"""Save and load the statistics of sites; the files contain tensors and no code."""
 
 import ctypes
 import hashlib
@@ -14,16 +14,14 @@ from exprune.core.calibration.lines import SiteStatistics
 from exprune.core.errors import SettingError
 from exprune.files import load_tensors, save_tensors
 
-# Of SiteStatistics.
-MEASURED = tuple(
-    "slope offset sd order gradient rest magnitudes gate outputs factor weighed".split()
-)  # of SiteStatistics
+# The attributes of SiteStatistics that are stored.
+MEASURED = tuple("slope offset sd order gradient rest magnitudes gate outputs factor weighed".split())
 _FORMAT = "exprune calibration 2"
-_LISTED = "listed"  # of an order that is a tensor
+_LISTED = "listed"  # marks an order that is stored as a tensor
 
 
 def save_statistics(path: Path, statistics: Mapping[str, SiteStatistics], about: Mapping[str, Any]) -> None:
-    """Write the statistics of some sites, by name, as safetensors; ``about`` says what they belong to, as JSON."""
+    """Save the statistics of sites by name. ``about`` says what they belong to, and is stored as JSON."""
     tensors = {
         f"{name}/{what}": value
         for name, of in statistics.items()
@@ -38,10 +36,10 @@ def save_statistics(path: Path, statistics: Mapping[str, SiteStatistics], about:
 
 
 def load_statistics(path: Path) -> tuple[dict[str, SiteStatistics], dict[str, Any]]:
-    """What :func:`save_statistics` wrote: the statistics, and what they belong to.
+    """Load statistics, and the description of what they belong to, that `save_statistics` wrote.
 
     Raises:
-        SettingError: there is no such file, or it holds none of this version.
+        SettingError: If the file does not exist, or holds no calibration of this version.
     """
     tensors, metadata = load_tensors(path, _FORMAT)
     try:
@@ -63,7 +61,7 @@ def _of(name: str, of: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Site
 
 
 def network_digest(network: nn.Module) -> str:
-    """The fingerprint of a network's weights and buffers, by their names, shapes, types and bytes."""
+    """A fingerprint of a network's weights and buffers: their names, shapes, types and bytes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         if isinstance(tensor, Tensor):
@@ -73,6 +71,6 @@ def network_digest(network: nn.Module) -> str:
 
 
 def raw(tensor: Tensor) -> bytes:
-    """A tensor's bytes. Without numpy, which torch does without."""
+    """A tensor's bytes, computed without numpy, which torch does not require."""
     plain = tensor.detach().cpu().contiguous()
     return ctypes.string_at(plain.data_ptr(), plain.nbytes) if plain.nbytes else b""

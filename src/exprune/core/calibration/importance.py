@@ -1,6 +1,6 @@
-"""What matters to a network: how much each term of a neuron varies, how much the loss heeds the neuron.
+"""Importance: the variance of each term of a neuron, and the gradient of the loss at each neuron.
 
-Both are measured on calibration inputs, in passes that keep no activations (docs/method.md, section 8).
+Both are measured on calibration inputs, in passes that store no activations (docs/method.md, section 8).
 """
 
 from collections import Counter
@@ -21,15 +21,15 @@ from exprune.core.tracing.known import KnownSites
 
 
 class _Means:
-    """Means over all rows of numbers per channel, and of their squares; of each site that is reached."""
+    """Means over all rows of values per channel, and of their squares, for each site that is reached."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._undefined: Counter[str] = Counter()  # rows with NaN or inf
+        self._undefined: Counter[str] = Counter()  # rows with NaN or infinity
 
     def add(self, name: str, values: Tensor, dim: int, rows: Tensor | None) -> None:
-        """Add values (..., channels at ``dim``, ...) of the rows that are data."""
+        """Add values (..., channels at ``dim``, ...); only rows that are data count."""
         values = data_rows(values, dim, rows)
         for some in blocks(values):
             some = some.to(torch.promote_types(some.dtype, torch.float32))
@@ -40,10 +40,10 @@ class _Means:
         self._counts[name] = self._counts.get(name, 0) + len(values)
 
     def by_site(self) -> dict[str, Tensor]:
-        """(2, channels) float64: of the values and of their squares.
+        """The means of the values and of their squares (2, channels), float64, by site.
 
         Raises:
-            SettingError: some were NaN, infinite or too large to be squared.
+            SettingError: If some values were NaN, infinite or too large to be squared.
         """
         for name, rows in self._undefined.items():
             raise undefined(rows, self._counts[name], name)
@@ -51,17 +51,24 @@ class _Means:
 
 
 class InputVariances(Calibration):
-    """The variance of every input channel of the sites, over all that passes through inside the context."""
+    """Measure the variance of every input channel of the sites, over all that passes through inside the context.
+
+    Args:
+        sites: The layers, from `find_sites`.
+
+    Attributes:
+        rows: Which rows of the current batch are data; see `ExPrune`.
+    """
 
     def __init__(self, sites: Sequence[Site]) -> None:
         super().__init__(KnownSites(with_wholes(sites)))
         self._means = _Means()
 
     def variances(self) -> dict[str, Tensor]:
-        """(terms,) float64 by site.
+        """The variances (terms,), float64, by site.
 
         Raises:
-            SettingError: inputs of a site were NaN, infinite or too large to be squared.
+            SettingError: If some inputs were NaN, infinite or too large to be squared.
         """
         return {name: (squares - mean**2).clamp(min=0) for name, (mean, squares) in self._means.by_site().items()}
 
@@ -70,32 +77,45 @@ class InputVariances(Calibration):
 
 
 class SquaredGradients(Calibration):
-    """Mean squared gradients at the outputs of the sites' activations, of what is back-propagated inside the context.
+    """Measure mean squared gradients at the outputs of the sites' activations, over all backward passes in the context.
 
-    Sum losses over the inputs, do not average them: then every gradient is that of its own input's loss. Freeze the
-    parameters (``model.requires_grad_(False)``) to halve the cost: the graph begins at the first site.
+    Sum the losses over the inputs, do not average them: then each gradient is that of its own input's loss. Freezing
+    the parameters (``model.requires_grad_(False)``) halves the cost, because the graph then begins at the first site.
+
+    Args:
+        sites: The layers, from `find_sites`.
+
+    Attributes:
+        rows: Which rows of the current batch are data; see `ExPrune`.
+
+    Example:
+        ```python
+        with SquaredGradients(sites) as gradients:
+            cross_entropy(model(x), y, reduction="sum").backward()
+        gradients.mean()["layer1.conv1"]  # one number per output channel
+        ```
     """
 
     def __init__(self, sites: Sequence[Site]) -> None:
         super().__init__(KnownSites(with_wholes(sites)))
         self._means = _Means()
-        self._outputs: dict[str, int] = {}  # of the sites that were called
+        self._outputs: dict[str, int] = {}  # number of outputs of the sites that were called
         self._with_gradients: set[str] = set()
 
     def mean(self) -> dict[str, Tensor]:
-        """(outputs,) float64 by site; 0 where the losses do not depend on it.
+        """The mean squared gradients (outputs,), float64, by site; 0 if the losses do not depend on a site.
 
-        A model that disables gradients in some of its calls (all but the last steps of a recurrence) is measured in the
-        others.
+        If a model disables gradients in some calls of a layer (such as all but the last steps of a recurrence), only
+        the other calls are measured.
 
         Raises:
-            SettingError: gradients at a site were NaN, infinite or too large to be squared, or disabled in all of its
-                calls.
+            SettingError: If gradients at a site were NaN, infinite or too large to be squared, or if they were disabled
+                in all its calls.
         """
         if without := [name for name in self._outputs if name not in self._with_gradients]:
             raise SettingError(
                 f"gradients: {', '.join(without[:3])}{', ...' if without[3:] else ''} called with gradients disabled "
-                "alone; call the model under torch.enable_grad(), or leave out what it calls under torch.no_grad()"
+                "in every call; use torch.enable_grad(), or leave out what the model runs under torch.no_grad()"
             )
         means = self._means.by_site()
         unheeded = {name: torch.zeros(size, dtype=torch.float64) for name, size in self._outputs.items()}
@@ -116,25 +136,30 @@ ORDERS = ("model", "layer", "neuron", BY_INPUT)
 
 
 def term_order(site: Site, variances: Tensor, kind: str) -> Tensor | str | None:
-    """An order of evaluation in which the terms that vary most come first, so that few of them tell most.
+    """An order of evaluation in which the terms with the largest variance come first, as they are the most informative.
 
-    A term's variance is taken to be that of its input channel times the squared norm of its weights.
+    The variance of a term is estimated as that of its input channel times the squared norm of its weights.
 
     Args:
-        variances: (N,) of the input channels.
-        kind: ``layer``, one order for all neurons, by the mean share of a neuron's variance: (N,); ``neuron``, one for
-            each: (outputs, N); ``model``, the model's own: None; ``input``, of each row the largest terms first.
+        site: The layer.
+        variances: The variances of its input channels (N,), from `InputVariances`.
+        kind: ``"layer"`` is one order for all neurons, by the mean share of a neuron's variance. ``"neuron"`` is one
+            order per neuron. ``"model"`` is the model's own order. ``"input"`` means that each row starts with its
+            largest terms.
+
+    Returns:
+        A permutation (N,) for ``"layer"`` or (outputs, N) for ``"neuron"``; None for ``"model"``; ``"input"`` itself.
 
     Raises:
-        SettingError: another kind.
+        SettingError: If ``kind`` is none of these.
     """
     if kind not in ORDERS:
-        raise SettingError(f"order={kind!r}: {', '.join(ORDERS)}")
+        raise SettingError(f"order={kind!r}: must be one of {', '.join(ORDERS)}")
     if kind == BY_INPUT:
         return BY_INPUT
     if kind == "model":
         return None
-    assert site.weight is not None  # nothing else is measured
+    assert site.weight is not None  # measured sites have one
     weight = site.weight.detach().double()
     energy = weight.square().flatten(2).sum(2) if weight.dim() > 2 else weight.square()
     energy = energy * variances.to(weight.device)

@@ -1,4 +1,4 @@
-"""How partial sums foretell a neuron's pre-activation: a line each, and its spread (docs/method.md, section 8)."""
+"""Regression of a neuron's full sum on its partial sums: a line and its spread (docs/method.md, section 8)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,38 +9,42 @@ from torch import Tensor
 from exprune.core.errors import SettingError
 
 _FEWEST = 100  # rows: the standard deviation of a residual is then known to 7 %
-_FLOOR = 0.01  # of the layer's median: what no standard deviation and no gradient is taken to lie below
+_FLOOR = 0.01  # smallest standard deviation and gradient, as a share of the layer's median
 
 
 class TooFewRowsError(SettingError):
-    """A site that too few rows reached, or nothing but zeros."""
+    """A site was reached by too few rows, or only by zeros."""
 
 
 @dataclass(frozen=True)
 class SiteStatistics:
-    """Of every neuron of a site the line from its partial sum s to the sum of all its terms, ``slope * s + offset``.
+    """Calibration statistics of a site: how a neuron's partial sum s predicts the sum of all its terms.
 
-    In the order of each input it foretells what is left by the norm of what is left, ``rest``, one number for each row
-    and stage, beside ``norm``, that of all its terms: ``s + rest * (slope * s / norm + offset)``, give or take
-    ``rest * sd``.
+    The prediction is a line, ``slope * s + offset``, with a residual standard deviation ``sd``. In the order of each
+    input, the remaining terms are predicted in units of their norm, ``rest``, one number for each row and stage;
+    ``norm`` is the norm of all terms of the row. The prediction is then ``s + rest * (slope * s / norm + offset)``,
+    with the standard deviation ``rest * sd``.
 
     Attributes:
-        stages: the terms evaluated before each test, ascending.
-        slope, offset: (stages, outputs) float64.
-        sd: likewise, the standard deviation of what the line leaves unexplained.
-        order: in which the terms are evaluated, (N,) or one per neuron (outputs, N); None: the model's own;
-            ``"input"``: that of each input.
-        gradient: (outputs,) float64, the mean squared gradient of the loss at the neuron's output; None: not measured.
-        rest: (stages,) float64, of the order of each input the root mean square of the rows' ``rest``; None: another
-            order.
-        magnitudes: (1025,) float64, of the order of each input the quantiles of the norms of its terms' inputs (of a
-            convolution patches), in equal steps, to 0.3 %; None: another order.
-        gate: (outputs,) float64, the root mean square of what the neuron's output is multiplied by, of layers that are
-            multiplied with a gate's output; None: of others.
-        outputs: (1025,) float64, of a Linear before an activation, in the order of each input, the quantiles of the
-            absolute values of what that makes of its outputs, in equal steps, to 6 %.
-        factor: (outputs,) float64, the root mean square of what those are multiplied by, where a site gives it.
-        weighed: (1025,) float64, where there is a factor: as ``outputs``, of each value times its neuron's factor.
+        stages: How many terms are evaluated before each test, ascending.
+        slope: Slopes of the lines (stages, outputs), float64.
+        offset: Offsets of the lines (stages, outputs), float64.
+        sd: Residual standard deviations (stages, outputs), float64.
+        order: The order of the terms (N,), or one per neuron (outputs, N). None means the model's own order;
+            ``"input"`` the order of each input.
+        gradient: The mean squared gradient of the loss at each output (outputs,), float64; None if not measured.
+        rest: The root mean square of the rows' ``rest`` (stages,), float64; None unless in the order of each input.
+        magnitudes: Quantiles of the norms of the terms' inputs (for a convolution, of patches), at equal steps,
+            accurate to 0.3 % (1025,), float64; None unless in the order of each input.
+        gate: The root mean square of the gate that multiplies each output (outputs,), float64; None without a gate.
+        outputs: Quantiles of the absolute outputs of the activation, at equal steps, accurate to 6 % (1025,), float64;
+            only for a Linear layer before an activation, in the order of each input.
+        factor: The root mean square of the factor that multiplies each of those outputs (outputs,), float64, if a site
+            computes it.
+        weighed: Like ``outputs``, with each value multiplied by its neuron's factor; None without a factor.
+
+    Raises:
+        SettingError: If shapes do not fit each other.
     """
 
     stages: tuple[int, ...]
@@ -62,7 +66,7 @@ class SiteStatistics:
         for what, shape in {"slope": lines, "offset": lines, "sd": lines, "gradient": outputs, "rest": each}.items():
             value = getattr(self, what)
             if value is not None and value.shape != shape:
-                raise SettingError(f"statistics: {what} of shape {tuple(value.shape)}, expected {tuple(shape)}")
+                raise SettingError(f"statistics: {what} has the shape {tuple(value.shape)}, expected {tuple(shape)}")
 
     @classmethod
     def of(
@@ -74,22 +78,32 @@ class SiteStatistics:
         rest: Tensor | None = None,
         magnitudes: Tensor | None = None,
     ) -> "SiteStatistics":
-        """From the moments of the sums after these stages.
+        """Compute the statistics from the moments of the sums after each stage.
+
+        Args:
+            moments: The moments.
+            stages: The stages.
+            name: The site's name, for messages.
+            order: See the attributes.
+            rest: See the attributes.
+            magnitudes: See the attributes.
 
         Raises:
-            TooFewRowsError: they are of fewer than a hundred rows.
-            SettingError: some rows were NaN, infinite or too large to be squared.
+            TooFewRowsError: If there were fewer than 100 rows.
+            SettingError: If some rows were NaN, infinite or too large to be squared.
         """
         if moments.undefined or not moments.squares.isfinite().all():
             raise undefined(moments.undefined, moments.undefined + moments.rows, name)
         if moments.rows < _FEWEST:
-            raise TooFewRowsError(f"calibration: {moments.rows} rows of {name}; at least {_FEWEST}, take more inputs")
+            raise TooFewRowsError(
+                f"calibration: {moments.rows} rows of {name}; at least {_FEWEST} are needed, take more inputs"
+            )
         slope, offset, sd = moments.lines()
         return cls(tuple(stages), slope, offset, floored(sd), order, rest=rest, magnitudes=magnitudes)
 
 
 def floored(values: Tensor) -> Tensor:
-    """Values (..., outputs), none below a small share of the median over the outputs, and all above 0."""
+    """Raise values (..., outputs) to at least a small share of their median over the outputs, and above 0."""
     floor = (_FLOOR * values.median(dim=-1, keepdim=True).values).clamp(min=torch.finfo(values.dtype).tiny)
     return values.maximum(floor)
 
@@ -100,20 +114,20 @@ def _zero() -> Tensor:
 
 @dataclass
 class Moments:
-    """After each stage count, means and centred second moments per output of some x and y, of blocks of rows.
+    """Counts, means and centred second moments of x and y per stage and output, accumulated over blocks of rows.
 
-    Merged as in Chan, Golub, LeVeque 1983.
+    Blocks are merged as in Chan, Golub and LeVeque 1983.
     """
 
     rows: int = 0
-    count: Tensor = field(default_factory=_zero)  # (stages, 1): rows that a stage is measured on
-    means: Tensor = field(default_factory=_zero)  # (2, stages, outputs): of x, of y
-    squares: Tensor = field(default_factory=_zero)  # likewise, their second moments
-    products: Tensor = field(default_factory=_zero)  # (stages, outputs): x y
-    undefined: int = 0  # rows left out, for NaN, inf or what cannot be squared in them
+    count: Tensor = field(default_factory=_zero)  # rows that a stage is measured on (stages, 1)
+    means: Tensor = field(default_factory=_zero)  # of x and of y (2, stages, outputs)
+    squares: Tensor = field(default_factory=_zero)  # their second moments (2, stages, outputs)
+    products: Tensor = field(default_factory=_zero)  # of x and y (stages, outputs)
+    undefined: int = 0  # rows skipped because of NaN, infinity or values too large to be squared
 
     def finite(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """Those rows of values (rows, outputs) where the first one's squares are finite; the others are noted."""
+        """The rows of values (rows, outputs) where the squares of the first one are finite; the others are counted."""
         if torch.linalg.vector_norm(values[0]).isfinite():
             return values
         keep = torch.linalg.vector_norm(values[0], dim=1).isfinite()
@@ -121,7 +135,7 @@ class Moments:
         return tuple(value[keep] for value in values)
 
     def add(self, rows: int, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Of each stage x and y (rows, outputs) of the same block of rows; a stage may leave some out."""
+        """Add x and y (rows, outputs) of each stage for a block of rows; a stage may skip some of them."""
         counts, means, squares, products = [], [], [], []
         for x, y in pairs:
             if not (seen := len(x)):
@@ -143,9 +157,9 @@ class Moments:
         self.count = self.count + more
 
     def lines(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Slope, offset and residual standard deviation of y over x, (stages, outputs); no slope where x is constant.
+        """Slope, offset and residual standard deviation of y on x (stages, outputs). The slope is 0 if x is constant.
 
-        A stage of fewer than a hundred rows is taken to be as the one before it.
+        A stage with fewer than 100 rows takes the line of the stage before it.
         """
         xx, yy = self.squares
         slope = torch.where(xx > 0, self.products / xx.clamp(min=torch.finfo(xx.dtype).tiny), 0)
@@ -158,8 +172,8 @@ class Moments:
 
 
 def undefined(rows: int, of: int, name: str) -> SettingError:
-    """What is to be said where so many of a site's rows (0: nobody knows how many) cannot be reckoned with."""
+    """The error for a site with undefined values in ``rows`` (0 if unknown) of ``of`` rows."""
     return SettingError(
-        f"calibration: {rows or 'some'} of {of} rows at {name} hold NaN, inf or numbers too large to be squared; leave "
-        "those inputs out, or mend the weights"
+        f"calibration: {rows or 'some'} of {of} rows at {name} hold NaN, infinity or numbers too large to be squared; "
+        "leave those inputs out, or repair the weights"
     )

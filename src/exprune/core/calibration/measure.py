@@ -1,4 +1,4 @@
-"""Statistics of sites, measured on batches in two passes (docs/method.md, section 8)."""
+"""Measure the statistics of sites in two passes over batches (docs/method.md, section 8)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -13,8 +13,8 @@ from exprune.core.calibration.lines import SiteStatistics, TooFewRowsError
 from exprune.core.calibration.recorder import Recorder
 from exprune.core.discovery.sites import Site
 
-Rows = Tensor | None  # which rows of a batch are data, as of ExPrune; None: all
-Step = tuple[Rows, Callable[[], Any]]  # a batch's rows, and what runs the network on it
+Rows = Tensor | None  # which rows of a batch are data, see ExPrune; None: all
+Step = tuple[Rows, Callable[[], Any]]  # a batch's rows, and a function that runs the network on it
 
 
 def measure_statistics(
@@ -25,19 +25,25 @@ def measure_statistics(
     order: str,
     stages: Sequence[int],
 ) -> tuple[dict[str, SiteStatistics], dict[str, str]]:
-    """The statistics of the eligible sites, and why some have none, both by name.
+    """Measure the statistics of the eligible sites.
 
-    Input variances and gradients are measured in one pass forward and back, then the partial sums in their order.
+    The first pass measures input variances and gradients, forward and backward. The second pass measures the partial
+    sums in the resulting order.
 
     Args:
-        losses: run the network and give the loss whose gradients say how much each neuron matters. A quarter of the
-            batches is enough: this pass costs the most for each.
-        calls: run the network.
-        order: of evaluation, as of :func:`~exprune.core.term_order`.
-        stages: terms evaluated before each test, ascending.
+        network: The network in eval mode.
+        sites: The layers, from `find_sites`.
+        losses: Steps that run the network and return the loss whose gradients say how much each neuron matters. A
+            quarter of the batches is enough, as this pass is the most expensive per batch.
+        calls: Steps that run the network.
+        order: The order of evaluation; see `term_order`.
+        stages: How many terms are evaluated before each test, ascending.
+
+    Returns:
+        The statistics by site name, and the reasons why other eligible sites have none.
 
     Raises:
-        SettingError: some rows were NaN, infinite or too large to be squared.
+        SettingError: If some rows were NaN, infinite or too large to be squared.
     """
     with frozen(network), SquaredGradients(sites) as gradients, InputVariances(sites) as variances:
         for rows, loss in losses:

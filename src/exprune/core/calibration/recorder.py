@@ -1,4 +1,4 @@
-"""Measuring on calibration inputs how partial sums foretell pre-activations (docs/method.md, section 8)."""
+"""Record how partial sums predict pre-activations on calibration inputs (docs/method.md, section 8)."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,26 +19,37 @@ from exprune.core.partial_sums.terms import Terms
 from exprune.core.tracing.chain import Chain
 from exprune.core.tracing.known import KnownSites
 
-_POSITIONS = 64  # of an input that are enough
-_BLOCK = 2**17  # numbers
+_POSITIONS = 64  # positions per input that are measured
+_BLOCK = 2**17  # numbers per block
 QUANTILES = 1024  # steps
-_NEGLIGIBLE = 1e-5  # of a row's norm: what is left is not measured where it is rounding
+_NEGLIGIBLE = 1e-5  # relative norm below which the remaining terms are rounding errors, and are not measured
 
 
 class Recorder(Calibration):
-    """Takes the moments of partial and full sums inside the context, keeping no activations.
+    """Record moments of partial and full sums inside the context, without storing activations.
 
-    Of inputs with many positions (pixels, tokens) it looks at 64 or a few more, evenly spread.
-
-    Run the model under it over the calibration inputs, then ask for :meth:`statistics`.
+    Run the model under it on the calibration inputs, then call `statistics`. In inputs with many positions (pixels,
+    tokens), 64 or slightly more evenly spaced positions are measured.
 
     Args:
-        stages: terms evaluated before each test, ascending.
-        orders: of evaluation, by site, as of :func:`term_order`; sites without one keep the model's own.
+        sites: The layers, from `find_sites`.
+        stages: How many terms are evaluated before each test, ascending.
+        orders: The order of evaluation of each site, from `term_order`. Sites without one keep the model's own order.
 
     Attributes:
-        rows: as of :class:`~exprune.core.ExPrune`: rows that are no data teach nothing. In the shape (inputs,
-            positions) they also say which rows of a matrix are of one input.
+        rows: Which rows of the current batch are data; see `ExPrune`. Other rows are ignored. In the shape (inputs,
+            positions), it also says which rows of a matrix belong to the same input.
+
+    Raises:
+        SettingError: If the stages are not ascending.
+
+    Example:
+        ```python
+        with torch.no_grad(), Recorder(sites, [32, 64, 128]) as recorder:
+            for batch in batches:
+                model(batch)
+        statistics = recorder.statistics()
+        ```
     """
 
     def __init__(
@@ -51,11 +62,11 @@ class Recorder(Calibration):
         plans = {site.name: make_plan(site, stages, math.inf, self.orders.get(site.name)) for site in known}
         self.plans = {name: plan for name, plan in plans.items() if plan.stages}
         sites = [site for site in sites if site.name in self.plans or not site.eligible]
-        # A Linear layer's sums are of the few rows that are looked at alone.
+        # A Linear layer's partial sums are computed later, only for the rows that are measured.
         in_parts = {site.name: self.plans[site.name] for site in known if site.name in self.plans and site.spatial_dims}
         super().__init__(KnownSites(sites, self.plans.keys()), Parts(in_parts).compute)
         self._moments: dict[str, Moments] = {}
-        self._rest: dict[str, Tensor] = {}  # of sites in the order of each input, after each stage, sums of squares
+        self._rest: dict[str, Tensor] = {}  # sums of squared norms after each stage; in the order of each input
         self._magnitudes: dict[str, Histogram] = {}
         self._outputs = {
             site.name: NeuronHistogram()
@@ -63,10 +74,10 @@ class Recorder(Calibration):
             if site.before_activation and not site.spatial_dims and site.name in self.plans
             if self.plans[site.name].by_input
         }
-        # Of the two layers of a gated product each is asked how large the other's outputs are.
+        # In a gated product, each of the two layers needs the size of the other's outputs.
         pairs = [(site.name, site.gated) for site in known if site.gated in self.plans and site.name in self.plans]
         self._others = {name: other for pair in pairs for name, other in (pair, pair[::-1])}
-        self._squares: dict[str, tuple[Tensor, int]] = {}  # of those layers' outputs the sums of squares, rows
+        self._squares: dict[str, tuple[Tensor, int]] = {}  # sums of squares of their outputs, and rows
 
     def before_activation(self, chain: Chain, z: Tensor) -> None:
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
@@ -94,7 +105,7 @@ class Recorder(Calibration):
             self._squares[chain.name] = before[0] + squares, before[1] + rows
 
     def _rank(self, chain: Chain, take: Callable[[Tensor], Tensor], z: Tensor, full: Tensor, moments: Moments) -> None:
-        """Take the moments of what is left of each row, over its norm, and of the sum so far, over that of all."""
+        """Record the moments of the remaining terms over their norm, and of the partial sum over the total norm."""
         call, stages = chain.call, [stage.n for stage in self.plans[chain.name].stages]
         columns, positions = Columns.of(call, chain.scale), z[0, 0].numel() if call.is_conv else 1
         rows = rows_of(call, call.input if call.is_conv else take(call.input), _step(positions))
@@ -113,7 +124,7 @@ class Recorder(Calibration):
         self._rest[chain.name] = self._rest.get(chain.name, torch.zeros_like(squares)) + squares
 
     def _taker(self, chain: Chain, z: Tensor) -> Callable[[Tensor], Tensor]:
-        """Makes (rows, channels) of values like z or, of a Linear, its input: some positions, those that are data."""
+        """A function that selects (rows, channels) from values like z or a Linear's input: some positions of data."""
         dim = chain.call.channel_dim
         rows = rows_for(self.rows, z.shape[: z.dim() + dim])
         if rows is not None:
@@ -128,7 +139,7 @@ class Recorder(Calibration):
     def _blocks(
         self, chain: Chain, take: Callable[[Tensor], Tensor], full: Tensor
     ) -> Iterator[tuple[Iterable[Tensor], Tensor]]:
-        """A few rows at a time the sums after each stage, (rows, outputs), and the full ones."""
+        """Yield blocks of rows: the sums after each stage (rows, outputs), and the full sums."""
         call, parts = chain.call, blocks(full)
         if call.sums:
             sums = [take(s) if chain.scale is None else take(s) * chain.scale.flatten() for s in call.sums]
@@ -143,10 +154,10 @@ class Recorder(Calibration):
         yield from zip(zip(*map(blocks, sums), strict=True), parts, strict=True)
 
     def statistics(self) -> dict[str, SiteStatistics]:
-        """By site.
+        """The statistics of all sites that were reached, by name.
 
         Raises:
-            SettingError: as of :meth:`statistics_of`.
+            SettingError: See `statistics_of`.
         """
         return {name: self.statistics_of(name) for name in self._moments}
 
@@ -156,11 +167,14 @@ class Recorder(Calibration):
         return list(self._moments)
 
     def statistics_of(self, name: str) -> SiteStatistics:
-        """Those of one site.
+        """The statistics of one site.
+
+        Args:
+            name: The site's name.
 
         Raises:
-            TooFewRowsError: too few rows (images times positions, nodes, tokens) reached it, or nothing but zeros.
-            SettingError: some rows were NaN, infinite or too large to be squared.
+            TooFewRowsError: If fewer than 100 rows (images times positions, nodes, tokens) reached it, or only zeros.
+            SettingError: If some rows were NaN, infinite or too large to be squared.
         """
         moments, rest, magnitudes = self._moments[name], None, None
         if (squares := self._rest.get(name)) is not None:
@@ -180,10 +194,10 @@ class Recorder(Calibration):
         return replace(measured, outputs=of.quantiles(QUANTILES), factor=factor, weighed=weighed)
 
     def _beside(self, name: str) -> Tensor | None:
-        """(outputs,): the root mean squares of what a layer's outputs are multiplied by; None where nothing is known.
+        """The root mean square of the factor of a layer's outputs (outputs,); None if there is none.
 
         Raises:
-            SettingError: something in it was NaN or infinite.
+            SettingError: If the factor was NaN or infinite.
         """
         if (of := self._squares.get(self._others.get(name, ""))) is None:
             return None
@@ -193,14 +207,14 @@ class Recorder(Calibration):
 
 
 def _scaled(ranked: Ranked, full: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """After each stage, of rows that have something left: the sum over the norm of all, what is left over its norm."""
+    """Yield for each stage the partial sum over the total norm, and the rest over its norm, in rows with any rest."""
     for s, rest in zip(ranked.sums(), ranked.rest.split(1, dim=1), strict=True):
         known = (rest > _NEGLIGIBLE * ranked.norm).squeeze(1)
         yield (s / ranked.norm)[known], ((full - s) / rest)[known]
 
 
 def _arranged(chain: Chain, z: Tensor) -> tuple[Chain, Tensor]:
-    """The chain and its pre-activation as of a batch; of a Linear its input and sums with the rows of ``z``."""
+    """The chain and its pre-activation with a batch dimension; a Linear's input and sums get the rows of ``z``."""
     call, residual = chain.call, chain.residual
     if z.dim() == -call.channel_dim:  # no batch
         z = z[None]
@@ -214,7 +228,7 @@ def _arranged(chain: Chain, z: Tensor) -> tuple[Chain, Tensor]:
 
 
 def _prefixes(terms: Sequence[Terms], x: Tensor) -> Iterator[Tensor]:
-    """The sums after each stage of rows of a call's input."""
+    """Yield the partial sums of some rows of a call's input after each stage."""
     s = None
     for group in terms:
         s = group.sum(group.inputs(x), s)
@@ -222,7 +236,7 @@ def _prefixes(terms: Sequence[Terms], x: Tensor) -> Iterator[Tensor]:
 
 
 def _spread(values: Tensor, rows: Tensor | None) -> Tensor:
-    """Of (inputs, positions..., channels) some positions of each input: (rows, channels)."""
+    """Select some positions of each input from (inputs, positions..., channels), as (rows, channels)."""
     if values.dim() == 2 and rows is not None:
         values = values.reshape(*rows.shape, -1)
     if values.dim() > 2:
@@ -232,10 +246,10 @@ def _spread(values: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def _step(positions: int) -> int:
-    """Every how many of an input's positions is looked at. An odd step: every column of an image has its turn."""
+    """The step between measured positions. It is odd, so that every column of an image is visited."""
     return 1 if positions <= _POSITIONS else positions // _POSITIONS | 1
 
 
 def blocks(values: Tensor) -> Sequence[Tensor]:
-    """(rows, channels) a few rows at a time, so that what is made of them stays in a core's cache; none of no rows."""
+    """Split (rows, channels) into blocks that stay in a core's cache; no blocks if there are no rows."""
     return values.split(max(1, _BLOCK // values.shape[1])) if len(values) else ()

@@ -1,1 +1,1 @@
-"""What torch calls are: which are linear layers, which a ReLU, what the others do to their tensors, what they cost."""
+"""Classification of torch calls: linear layers, activations, effects on tensors, and costs."""

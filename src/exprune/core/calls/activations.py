@@ -1,4 +1,4 @@
-"""Activations: the elementwise calls and modules that a pre-activation ends in, ReLU and its spellings among them."""
+"""Activations: the elementwise calls and modules that a pre-activation leads to, with all spellings of ReLU."""
 
 import copy
 import inspect
@@ -21,14 +21,14 @@ from exprune.core.errors import SettingError
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """An elementwise function behind a layer; equal to another of its name that computes the same where it is tried.
+    """An elementwise function after a layer. Two are equal if they have the same name and values on a test grid.
 
     Attributes:
-        name: its call's and what that was set to, or its module's class.
-        function: computes it, of a tensor of any shape and floating type, without changing that.
-        relu: whether it maps every z <= 0 to 0 and every z > 0 to z, up to one ceiling.
-        rectifies: whether it maps every z <= 0 to 0: a ReLU, its square, ...
-        module: that is it, where no call of torch is.
+        name: The name of the call with its settings, or the class of the module.
+        function: Computes it for a tensor of any shape and floating type, without changing the tensor.
+        relu: Whether it maps every z <= 0 to 0 and every z > 0 to z, possibly up to a ceiling.
+        rectifies: Whether it maps every z <= 0 to 0, such as ReLU or its square.
+        module: The module, if the activation is a module without a torch call of its own.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Activation:
 
     @cached_property
     def tried(self) -> tuple[float, ...]:
-        """What it makes of some numbers."""
+        """The function's values on a test grid."""
         return tuple(self(torch.linspace(-8, 8, 65, dtype=torch.float64)).tolist())
 
     def __eq__(self, other: object) -> bool:
@@ -49,7 +49,7 @@ class Activation:
         return hash((self.name, self.tried))
 
     def described(self) -> "Activation":
-        """What is to be said of it, without what computes it, which may be a class that only its own process knows."""
+        """A copy without the function, whose class may exist in this process only."""
         description = Activation(self.name, partial(_left_behind, self.name), self.relu, self.rectifies)
         vars(description)["tried"] = self.tried
         return description
@@ -60,27 +60,37 @@ class Activation:
 
 
 def register_activation(function: Callable) -> None:
-    """Let layers before this call be sites: a function of torch or method of a tensor that is elementwise in its first
-    argument, as ``torch.tanh``. (A module without parameters is taken for an activation where it behaves as one.)
+    """Treat a torch function as an activation, so that layers before it can be pruned.
+
+    The function must be elementwise in its first argument, such as ``torch.tanh``. Modules without parameters need no
+    registration: they are recognised by their behaviour.
+
+    Args:
+        function: A function of torch, or a method of ``torch.Tensor``.
 
     Raises:
-        SettingError: it is none that can be seen, or not elementwise.
+        SettingError: If its calls cannot be observed, or if it is not elementwise.
+
+    Example:
+        ```python
+        register_activation(torch.tanh)
+        ```
     """
     name = getattr(function, "__name__", str(function))
     if not callable(function) or isinstance(function, type | nn.Module):
-        raise SettingError(f"register_activation: {name} is no function of torch; a module needs no registration")
+        raise SettingError(f"register_activation: {name} is not a function of torch; a module needs no registration")
     if not _seen(function):
         raise SettingError(
-            f"register_activation: {name} is no call of torch, so it cannot be seen; make it a module of its own, "
+            f"register_activation: {name} is not a function of torch, so its calls cannot be seen; make it a module "
             "without parameters"
         )
     if not _elementwise(function):
-        raise SettingError(f"register_activation: {name} is not elementwise: an output is to depend on its own input")
+        raise SettingError(f"register_activation: {name} is not elementwise: each output must depend on its own input")
     ACTIVATION_CALLS.add(function)
 
 
 def activation_of(func: Callable, args: tuple, kwargs: dict) -> Activation | None:
-    """What a call, one of :data:`ACTIVATION_CALLS`, computes; None: with these settings it is no activation."""
+    """The activation computed by a call of `ACTIVATION_CALLS`; None if it is no activation with these settings."""
     if func in _RELUS:
         ceiling = _relu_ceiling(func, args, kwargs)
         if ceiling is not None:
@@ -88,7 +98,7 @@ def activation_of(func: Callable, args: tuple, kwargs: dict) -> Activation | Non
             return Activation(name, partial(_up_to, ceiling), relu=True, rectifies=True)
         if func not in _LEAKY:
             return None
-    further = args[1:]  # of its pre-activation nothing is kept
+    further = args[1:]  # without the pre-activation, which must not be kept
     settings = {key: value for key, value in kwargs.items() if key not in ("input", "self", "inplace")}
     if any(isinstance(value, Tensor) for value in (*further, *settings.values())):
         return None
@@ -99,9 +109,10 @@ def activation_of(func: Callable, args: tuple, kwargs: dict) -> Activation | Non
 
 
 def activation_module(module: nn.Module) -> Activation | None:
-    """The activation that a module is, by what it does; None where it is none, or one of its calls tells.
+    """The activation that a module computes; None if it computes none, or if one of its torch calls is recognised
+    instead.
 
-    It has no parameters, buffers or parts, and is elementwise where it is tried.
+    Such a module has no parameters, buffers or submodules, and is elementwise on test values.
     """
     if type(module).__module__.startswith("torch.nn.") or next(module.children(), None) is not None:
         return None
@@ -113,10 +124,10 @@ def activation_module(module: nn.Module) -> Activation | None:
         return None
     if len(needed) != 1 or needed[0].kind in (needed[0].VAR_POSITIONAL, needed[0].VAR_KEYWORD):
         return None
-    alone = copy.copy(module)  # what it keeps of a call is not kept of ours
+    alone = copy.copy(module)  # so that our trial calls leave no trace in the module
     try:
         alone.__dict__ = {name: copy.deepcopy(kept) for name, kept in vars(module).items() if "hooks" not in name}
-    except Exception:  # it has what cannot be copied
+    except Exception:  # it contains something that cannot be copied
         return None
 
     function = partial(_forward, alone)
@@ -129,7 +140,7 @@ def activation_module(module: nn.Module) -> Activation | None:
     return Activation("relu" if relu else type(module).__name__, function, relu, not out[z <= 0].any(), module)
 
 
-# Functions of activations, by name, so that they can be pickled.
+# The functions of activations are at module level, so that they can be pickled.
 
 
 def _up_to(ceiling: float, z: Tensor) -> Tensor:
@@ -147,11 +158,11 @@ def _forward(module: nn.Module, z: Tensor) -> Tensor:
 
 
 def _left_behind(name: str, z: Tensor) -> Tensor:
-    raise SettingError(f"{name}: of a result that was pickled there is no model; find the sites of one")
+    raise SettingError(f"{name}: a pickled result has no model; call find_sites on the model")
 
 
 def _ends_in_a_call(function: Callable) -> bool:
-    """Whether what it returns is what one of :data:`ACTIVATION_CALLS` has returned."""
+    """Whether its return value is the output of a recognised activation call."""
     with torch.no_grad(), _Calls() as calls:
         out = function(torch.zeros(2))
     return any(
@@ -161,7 +172,7 @@ def _ends_in_a_call(function: Callable) -> bool:
 
 
 def _elementwise(function: Callable) -> bool:
-    """Whether it computes each output from its own input, the same each time, and is not the identity."""
+    """Whether each output depends on its own input only, is reproducible, and is not linear."""
     z = torch.linspace(-6, 6, 48, dtype=torch.float64)
     try:
         with torch.no_grad(), torch._C.DisableTorchFunction():
@@ -170,28 +181,28 @@ def _elementwise(function: Callable) -> bool:
                 return False
             backwards = function(z.flip(0).clone()).flip(0)
             some = function(z[::5].clone().view(2, 5))
-            if out.diff().diff().abs().max() < 1e-9:  # a line, which the neuron's own sum may go through
+            if out.diff().diff().abs().max() < 1e-9:  # linear functions are followed as part of the sum
                 return False
             return all(
                 torch.allclose(one, other, rtol=1e-9, atol=1e-12)
                 for one, other in ((out, function(z.clone())), (out, backwards), (out[::5], some.flatten()))
             ) and bool(out.isfinite().all())
-    except Exception:  # of somebody's forward, for which this is no input
+    except Exception:  # the function may not accept such an input
         return False
 
 
 def _seen(function: Callable) -> bool:
-    """Whether a call of this function is one that a context of ours is told of."""
+    """Whether our contexts are notified of calls of this function."""
     try:
         with torch.no_grad(), _Calls() as calls:
             function(torch.zeros(2))
-    except Exception:  # it takes no tensor
+    except Exception:  # it does not accept a tensor
         return False
     return any(func is function for func, *_ in calls.seen)
 
 
 class _Calls(TorchFunctionMode):
-    """Keeps the torch calls inside it, with what they were given and what they returned."""
+    """Record the torch calls inside the context, with their arguments and results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,14 +215,14 @@ class _Calls(TorchFunctionMode):
 
 
 def _relu_ceiling(func: Callable, args: tuple, kwargs: dict) -> float | None:
-    """The largest value that this call gives, infinite of most; None: it is no ReLU."""
+    """The largest value that this ReLU call can return, infinite for most; None if it is not a ReLU."""
     if func in _PLAIN:
         return 6.0 if func is F.relu6 else math.inf
     names = _SETTINGS[func]
     given = named(names, args, {_NAMES.get(name, name): value for name, value in kwargs.items()})
     if func in _MAXIMUMS:
         other = given.get("other")
-        # Of torch.max(z, dim) the second argument is no tensor.
+        # In torch.max(z, dim), the second argument is not a tensor.
         relu = isinstance(other, Tensor) and _is_zero(other) and other.numel() <= given["input"].numel()
         return math.inf if relu else None
     if func in _THRESHOLDS:
@@ -229,7 +240,7 @@ def _is_zero(value: Any) -> bool:
 
 
 def _ceiling(value: Any) -> float | None:
-    """One number above 0, infinite where none is given; None of anything else, as of one for each neuron."""
+    """A single number above 0, infinite if none is given; None for anything else, such as one value per neuron."""
     if value is None:
         return math.inf
     if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""What torch calls do to the tensors they are given, as far as their names tell."""
+"""What torch calls do to their tensors, as far as their names tell."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from exprune.core.calls.layers import named
 
 
 def tensors(structure: Any) -> Iterator[Tensor]:
-    """All tensors in tuples, lists and dictionaries, however nested."""
+    """Yield all tensors in nested tuples, lists and dictionaries."""
     if isinstance(structure, Tensor):
         yield structure
     elif isinstance(structure, dict):
@@ -23,15 +23,15 @@ def tensors(structure: Any) -> Iterator[Tensor]:
 
 
 def call_name(func: Callable) -> str:
-    """A call's name as one would say it."""
+    """The readable name of a call."""
     name = getattr(func, "__name__", str(func))
-    if name in ("__get__", "__set__"):  # of an attribute
+    if name in ("__get__", "__set__"):  # access to an attribute
         name = getattr(getattr(func, "__self__", None), "__name__", name)
     return name.partition(".")[0].strip("_")
 
 
 def describes(func: Callable) -> bool:
-    """Whether a call reads no value of its tensors, but what they are: their shape, type or place."""
+    """Whether a call reads no values of its tensors, but only their shape, type or device."""
     if getattr(func, "__name__", "") == "__get__":
         return getattr(func, "__self__", None) in _PROPERTIES
     return func in _DESCRIPTIONS
@@ -45,7 +45,7 @@ def changes(func: Callable, kwargs: dict) -> bool:
 
 
 def draws(func: Callable, args: tuple, kwargs: dict) -> bool:
-    """Whether a call draws random numbers, as the calls of layers do that behave otherwise in training."""
+    """Whether a call draws random numbers, as some layers do in training mode."""
     name = call_name(func)
     if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):  # (..., has_biases, layers, dropout, training, ...)
         return len(args) > 6 and args[5] > 0 and bool(args[6])
@@ -63,7 +63,7 @@ def draws(func: Callable, args: tuple, kwargs: dict) -> bool:
 
 
 def keeps_zeros(func: Callable, args: tuple, kwargs: dict, tensor: Tensor) -> bool:
-    """Whether what a call makes of a tensor it is given is exactly 0 wherever that is."""
+    """Whether the result of a call is exactly 0 wherever ``tensor`` is."""
     left, right = operands(args, kwargs)
     if func not in _ZERO_KEEPING or (left is not tensor and (func in DIVISIONS or func not in SCALES)):
         return False
@@ -80,7 +80,7 @@ def operands(args: tuple, kwargs: dict) -> tuple[Any, Any]:
 
 
 def functions(*names: str) -> set[Callable]:
-    """The functions of torch and the methods of tensors that have these names."""
+    """The functions of torch and the methods of tensors with these names."""
     return {f for owner in (torch, Tensor, F) for name in names if (f := getattr(owner, name, None)) is not None}
 
 

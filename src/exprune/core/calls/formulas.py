@@ -1,7 +1,7 @@
-"""What torch's operators cost (docs/method.md, section 5).
+"""FLOP formulas of torch's operators (docs/method.md, section 5).
 
-What PyTorch's counter has no formula for and multiplies is counted by a formula of ours where that is simple; the rest
-is named, never taken to be nothing.
+Operators that multiply and for which PyTorch's counter has no formula are counted by our own formulas where these are
+simple. The others are reported by name, and never assumed to cost nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,16 +18,16 @@ from exprune.core.calls.operators import costs_nothing, made_of_others
 
 
 class Cost(Enum):
-    """What is known of an operator's cost: each is of exactly one of these kinds."""
+    """What is known of an operator's cost. Every operator has exactly one of these kinds."""
 
-    OTHERS = "that of the operators it is made of"
+    OTHERS = "that of the operators it calls"
     FORMULA = "PyTorch's counter or we have a formula"
     NOTHING = "nothing worth counting"
-    UNKNOWN = "nobody knows: it is named"
+    UNKNOWN = "unknown, so it is reported by name"
 
 
 def cost_of(op: OpOverload) -> Cost:
-    """What is known of an operator's cost."""
+    """The kind of an operator's cost."""
     if made_of_others(op):
         return Cost.OTHERS
     if formula_of(op) is not None:
@@ -36,21 +36,22 @@ def cost_of(op: OpOverload) -> Cost:
 
 
 def multiplies(op: OpOverload) -> bool:
-    """Whether an operator is a matrix product, a convolution or the like, as far as is known."""
+    """Whether an operator is a matrix product, a convolution or similar, or might be."""
     return formula_of(op) is not None or not costs_nothing(op)
 
 
 def formula_of(op: Any) -> Callable[..., int] | None:
-    """What counts the FLOPs of an operator, by what it is given and ``out_val``, what it gives."""
+    """The FLOP formula of an operator, a function of its arguments and its result ``out_val``; None if unknown."""
     packet = getattr(op, "_overloadpacket", op)
     return flop_registry.get(packet) or FORMULAS.get(packet)
 
 
 def flops_of(formula: Callable[..., int], args: tuple, kwargs: dict, out: Any) -> int | None:
-    """The FLOPs of a call, 2 for each multiply-add of real numbers; None: of what it is given nobody knows them.
+    """The FLOPs of a call, 2 per multiply-add of real numbers; None if they cannot be determined from its arguments.
 
-    A multiply-add of complex numbers is 4 of real ones. A sparse matrix multiplies what is stored of it; of several
-    it is not known how often they meet, and of nested tensors not what is in them.
+    A multiply-add of complex numbers counts as 4 of real numbers. A sparse matrix multiplies its stored values only.
+    For several sparse matrices it is unknown how often their values meet, and for nested tensors the contents are
+    unknown.
     """
     times, sparse = 1, []
     for x in tensors((args, kwargs)):
@@ -69,11 +70,11 @@ def flops_of(formula: Callable[..., int], args: tuple, kwargs: dict, out: Any) -
 
 
 def multiply_adds(dtype: torch.dtype) -> int:
-    """Of how many real numbers a multiply-add of this type is one."""
+    """The number of real multiply-adds in one multiply-add of this type."""
     return _MULTIPLY_ADDS.get(dtype, 1)
 
 
-# Two numbers of four bits are one element of a tensor.
+# One element of a float4 tensor holds two numbers.
 _MULTIPLY_ADDS = {torch.complex32: 4, torch.complex64: 4, torch.complex128: 4}
 if hasattr(torch, "float4_e2m1fn_x2"):
     _MULTIPLY_ADDS[torch.float4_e2m1fn_x2] = 2
@@ -83,7 +84,7 @@ _Shape = Sequence[int]
 
 
 def _rows(left: _Shape, *args: Any, out_shape: _Shape, **kwargs: Any) -> int:
-    """Every number of the result is a sum over the last dimension of what stands on the left."""
+    """Every number of the result is a sum over the last dimension of the left argument."""
     return 2 * prod(out_shape) * left[-1]
 
 
@@ -97,7 +98,7 @@ def _added_batch(added: _Shape, left: _Shape, *args: Any, out_shape: _Shape, **k
 
 
 def _grouped(left: _Shape, right: _Shape, *args: Any, out_shape: _Shape, **kwargs: Any) -> int:
-    """Of rows in groups, each group with a matrix of its own: every row meets one of them."""
+    """Rows in groups, each group with a matrix of its own: every row is multiplied by one matrix."""
     groups_of_terms = len(left) == len(right) == 2
     return _rows(left, out_shape=out_shape[1:] if groups_of_terms else out_shape)
 
@@ -111,22 +112,22 @@ def _sparse_reduced(left: _Shape, right: _Shape, *args: Any, **kwargs: Any) -> i
 
 
 def _sampled(sampled: _Shape, left: _Shape, *args: Any, **kwargs: Any) -> int:
-    """Of the product those numbers that are stored."""
+    """Only the stored numbers of the product are computed."""
     return 2 * prod(sampled) * left[-1]
 
 
 def _attention(query: _Shape, key: _Shape, value: _Shape, *args: Any, **kwargs: Any) -> int:
-    """Every query meets every key and value, of which several heads may share one."""
+    """Every query is multiplied by every key and value; several heads may share keys and values."""
     return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _mkldnn_rnn(x: _Shape, of_input: _Shape, of_hidden: _Shape, *args: Any, **kwargs: Any) -> int:
-    """One layer in one direction: every step of every sequence meets both matrices."""
+    """One layer in one direction: every step of every sequence is multiplied by both matrices."""
     return 2 * prod(x[:-1]) * (prod(of_input) + prod(of_hidden))
 
 
 def _rnn(x: _Shape, weights: Sequence[_Shape], *args: Any, **kwargs: Any) -> int:
-    """All layers: every step of every sequence meets all matrices; what is no matrix is a bias."""
+    """All layers: every step of every sequence is multiplied by all matrices. Weights of one dimension are biases."""
     return 2 * prod(x[:-1]) * sum(prod(weight) for weight in weights if len(weight) == 2)
 
 
@@ -171,7 +172,7 @@ _BY_SHAPE: dict[Callable[..., int], str] = {
     _time_first_convolution: "conv_tbc",
 }
 
-# Of those that this version of PyTorch has.
+# Only operators that this version of PyTorch has.
 FORMULAS: dict[Any, Callable[..., int]] = {
     packet: shape_wrapper(formula)
     for formula, names in _BY_SHAPE.items()

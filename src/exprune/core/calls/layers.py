@@ -1,7 +1,7 @@
-"""Which torch calls are linear layers, and what they are given.
+"""Recognise torch calls that are linear layers, and read their arguments.
 
-A layer is found by its call, not by the class of its module: a module of any class that calls ``linear``, ``addmm``, a
-matrix product or a convolution with weights of its own is one (docs/method.md, section 1).
+A layer is recognised by its call, not by the class of its module. Any module that calls ``linear``, ``addmm``, a matrix
+product or a convolution with weights of its own is a layer (docs/method.md, section 1).
 """
 
 import math
@@ -16,15 +16,20 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class LinearCall:
-    """One call of a linear layer: what its partial sums are computed from.
+    """One call of a linear layer: everything that its partial sums are computed from.
 
     Attributes:
         kind: ``linear``, ``conv1d``, ``conv2d``, ``conv3d``, or ``conv_transpose1d``, ``2d``, ``3d``.
-        weight: (outputs, terms, *kernel); of a transposed convolution (terms, outputs, *kernel).
-        given: the weight as the call was given it, of which ``weight`` may be the transposed view.
-        bias: one number per output, or one for all; None: none.
-        sums: after each stage, where the call was computed by way of them.
-        unsupported: why such a call cannot be pruned; None where it can.
+        input: The input (..., terms) or (..., terms, *space).
+        weight: The weight (outputs, terms, *kernel); for a transposed convolution (terms, outputs, *kernel).
+        given: The weight argument of the call; ``weight`` may be its transposed view.
+        bias: One number per output, or one for all; None without a bias.
+        stride: The stride of a convolution, for each dimension.
+        padding: The padding of a convolution, for each dimension, or ``same`` or ``valid``.
+        dilation: The dilation of a convolution, for each dimension.
+        groups: The groups of a convolution.
+        sums: The partial sums after each stage, if the call was computed from them.
+        unsupported: Why such a call cannot be pruned; None if it can.
     """
 
     kind: str
@@ -41,7 +46,7 @@ class LinearCall:
 
     @property
     def spatial_dims(self) -> int:
-        """Dimensions of the kernel: 0 of a Linear."""
+        """The number of dimensions of the kernel; 0 for a Linear."""
         return self.weight.dim() - 2
 
     @property
@@ -50,7 +55,7 @@ class LinearCall:
 
     @property
     def channel_dim(self) -> int:
-        """Where the channels stand, of the input and of the output."""
+        """The dimension of the channels in the input and the output."""
         return -1 - self.spatial_dims
 
     @property
@@ -63,7 +68,7 @@ class LinearCall:
 
     @property
     def column_flops(self) -> int:
-        """FLOPs that one number of its input takes part in, on average over an image. Of no transposed convolution."""
+        """FLOPs that one number of the input takes part in, averaged over an image. Not for transposed convolutions."""
         each = 2 * (self.weight.shape[0] // self.groups) * self.weight.shape[2:].numel()
         space, kernel = self.input.shape[self.input.dim() - self.spatial_dims :], self.weight.shape[2:]
         if self.padding == "same":
@@ -77,13 +82,13 @@ class LinearCall:
 
 
 def layer_call(func: Callable, args: tuple, kwargs: dict) -> LinearCall | None:
-    """What a torch call computes if it is that of a linear layer; None where it is none."""
+    """The call as that of a linear layer; None if it is not one."""
     parse = _PARSERS.get(func)
     return None if parse is None else parse(func, args, kwargs)
 
 
 def called_with_any_weight(func: Callable) -> bool:
-    """Whether such a call is a layer whatever its weight; the others are where it is a parameter."""
+    """Whether such a call is a layer with any weight. Other calls are layers only if the weight is a parameter."""
     return func is F.linear or func in _CONVOLUTIONS
 
 
@@ -100,7 +105,7 @@ def per_channel(values: Tensor, spatial_dims: int) -> Tensor:
 def _linear(func: Callable, args: tuple, kwargs: dict) -> LinearCall:
     given = named(("input", "weight", "bias"), args, kwargs)
     weight = given["weight"]
-    unsupported = None if weight.dim() == 2 else "its weight is no matrix"
+    unsupported = None if weight.dim() == 2 else "its weight is not a matrix"
     return LinearCall("linear", given["input"], _matrix(weight), weight, given.get("bias"), unsupported=unsupported)
 
 
@@ -108,7 +113,7 @@ def _addmm(func: Callable, args: tuple, kwargs: dict) -> LinearCall:
     given = named(("input", "mat1", "mat2"), args, {"input" if k == "self" else k: v for k, v in kwargs.items()})
     bias, weight = given["input"], given["mat2"]
     plain = given.get("beta", 1) == 1 and given.get("alpha", 1) == 1 and bias.numel() in (1, weight.shape[-1])
-    unsupported = None if plain else "its addmm scales, or adds a matrix"
+    unsupported = None if plain else "its addmm scales the product, or adds a matrix"
     return LinearCall("linear", given["mat1"], weight.t(), weight, bias if plain else None, unsupported=unsupported)
 
 

@@ -1,6 +1,7 @@
-"""Which of torch's operators cost something, as far as they say so themselves (docs/method.md, section 5).
+"""Determine which of torch's operators cost something, from what they declare (docs/method.md, section 5).
 
-What nobody vouches for is never taken to be nothing: an operator of a later PyTorch or of another library may cost.
+An operator is only assumed to cost nothing if that is certain: operators of later PyTorch versions or of other
+libraries may cost something.
 """
 
 import re
@@ -14,26 +15,26 @@ _TAGS = {
     for name in ("pointwise", "reduction", "view_copy", "inplace_view")
     if name in dir(torch.Tag)
 }
-# Whose operators' schemas are known to mean what they say.
+# Namespaces whose operator schemas are reliable.
 _PYTORCH = {"aten", "prim", "prims", "inductor"}
-# They send tensors to other processes, or write a protocol.
+# These send tensors to other processes, or write logs.
 _SENDING = {"c10d", "_c10d_functional", "_c10d_functional_autograd", "fsdp", "profiler", "debugprims"}
 
-# Operators whose work grows no faster than what they read and write, of which neither tags nor schemas tell.
+# Operators whose work grows no faster than the data they read and write, which neither tags nor schemas show.
 # One name stands for a family, see `_family`.
 _FREE = set(
-    # number by number
+    # elementwise
     """
     add_relu addr complex dist fill floor_divide glu hardswish irshift log_sigmoid masked_scale polar prelu prelu_kernel
     rrelu_with_noise thnn_fused_gru_cell thnn_fused_lstm_cell transform_bias_rescale_qkv zero adagrad adam adamw sgd
     update_scale non_finite_check_and_unscale binomial dirichlet_grad standard_gamma_grad
     """
-    # many numbers into one, of which earlier versions' tags do not tell
+    # reductions that are not tagged in earlier versions
     """
     all allclose amax amin aminmax any argmax argmin count_nonzero csr_prod csr_sum hash_tensor is_all_true is_any_true
     linalg_vector_norm logsumexp max mean min norm powsum prod std std_mean sum trace var var_mean
     """
-    # by what many numbers have in common
+    # normalisations and cumulative operations
     """
     batch_norm batch_norm_elemt batch_norm_backward_elemt batch_norm_backward_reduce batch_norm_stats
     batch_norm_gather_stats batch_norm_gather_stats_with_counts batch_norm_update_stats batch_norm_no_update
@@ -41,7 +42,7 @@ _FREE = set(
     embedding_renorm weight_norm weight_norm_interface softmax log_softmax safe_softmax masked_softmax
     tensor_softmax_with_shape cummax cummin cumprod cumsum logcumsumexp
     """
-    # a few neighbours each, weighed by their places alone
+    # pooling and interpolation over a few neighbours each
     """
     adaptive_avg_pool adaptive_max_pool avg_pool fractional_max_pool max_pool max_unpool upsample_bicubic
     upsample_bilinear upsample_lanczos upsample_linear upsample_nearest upsample_nearest_exact upsample_trilinear
@@ -52,12 +53,12 @@ _FREE = set(
     binary_cross_entropy binary_cross_entropy_with_logits ctc_loss huber_loss mse_loss multi_margin_loss
     multilabel_margin_loss nll_loss smooth_l1_loss soft_margin_loss
     """
-    # comparisons: what is sorted, sought or counted
+    # comparisons: sorting, searching and counting
     """
     bincount bucketize histc histogram isin kthvalue median mode nanmedian nonzero nonzero_static searchsorted sort topk
     unique unique2 unique_consecutive unique_dim unique_dim_consecutive
     """
-    # rows that are looked up, added up or put somewhere
+    # rows that are looked up, added up or written
     """
     embedding embedding_dense embedding_bag embedding_bag_dense embedding_bag_forward_only
     embedding_bag_per_sample_weights gather index index_add index_fill index_put index_reduce index_select
@@ -81,7 +82,7 @@ _FREE = set(
     quantize_learnable_per_tensor_affine quantize_per_channel quantize_per_channel_affine_cachemask quantize_per_tensor
     quantize_per_tensor_affine_cachemask quantize_per_tensor_dynamic
     """
-    # questions about several tensors
+    # queries about several tensors
     """
     functional_assert_async functional_assert_scalar functional_sym_constrain_range
     functional_sym_constrain_range_for_size has_same_storage_numel is_same_size is_set_to sdp_choice
@@ -93,7 +94,7 @@ _FREE_ELSEWHERE = {
     f"torchvision::{name}" for name in ("nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
 }
 
-# Of those that are given functions, the ones that compute nothing but what these do.
+# Operators that take functions, and compute nothing beyond what these functions compute.
 CONTROL_FLOW = set(
     """
     cond while_loop scan associative_scan map_impl tag_activation_checkpoint wrap wrap_activation_checkpoint
@@ -101,7 +102,7 @@ CONTROL_FLOW = set(
     """.split()
 )
 
-# They multiply by themselves, in other libraries' code, though they say that they are made of other operators.
+# These multiply in other libraries' code, although they are declared as composed of other operators.
 HIDING = {
     *(f"fbgemm_linear_{kind}" for kind in ("int8_weight", "int8_weight_fp32_activation")),
     *(f"fbgemm_linear_{kind}" for kind in ("fp16_weight", "fp16_weight_fp32_activation")),
@@ -111,18 +112,18 @@ HIDING = {
 
 @cache
 def made_of_others(op: OpOverload) -> bool:
-    """Whether an operator does nothing by itself: what it calls is counted."""
+    """Whether an operator only calls other operators, which are counted."""
     key = torch._C.DispatchKey.CompositeImplicitAutograd
-    known = torch._C._dispatch_has_kernel(op.name())  # those of TorchScript's interpreter alone are not
+    known = torch._C._dispatch_has_kernel(op.name())  # operators of TorchScript's interpreter have none
     return known and op.has_kernel_for_dispatch_key(key) and not _asks(op) and _name(op) not in HIDING
 
 
 @cache
 def costs_nothing(op: OpOverload) -> bool:
-    """Whether an operator costs nothing worth counting: nothing whose cost grows faster than what it reads and writes.
+    """Whether an operator costs nothing worth counting: its cost grows no faster than what it reads and writes.
 
-    It is so where it says so itself: by its tags, whoever wrote it, or by its schema, where it is one of PyTorch's own
-    (a view, a tensor made of numbers alone, a draw, a question); or where it is listed.
+    This is so if its tags say so; if it is one of PyTorch's own and its schema says so (a view, a tensor made from
+    numbers, a random draw, a query); or if it is listed here.
     """
     if _TAGS & set(op.tags) or op.namespace in _SENDING or str(op._schema.name) in _FREE_ELSEWHERE:
         return True
@@ -137,24 +138,24 @@ def _says_so(op: OpOverload) -> bool:
 
 
 def _views(op: OpOverload) -> bool:
-    """Its results share the memory of what it is given, and are not written."""
+    """Whether its results share the memory of its arguments and are not written."""
     results = op._schema.returns
     return bool(results) and all(x.alias_info is not None and not x.alias_info.is_write for x in results)
 
 
 def _makes(op: OpOverload) -> bool:
-    """A tensor out of no tensor."""
+    """Whether it creates a tensor without reading one."""
     kinds = [str(argument.type) for argument in op._schema.arguments if not argument.is_out]
     return not any("Tensor" in kind or "__torch__" in kind for kind in kinds)
 
 
 def _draws(op: OpOverload) -> bool:
-    """Random numbers, for no more than one tensor."""
+    """Whether it draws random numbers, reading at most one tensor."""
     return torch.Tag.nondeterministic_seeded in op.tags and _read(op) <= 1
 
 
 def _asks(op: OpOverload) -> bool:
-    """What one tensor is like."""
+    """Whether it only queries properties of one tensor."""
     written = any(argument.alias_info is not None for argument in op._schema.arguments)
     tells = not any("Tensor" in str(result.type) for result in op._schema.returns)
     return tells and not written and _read(op) <= 1
@@ -170,7 +171,7 @@ def _name(op: OpOverload) -> str:
 
 
 def _packet(name: str) -> list[OpOverload]:
-    """All overloads of an operator of ATen, but for those on strings and lists that TorchScript calls the same."""
+    """All overloads of an ATen operator, except those for strings and lists that TorchScript gives the same name."""
     packet = getattr(torch.ops.aten, name, None)
     overloads = [] if packet is None else [getattr(packet, overload) for overload in packet.overloads()]
     return [op for op in overloads if torch._C._dispatch_has_kernel(op.name())]
@@ -184,10 +185,10 @@ _SUFFIXES = re.compile(
 
 
 def _family(name: str) -> str:
-    """What an operator does, whoever does it, to whatever it is given, and where the result goes.
+    """The operation that an operator computes, without backend, argument types, and direction.
 
-    ``relu_``, ``_foreach_add_`` and ``cudnn_batch_norm_backward`` are of the families ``relu``, ``add`` and
-    ``batch_norm``: the gradient of a function costs no more than a few times what the function costs.
+    ``relu_``, ``_foreach_add_`` and ``cudnn_batch_norm_backward`` belong to the families ``relu``, ``add`` and
+    ``batch_norm``: a gradient costs at most a few times as much as its function.
     """
     for pattern in (_PREFIXES, _SUFFIXES):
         while (stripped := pattern.sub("", name.strip("_"))) != name.strip("_"):

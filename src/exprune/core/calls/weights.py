@@ -1,8 +1,9 @@
-"""Whose weight a call uses: a parameter, a part of one, or what parameters make (docs/method.md, section 1).
+"""Identify the weight that a call uses: a parameter, a part of one, or computed from parameters (docs/method.md, 1).
 
-A call belongs to the layer whose weight it uses, whatever module runs. A weight is told by its memory: a parameter as
-it is stored, transposed, or a part of it (an expert of a stack, a relation, some rows). What a module computes from
-parameters alone at each call (parametrizations, standardised, low-rank, masked weights) is told by how it is computed.
+A call belongs to the layer whose weight it uses, whichever module is running. A weight is identified by its memory: a
+parameter as it is stored, transposed, or a part of it (an expert of a stack, a relation, some rows). A weight that a
+module computes from parameters alone at each call (parametrizations; standardised, low-rank or masked weights) is
+identified by how it is computed.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from exprune.core.calls.layers import LinearCall
 
 @dataclass(frozen=True)
 class Part:
-    """Some numbers of a stored tensor: their shape, their strides, and how far behind its first number they begin."""
+    """A part of a stored tensor: its shape, its strides, and the offset of its first number."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -36,9 +37,9 @@ class Made:
     """A weight that is computed from parameters alone at each call.
 
     Attributes:
-        how: tells it from what is computed in another way, in every pass and process.
-        roots: the parameters and buffers that it is computed from: name, module and name in the module.
-        value: it, as it was when its layer was found.
+        how: A fingerprint of the computation, the same in every pass and process.
+        roots: The parameters and buffers that it is computed from: name, module and name in the module.
+        value: The weight when its layer was found.
     """
 
     how: str
@@ -48,14 +49,14 @@ class Made:
 
 @dataclass(frozen=True)
 class Weight:
-    """Whose weight one is.
+    """The identity of a weight.
 
     Attributes:
-        module: that keeps it; of one that is computed, that uses it.
-        parameter: what the module calls it.
-        transposed: whether it is kept as (terms, outputs).
-        part: which part of the parameter it is; None: all of it.
-        made: how it is computed; None: it is stored.
+        module: The module that stores it; for a computed weight, the module that uses it.
+        parameter: Its name in the module.
+        transposed: Whether it is stored as (terms, outputs).
+        part: The part of the parameter that it is; None means all of it.
+        made: How it is computed; None if it is stored.
     """
 
     module: nn.Module
@@ -66,7 +67,7 @@ class Weight:
 
 
 def stored_in(module: nn.Module, call: LinearCall) -> Weight | None:
-    """The parameter of ``module`` itself that is the weight of a call, or that it is part of; None: of none."""
+    """The parameter of ``module`` itself that is the weight of a call or contains it; None if there is none."""
     found = None
     for name, stored in _tensors_of(module):
         if (relation := _relation(stored, call)) is not None:
@@ -78,15 +79,15 @@ def stored_in(module: nn.Module, call: LinearCall) -> Weight | None:
 
 
 def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What a module itself keeps, by name."""
+    """The tensors that a module itself stores, by name."""
     yield from ((name, p) for name, p in module._parameters.items() if p is not None)
     yield from ((name, b) for name, b in module._buffers.items() if b is not None)
-    # What torch.nn.utils.prune and functional_call put in a parameter's place.
+    # torch.nn.utils.prune and functional_call replace parameters by plain attributes.
     yield from ((name, value) for name, value in module.__dict__.items() if isinstance(value, Tensor))
 
 
 def memory_of(tensor: Tensor) -> int | None:
-    """Which memory a tensor lies in; None of one that has none of its own (sparse, nested, wrapping others)."""
+    """An id of a tensor's memory; None if it has none of its own (sparse, nested, or wrapping other tensors)."""
     if tensor.layout != torch.strided or tensor.is_nested:
         return None
     try:
@@ -96,7 +97,7 @@ def memory_of(tensor: Tensor) -> int | None:
 
 
 def part_name(parameter: str, stored: Tensor, part: Part) -> str:
-    """A part as one would write it: ``stacked[2]``, ``weight[0:64]``; else by the numbers where it begins and ends."""
+    """A readable name of a part: ``stacked[2]``, ``weight[0:64]``, or else the offsets of its first and last number."""
     index, rest = [], part.start
     for size, stride in zip(stored.shape, stored.stride(), strict=True):
         start, rest = divmod(rest, stride) if stride else (0, rest)
@@ -122,11 +123,11 @@ class _How:
 
 
 class MadeOfParameters:
-    """Which tensors of a pass are computed from parameters alone, each by how it is computed.
+    """Track the tensors of a pass that are computed from parameters alone, and how each is computed.
 
     Args:
-        roots: parameters and buffers, by name.
-        version: a number that is another one once a tensor's memory was written to, where that is watched.
+        roots: The parameters and buffers by name.
+        version: Returns a number that changes when a tensor's memory is written to, if this is watched.
     """
 
     def __init__(
@@ -134,17 +135,17 @@ class MadeOfParameters:
     ) -> None:
         self._roots, self._version = roots, version
         self._names: dict[int, str] = {}
-        self._how = WeakTensorKeyDictionary()  # how, and from which roots
+        self._how = WeakTensorKeyDictionary()  # the computation and its roots
         for name, (module, parameter) in roots.items():
             if (tensor := stored_now(module, parameter)) is not None:
                 self._names[id(tensor)] = name
 
     def known(self, args: tuple, kwargs: dict) -> "dict[int, _How | None]":
-        """What is known of the tensors that a call is given, before it runs, by their ids."""
+        """What is known of a call's tensor arguments before it runs, by their ids."""
         return {id(x): self._known(x) for x in tensors((args, kwargs))}
 
     def note(self, func: Callable, args: tuple, kwargs: dict, out: Any, known: "dict[int, _How | None]") -> None:
-        """Follow what a torch call has made of its arguments, of which so much was :meth:`known`."""
+        """Record what a torch call computed from its arguments; ``known`` is the result of `known` before the call."""
         changed = list(tensors((args, kwargs)))[:1] if changes(func, kwargs) else []
         if None in known.values() or draws(func, args, kwargs):
             for x in changed:
@@ -161,22 +162,22 @@ class MadeOfParameters:
             self._how[x] = _How(digest, roots, self._version(x))
 
     def roots(self, tensor: Tensor) -> frozenset[str]:
-        """From which parameters and buffers alone a tensor was computed; none where anything else entered it."""
+        """The parameters and buffers that a tensor was computed from; empty if anything else was used."""
         known = self._known(tensor)
         return known.roots if known is not None and id(tensor) not in self._names else frozenset()
 
     def constant(self, tensor: Tensor) -> bool:
-        """Whether a tensor is a parameter, a buffer or computed from such alone."""
+        """Whether a tensor is a parameter, a buffer, or computed from these alone."""
         return self._known(tensor) is not None
 
     def how(self, call: LinearCall) -> str | None:
-        """How the weight of a call was computed; None where it is stored, or something else entered it."""
+        """A fingerprint of how the weight of a call was computed; None if it is stored or other values were used."""
         if not self.roots(call.given):
             return None
         return str(self._how[call.given].digest) + ("" if call.weight is call.given else " transposed")
 
     def made(self, call: LinearCall) -> Made | None:
-        """What is to be known of a weight that was computed from parameters alone."""
+        """A description of a weight that was computed from parameters alone; None for other weights."""
         how = self.how(call)
         if how is None:
             return None
@@ -191,19 +192,19 @@ class MadeOfParameters:
 
 
 def _written(value: Any, known: "dict[int, _How | None]") -> str:
-    """An argument of a call, alike in every pass and process."""
+    """A text for an argument of a call that is the same in every pass and process."""
     if isinstance(value, Tensor):
         return of.digest if (of := known[id(value)]) is not None else ""
     if isinstance(value, list | tuple):
         return f"({', '.join(_written(item, known) for item in value)})"
     if isinstance(value, torch.device):
-        return ""  # a model may move
+        return ""  # models may move between devices
     simple = isinstance(value, bool | int | float | complex | str | slice | torch.dtype | None | type(...))
     return repr(value) if simple else type(value).__name__
 
 
 def name_of_made(made: Made, names: Mapping[nn.Module, str], module: nn.Module) -> tuple[str, str]:
-    """What a computed weight is called: ``weight`` where it is made of that, else by all that it is made of."""
+    """The name of a computed weight: ``weight`` if that is among its roots, or else the names of all its roots."""
     own = f"{names.get(module, '')}." if names.get(module) else ""
     shown = [name.removeprefix(own).removeprefix("parametrizations.") for name, _, _ in made.roots]
     if any(name == "weight" or name.startswith("weight.") or name in _WEIGHT_IN_PARTS for name in shown):
@@ -212,12 +213,12 @@ def name_of_made(made: Made, names: Mapping[nn.Module, str], module: nn.Module) 
 
 
 def can_run(module: nn.Module) -> bool:
-    """Whether a module has a forward; lists of parameters have none, and whose part they are uses what they keep."""
+    """Whether a module has a forward. Parameter lists have none; the module that owns them uses their weights."""
     return type(module).forward is not nn.Module.forward
 
 
 def stored_now(module: nn.Module, parameter: str) -> Tensor | None:
-    """What a module keeps under a name, without computing it."""
+    """The tensor that a module stores under a name; nothing is computed."""
     for place in (module._parameters, module._buffers, module.__dict__):
         if isinstance(value := place.get(parameter), Tensor):
             return value
@@ -225,9 +226,10 @@ def stored_now(module: nn.Module, parameter: str) -> Tensor | None:
 
 
 def masks_of(module: nn.Module) -> dict[str, Tensor]:
-    """The masks of a module's weights that static pruning keeps beside them, by parameter.
+    """The masks of a module's weights from static pruning, by parameter.
 
-    As ``torch.nn.utils.prune`` does, in a buffer ``<parameter>_mask``, and ``torch.ao.pruning``, in a parametrization.
+    ``torch.nn.utils.prune`` stores them in a buffer ``<parameter>_mask``, and ``torch.ao.pruning`` in a
+    parametrization.
     """
     masks = {
         name.removesuffix("_mask"): mask
@@ -243,7 +245,7 @@ def masks_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _relation(stored: Tensor, call: LinearCall) -> tuple[bool, Part | None] | None:
-    """Whether the weight of a call is ``stored`` transposed, and which part of it; None where it is another's."""
+    """Whether the weight of a call is ``stored`` transposed, and which part of it; None if it is another weight."""
     weight = call.weight
     if call.given is stored:
         return weight is not stored, None
@@ -262,7 +264,7 @@ def _relation(stored: Tensor, call: LinearCall) -> tuple[bool, Part | None] | No
 
 
 def _layout(tensor: Tensor) -> tuple[tuple[int, int], ...]:
-    """Sizes and strides, where a stride tells something."""
+    """Sizes and strides; strides of dimensions of size 1 have no meaning and are set to 0."""
     return tuple((size, stride if size > 1 else 0) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 

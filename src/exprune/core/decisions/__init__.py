@@ -1,1 +1,1 @@
-"""What is known after a stage, where neurons stop, and how that is solved before the run."""
+"""Decisions: what is known after a stage, where neurons stop, and the solver that computes this before the run."""

@@ -1,4 +1,4 @@
-"""Applying a decision table to some rows after a stage (docs/method.md, section 8)."""
+"""Apply a decision table to some rows after a stage (docs/method.md, section 8)."""
 
 import math
 
@@ -12,7 +12,7 @@ from exprune.core.partial_sums.elementwise import below
 
 
 def stop(seen: Prefix) -> Tensor:
-    """Which neurons stop, bool in the shape of the sums."""
+    """Which neurons stop: bool, of the shape of the sums."""
     table = _table(seen)
     if table.usual is None:
         return _in_shared_order(table, seen)
@@ -21,15 +21,15 @@ def stop(seen: Prefix) -> Tensor:
         if seen.gate is not None and table.gate is not None:
             width = width * (seen.gate.abs() / table.gate)
         return below(width.expand_as(seen.part), table.narrow[seen.stage])
-    assert table.below is not None  # where `narrow` is not
+    assert table.below is not None  # it is set unless `narrow` is
     expected, place = _expected(table, seen), width_places(_width(table, seen)).flatten()
     if table.predicts:
-        seen.kept["expected"] = seen, expected, place  # which the prediction goes on from
+        seen.kept["expected"] = seen, expected, place  # reused by the prediction
     return below(expected, table.below[:, seen.stage].index_select(0, place))
 
 
 def prediction(seen: Prefix) -> Tensor:
-    """What each neuron is expected to be, -inf where 0 is to be written."""
+    """The expected pre-activation of each neuron; -inf where the output must be 0."""
     table = _table(seen)
     expected: Tensor
     of, expected, place = seen.kept.pop("expected", (None, None, None))
@@ -47,26 +47,27 @@ def prediction(seen: Prefix) -> Tensor:
 
 
 def expected(seen: Prefix) -> Tensor:
-    """What each neuron's z is expected to be, in the shape of the sums."""
+    """The expected pre-activation of each neuron, of the shape of the sums."""
     return _expected(_table(seen), seen)
 
 
 def bounds(table: DecisionTable, bias: Tensor) -> Tensor:
-    """Below which sum of its first terms a neuron stops, (stages, outputs), of a site without a residual.
+    """The bound on the partial sum below which a neuron stops (stages, outputs).
 
-    In an order that all inputs share.
+    This is for sites without a residual, in an order that all inputs share.
 
     Args:
-        bias: (outputs,), what is added to the terms.
+        table: The site's decision table.
+        bias: What is added to the terms (outputs,).
     """
-    assert table.below is not None  # in a shared order
+    assert table.below is not None  # it is set in a shared order
     slope, bound = _positive(table.slope, table.below[0] - table.offset)
     return ((bound - bias) / slope).float()
 
 
 def _table(seen: Prefix) -> DecisionTable:
     if seen.table is None:
-        raise SettingError(f"{seen.site.name}: its heuristic has neither a stop nor a solve of its own")
+        raise SettingError(f"{seen.site.name}: its heuristic implements neither stop nor solve")
     return seen.table.like(seen.part)
 
 
@@ -81,8 +82,8 @@ def _in_shared_order(table: DecisionTable, seen: Prefix) -> Tensor:
 
 
 def _folded(table: DecisionTable, seen: Prefix) -> tuple[Tensor | None, Tensor]:
-    """Of the stage: slope and bound for ``slope * part + r < bound``; no slope where it says ``part < bound``."""
-    assert table.below is not None  # in a shared order
+    """Slope and bound of the test ``slope * part + r < bound`` of a stage; slope None if it is ``part < bound``."""
+    assert table.below is not None  # it is set in a shared order
     slope, bound = _positive(table.slope[seen.stage], table.below[0, seen.stage] - table.offset[seen.stage])
     slope, bound = _per_output(slope, seen), _per_output(bound, seen)
     if seen.scale is not None:
@@ -93,7 +94,7 @@ def _folded(table: DecisionTable, seen: Prefix) -> tuple[Tensor | None, Tensor]:
 
 
 def _positive(slope: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes to divide by: where nothing ever stops, any will do."""
+    """Slopes that are safe to divide by. If the bound is -inf, nothing stops and any slope will do."""
     return torch.where(bound == -math.inf, 1.0, slope), bound
 
 
@@ -101,17 +102,17 @@ def _expected(table: DecisionTable, seen: Prefix) -> Tensor:
     slope, offset = table.slope[seen.stage], table.offset[seen.stage]
     if table.usual is None:
         return (seen.s * _per_output(slope, seen)).add_(_per_output(offset, seen)).add_(seen.r)
-    assert seen.rest is not None and seen.norm is not None  # in the order of each input
+    assert seen.rest is not None and seen.norm is not None  # they are set in the order of each input
     share = (seen.rest / seen.norm.clamp(min=torch.finfo(seen.norm.dtype).tiny)).clamp_(0, 1)
     return torch.addcmul(seen.s, seen.s, share * slope).addcmul_(seen.rest, offset).add_(seen.r)
 
 
 def _width(table: DecisionTable, seen: Prefix) -> Tensor:
-    """(rows, 1): how many times what is usual each row has left."""
-    assert table.usual is not None and seen.rest is not None  # in the order of each input
+    """The width of each row (rows, 1): the norm of its remaining terms in units of the usual one."""
+    assert table.usual is not None and seen.rest is not None  # they are set in the order of each input
     return seen.rest / table.usual[seen.stage]
 
 
 def _per_output(values: Tensor, seen: Prefix) -> Tensor:
-    """One value per output, to broadcast with the sums."""
+    """One value per output, shaped to broadcast with the sums."""
     return values.view(-1, *(1,) * seen.spatial_dims)

@@ -1,4 +1,4 @@
-"""Which of its inputs a layer evaluates, worked out before the run (docs/method.md, section 8)."""
+"""Which inputs of a layer are evaluated, decided by a rule computed before the run (docs/method.md, section 8)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,15 +10,16 @@ Keep = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Choice:
-    """Which terms of every row (position) are evaluated before the only stage, by the row's inputs alone.
+    """A rule that selects the terms to evaluate in each row (of a convolution, position) from the inputs alone.
 
     Attributes:
-        keep: of (R, N) float32, the squared norm of each term's input (of a convolution a patch), and (N,) float32, the
-            squared norm of its weights: (R, N) bool, those that are evaluated.
-        flops: FLOPs of choosing for one row, beside the norms of a convolution's patches; and of the product with
-            ``basis``.
-        basis: (K * N, rank), orthonormal, the positions of the kernel outermost: terms that are not evaluated are taken
-            for what these directions hold of their inputs. None: they are left out.
+        keep: A function of the squared norm of each term's input (R, N) and of the squared norm of each term's weights
+            (N,), both float32. It returns a bool tensor (R, N), True for terms to evaluate. In a convolution, a term's
+            input is a patch of one channel.
+        flops: FLOPs of the selection for one row, including the product with ``basis``. The norms of a convolution's
+            patches are counted separately.
+        basis: Orthonormal directions (K * N, rank), the kernel's positions outermost. The inputs that are not evaluated
+            are replaced by their projection on these directions. None skips them.
     """
 
     keep: Keep

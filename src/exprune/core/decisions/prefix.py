@@ -1,4 +1,4 @@
-"""What a heuristic is shown of a site's neurons after a stage."""
+"""What a heuristic knows about a site's neurons after a stage."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,25 +13,36 @@ from exprune.core.discovery.sites import Site
 
 @dataclass(frozen=True)
 class Prefix:
-    """What is known of a site's neurons once ``n`` of their ``terms`` terms are evaluated.
+    """What is known about a site's neurons after ``n`` of their terms are evaluated.
 
-    All in units of the pre-activation, ``z = sum of all terms + r``: ``s``, (rows, outputs) of a Linear or (inputs,
-    outputs, *space) of a convolution, some of a batch at a time, is the sum of the first n terms, ``q``
-    the sum of their squares (None unless the heuristic needs squares), ``r`` what is added to the terms in any
-    case (bias, BatchNorm's shift, residual), a tensor that broadcasts with ``s``, or 0.0 where there is nothing.
-    ``terms`` is a tensor that broadcasts with ``s`` where static pruning removed weights. ``tau`` is this site's knob.
-    ``plan`` holds the stages and what each costs. ``rows`` (bool, broadcasts with ``s``) is False where a row is no
-    data; None: all are. ``full`` is the true z, of which nothing that is to save work can know: for oracles,
-    and None unless the heuristic needs it. ``s`` and ``q`` are overwritten by what comes next: copy what is to be kept.
-    ``table`` is what the heuristic's ``solve`` gave before the run.
+    All values are in units of the pre-activation, ``z = (sum of all terms) + r``. Sums have the shape (rows, outputs)
+    for a Linear layer and (inputs, outputs, *space) for a convolution, and hold part of a batch. In the order of each
+    input, a convolution is seen as (rows, outputs) too, with one row per position. The next stage overwrites ``s`` and
+    ``q``; clone what must be kept.
 
-    Of a site whose terms come in the order of each input, all tensors are (rows, outputs), of a convolution too: a row
-    for every position; ``rest``, (rows, 1), is the norm of the terms that a row has left, ``norm`` that of all of them;
-    ``weight`` is what a row is multiplied by, (kernel * terms, outputs), the kernel's positions outermost; ``gate`` is
-    what the outputs will be multiplied by, (rows, outputs), where a site that came before is the gate of this one.
-
-    ``s`` is ``scale * part``, with one scale per output channel (None: 1), and is not computed unless it is asked for.
-    ``kept`` is for what a heuristic works out once for all rows and stages of a batch: a new dict for every batch.
+    Attributes:
+        site: The site.
+        stage: The index of the test.
+        n: The number of terms evaluated so far.
+        terms: The number of terms N. Under a static mask it is a tensor that broadcasts with ``s``.
+        tau: The site's setting.
+        part: The sum of the first n terms before scaling. Tests of ``part`` save a pass over the sums.
+        scale: The factor of each output channel, so that ``s = scale * part``; None means 1.
+        q: The sum of the squares of the first n terms; None unless the heuristic needs squares.
+        r: What is added to the terms in any case (bias, BatchNorm's shift, residual): a tensor that broadcasts with
+            ``s``, or 0.0.
+        plan: The stages and their costs.
+        rows: False for rows that are padding (bool, broadcasts with ``s``); None means that all rows are data.
+        full: The exact z, for oracles; None unless the heuristic needs it.
+        kept: A dict for values that a heuristic computes once for all rows and stages of a batch. It is empty at the
+            start of each batch.
+        rest: The norm of the terms that each row has not evaluated yet (rows, 1); only in the order of each input.
+        norm: The norm of all terms of each row (rows, 1); only in the order of each input.
+        weight: The weights that rows are multiplied by (kernel * terms, outputs), the kernel's positions outermost;
+            only in the order of each input.
+        gate: The outputs of the gate that will multiply this site's outputs (rows, outputs); None if there is no gate,
+            or if it was not computed yet.
+        table: The decision table that the heuristic's `solve` returned, if any.
     """
 
     site: Site
@@ -55,9 +66,10 @@ class Prefix:
 
     @property
     def spatial_dims(self) -> int:
-        """How many dimensions there are behind the outputs'."""
+        """The number of dimensions after the channel dimension."""
         return 0 if self.plan.by_input else self.site.spatial_dims
 
     @cached_property
     def s(self) -> Tensor:
+        """The sum of the first n terms, ``scale * part``. It is computed when it is first read."""
         return self.part if self.scale is None else self.part * self.scale

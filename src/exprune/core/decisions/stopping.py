@@ -1,8 +1,8 @@
-"""Optimal stopping of a neuron whose value is learned stage by stage (docs/method.md, sections 8 and 10).
+"""Optimal stopping of a neuron whose value is learned in stages (docs/method.md, sections 8 and 10).
 
-What stopping costs depends on the mean and the standard deviation of z, what is known of it. The problem is solved by
-backward induction on a grid of gradients and deviations, along the mean course of a site's deviations over the stages,
-and read off between the points of the grid. Without an activation it has a closed solution.
+The cost of stopping depends on the mean and the standard deviation of z given the partial sum. The problem is solved by
+backward induction on a grid of gradients and deviations, along the mean course of a site's deviations over the stages.
+Values between grid points are interpolated. Without an activation there is a closed-form solution.
 """
 
 import math
@@ -26,28 +26,28 @@ from exprune.core.decisions.moments import (
 
 _SOLVED = DEVIATIONS[::2]  # a quarter of an octave apart
 _REVEALED = 9  # nodes of the quadrature over what a stage may reveal
-_GRADIENTS = 2  # points to an octave of the gradient
-_OF_A_RELU = 4  # likewise; its gradients and deviations are one axis
-_OCTAVES = 64  # of the lattice at most: what matters less than all others by more is taken to matter so much
-_AT_ONCE = 64  # neurons with courses of their own
+_GRADIENTS = 2  # grid points per octave of the gradient
+_OF_A_RELU = 4  # the same for a ReLU, for which gradients and deviations form one axis
+_OCTAVES = 64  # largest extent of the gradient grid; smaller gradients are clamped to its lower end
+_AT_ONCE = 64  # neurons with individual courses that are solved together
 _TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Of each neuron of a site, at a price.
+    """The stopping problem of each neuron of a site, at a price.
 
     Attributes:
-        activation: before which it is tested; None: none.
-        gradient: (outputs,) mean squared gradients of the loss at the output. Stopping with an error e costs
+        activation: The activation that the site feeds; None if there is none.
+        gradient: The mean squared gradient of the loss at each output (outputs,). An output error e costs
             ``gradient * e^2 / 2``.
-        sd: (stages, outputs), of z after each stage, in the usual row.
-        left: (stages, outputs) FLOPs of the rest after each stage.
-        spared: FLOPs elsewhere that an output of exactly 0 spares.
+        sd: The standard deviation of z after each stage, in a row of usual width (stages, outputs).
+        left: FLOPs of the remaining terms after each stage (stages, outputs).
+        spared: FLOPs in other layers that an output of exactly 0 saves.
         overhead: FLOPs of one more test.
-        lam: the price of a FLOP in loss, above 0.
-        ahead: whether going on may stop at a later stage; else all the rest is computed.
-        predict: whether what stops may output what the activation makes of its expectation.
+        lam: The price of a FLOP in units of loss, above 0.
+        ahead: Whether a neuron that continues may stop at a later stage; otherwise all remaining terms are computed.
+        predict: Whether stopped neurons may output the activation of their expectation.
     """
 
     activation: Activation | None
@@ -62,10 +62,14 @@ class Problem:
 
 
 def stop_below(problem: Problem, widths: Tensor) -> Tensor:
-    """Below which expectation of z a neuron stops, in rows that are so many times as wide as usual.
+    """The expectation of z below which a neuron stops.
+
+    Args:
+        problem: The stopping problem.
+        widths: Widths of rows in units of the usual width (widths,).
 
     Returns:
-        (widths, stages, outputs) in units of z; infinite: always, -inf: never.
+        Bounds (widths, stages, outputs) in units of z. Infinity means always, and minus infinity never.
     """
     if _differ(problem):
         outputs = torch.arange(problem.sd.shape[1]).split(_AT_ONCE)
@@ -73,9 +77,9 @@ def stop_below(problem: Problem, widths: Tensor) -> Tensor:
     activation, unit, course = problem.activation, _unit(problem), _course(problem.sd)
     assert activation is not None
     wide = widths[:, None, None] * problem.sd
-    start = wide / course  # the deviation after the first stage of such a course
+    start = wide / course  # the deviation after the first stage of a course that passes through this point
     log_gradient = torch.log2(problem.gradient / (problem.lam * unit)).expand_as(start)
-    if activation.relu:  # z twice as wide costs four times as much
+    if activation.relu:  # doubling the width of z quadruples the damage
         deviations, at = torch.ones(1, dtype=start.dtype), torch.zeros_like(start)
         gradients, places = _lattice(log_gradient + 2 * torch.log2(start), _OF_A_RELU)
     else:
@@ -87,14 +91,14 @@ def stop_below(problem: Problem, widths: Tensor) -> Tensor:
 
 
 def _differ(problem: Problem) -> bool:
-    """Whether each neuron has a course of its own: under a static mask, or where dead inputs leave some known early."""
+    """Whether neurons need individual courses: under a static mask, or if dead inputs make some of them known early."""
     share, course = problem.left / _unit(problem), torch.log2(problem.sd / problem.sd[0])
     relu = problem.activation is not None and problem.activation.relu
     return not torch.allclose(share, share[:, :1]) or (relu and bool(course.std(1, correction=0).amax() > 1))
 
 
 def _each_below(problem: Problem, widths: Tensor) -> Tensor:
-    """As :func:`stop_below`, of neurons each of which has its own course and costs."""
+    """Like `stop_below`, for neurons with individual courses and costs."""
     activation, course = problem.activation, problem.sd / problem.sd[0]
     assert activation is not None
     log_gradient, every = torch.log2(problem.gradient / (problem.lam * _unit(problem))), slice(None)
@@ -111,7 +115,7 @@ def _each_below(problem: Problem, widths: Tensor) -> Tensor:
 
 
 def zero_below(problem: Problem, widths: Tensor) -> Tensor:
-    """Below which expectation of z what stops had better output 0, which spares more: as :func:`stop_below`."""
+    """The expectation of z below which a stopped neuron should output 0, as this saves more; see `stop_below`."""
     wide = widths[:, None, None] * problem.sd
     assert problem.activation is not None
     gradients, places = _lattice(torch.log2(problem.gradient / problem.lam), _GRADIENTS)
@@ -122,25 +126,27 @@ def zero_below(problem: Problem, widths: Tensor) -> Tensor:
 
 
 def _part(problem: Problem, outputs: Tensor) -> Problem:
-    """Of some neurons."""
+    """The problem of some of the neurons."""
     of = problem.gradient[outputs], problem.sd[:, outputs], problem.left[:, outputs]
     return replace(problem, gradient=of[0], sd=of[1], left=of[2])
 
 
 def tolerated(activation: Activation, sd: Tensor, tolerance: float, tau: float) -> Tensor:
-    """Below which expectation of z the probability that |f(z)| exceeds the tolerance is below ``tau``."""
+    """The expectation of z below which P(|f(z)| > tolerance) is below ``tau``."""
     solved = _crossing(exceeds(activation, tolerance) - tau)[None]
     return _between(solved, torch.zeros_like(sd), octaves(sd)).sinh() * known_deviations(activation, sd)
 
 
 def stop_narrower(problem: Problem) -> Tensor:
-    """Without an activation: in rows that are less than so many times as wide as usual a neuron stops with its
-    expectation, (stages, outputs). Then what stopping costs grows with the square of the width.
+    """The row width below which a neuron without an activation stops with its expectation (stages, outputs).
+
+    Without an activation the damage of stopping grows with the square of the width. Widths are in units of the usual
+    one.
     """
     damage = problem.gradient * problem.sd**2 / 2
     last, worth = len(damage) - 1, []
     for k, (now, left) in enumerate(zip(damage, problem.left, strict=True)):
-        # What is spent until a later stage, and what stopping there costs less than here; at the end all is known.
+        # What is spent until each later stage, and how much smaller the damage is there; at the end it is 0.
         spent = [left + (last - k) * problem.overhead * problem.ahead]
         gained = [now]
         for j in range(k + 1, last + 1) if problem.ahead else ():
@@ -151,13 +157,18 @@ def stop_narrower(problem: Problem) -> Tensor:
 
 
 def solve(problem: Problem, gradients: Tensor, deviations: Tensor, course: Tensor, outputs: slice) -> Tensor:
-    """The thresholds of neurons of all these gradients and deviations: (stages, gradients, deviations), as the inverse
-    hyperbolic sine of expectations in units of the deviation after the stage, as :func:`known_deviations` has it.
+    """Solve for the thresholds on a grid of gradients and deviations.
 
     Args:
-        problem: says what is spent, of ``outputs``: one neuron for all, or one for each deviation.
-        gradients: (G,) in units of the price. deviations: (D,) after the first stage.
-        course: (stages, 1 or D), the deviations after each stage, in units of the first.
+        problem: The stopping problem.
+        gradients: Gradients in units of the price (G,).
+        deviations: Standard deviations after the first stage (D,).
+        course: The deviations after each stage in units of the first (stages, 1 or D).
+        outputs: The neurons whose FLOPs are used: one neuron for all deviations, or one per deviation.
+
+    Returns:
+        Thresholds (stages, gradients, deviations), as asinh of the expectation in units of the deviation after the
+            stage (see `known_deviations`).
     """
     activation, unit = problem.activation, _unit(problem)[outputs, None]
     assert activation is not None
@@ -182,21 +193,21 @@ def solve(problem: Problem, gradients: Tensor, deviations: Tensor, course: Tenso
         points.append(_log_crossing(stop[k], go_on))
         later = stop[k].minimum(go_on)
     solved = torch.stack(points[::-1])
-    # The damage of a 0 grows on beyond the grid, where a neuron that is nearly known may lie.
+    # The damage of an output of 0 keeps growing beyond the grid, where a nearly known neuron may lie.
     return solved.clamp(max=float(PLACES[-1])) if activation.relu and not problem.predict else solved
 
 
 def solve_zero(activation: Activation, gradients: Tensor, deviations: Tensor, spared: float) -> Tensor:
-    """Likewise below which mean 0 costs no more than a prediction: (gradients, deviations)."""
+    """The mean below which an output of 0 costs no more than a prediction, on the same grid (gradients, deviations)."""
     squares, errors = moments(activation, deviations)
     return _crossing(gradients[:, None, None] / 2 * (squares - errors) - spared)
 
 
 def _revealed(now: Tensor, then: Tensor) -> Tensor:
-    """(deviations, means now, means then): how a function of the mean after the next stage is expected from those now.
+    """The matrix (deviations, means now, means then) that takes the expectation of a function of the next stage's mean.
 
-    What is expected then is normally distributed around what is expected now, with the variance that the stage
-    explains; the deviations are those of now and then, (D,), and means are in units of them.
+    The next mean is normally distributed around the present one, with the variance that the stage explains. ``now`` and
+    ``then`` are the deviations at both stages (D,), and means are in units of them.
     """
     nodes, weights = gauss_hermite(_REVEALED)
     revealed = (now**2 - then**2).clamp(min=0).sqrt()
@@ -209,17 +220,17 @@ def _revealed(now: Tensor, then: Tensor) -> Tensor:
 
 
 def _unit(problem: Problem) -> Tensor:
-    """(outputs,) FLOPs in which each neuron's are reckoned."""
+    """FLOPs per neuron (outputs,) used as the unit of cost."""
     return problem.left[0].clamp(min=1)
 
 
 def _course(sd: Tensor) -> Tensor:
-    """(stages, 1): how the outputs' deviations go on from that after the first stage, in the geometric mean."""
+    """The deviations after each stage relative to the first, as a geometric mean over the outputs (stages, 1)."""
     return torch.log(sd / sd[0]).mean(1, keepdim=True).exp()
 
 
 def _lattice(values: Tensor, per_octave: int) -> tuple[Tensor, Tensor]:
-    """Powers of 2 about these logarithms, so many to an octave, and where the values stand among them."""
+    """A grid of powers of 2 that covers the exponents ``values``, and their fractional positions in it."""
     steps = values * per_octave
     steps = steps.clamp(min=float(steps.max()) - _OCTAVES * per_octave)
     first, last = math.floor(float(steps.min())), math.ceil(float(steps.max())) + 1
@@ -227,7 +238,7 @@ def _lattice(values: Tensor, per_octave: int) -> tuple[Tensor, Tensor]:
 
 
 def _between(values: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Of (rows, columns) values those between the points; beside an infinite one the lowest, which is most cautious."""
+    """Interpolate bilinearly in ``values`` (rows, columns); next to an infinite value, use the lowest corner."""
     rows, columns = values.shape
     i, j = (place.long().clamp(0, max(size - 2, 0)) for place, size in ((row, rows), (column, columns)))
     below, beside = (i + 1).clamp(max=rows - 1), (j + 1).clamp(max=columns - 1)
@@ -238,7 +249,7 @@ def _between(values: Tensor, row: Tensor, column: Tensor) -> Tensor:
 
 
 def _along(values: Tensor, row: Tensor) -> Tensor:
-    """Of (rows, outputs) values those between the points of each output, at rows (n, outputs); as :func:`_between`."""
+    """Linear interpolation along the rows of ``values`` (rows, outputs) at positions (n, outputs); see `_between`."""
     i = row.long().clamp(0, max(len(values) - 2, 0))
     low, high = values.gather(0, i), values.gather(0, (i + 1).clamp(max=len(values) - 1))
     between = torch.lerp(low, high, row - i)
@@ -246,14 +257,14 @@ def _along(values: Tensor, row: Tensor) -> Tensor:
 
 
 def _log_crossing(stop: Tensor, go_on: Tensor) -> Tensor:
-    """Up to which mean stopping costs less, (...) of (..., means): their logarithms are nearly straight in between."""
+    """The mean up to which stopping costs less. Logarithms are interpolated, as they are nearly linear."""
     return _crossing(stop.clamp(min=_TINY).log() - go_on.clamp(min=_TINY).log())
 
 
 def _crossing(values: Tensor) -> Tensor:
-    """Where (..., means) values, negative at first, reach 0: asinh of a mean in standard deviations, of (...).
+    """Where ``values`` (..., means), negative at first, reach 0, as asinh of a mean in standard deviations (...).
 
-    -inf where they never are negative, infinite where they always are.
+    It is -inf if the values are never negative, and inf if they always are.
     """
     count = (values < 0).long().cumprod(-1).sum(-1, keepdim=True)
     index = count.clamp(1, values.shape[-1] - 1) - 1

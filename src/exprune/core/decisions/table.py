@@ -1,4 +1,4 @@
-"""Where the neurons of a site stop, solved before the run (docs/method.md, section 8)."""
+"""Decision tables: where the neurons of a site stop, computed before the run (docs/method.md, section 8)."""
 
 import json
 from collections.abc import Mapping
@@ -12,35 +12,37 @@ from torch import Tensor
 from exprune.core.discovery.sites import Site
 from exprune.files import load_tensors, save_tensors
 
-_STEPS, _POWERS = 8, 4  # steps to a power of 2; powers of 2 to either side of what is usual
+_STEPS, _POWERS = 8, 4  # steps per power of 2; powers of 2 on either side of the usual width
 WIDTHS = torch.cat([torch.zeros(1), 2.0 ** (torch.arange(-_POWERS * _STEPS, _POWERS * _STEPS + 1) / _STEPS)]).double()
-NEGLIGIBLE = 1e-6  # of what is usual: below it a row is known
+NEGLIGIBLE = 1e-6  # relative width below which a row counts as known
 _FORMAT = "exprune decision tables 1"
 
 
 @dataclass(frozen=True)
 class DecisionTable:
-    """After each stage a neuron is expected to be ``m``, and stops where that lies below a bound.
+    """The rule of one site: after each stage, a neuron with the expected value m stops if m is below a bound.
 
-    In an order that all inputs share, ``m = slope * s + offset + r``, with the sum s of the terms evaluated so far and
-    what is added to them in any case, r. In the order of each input ``m = (1 + slope * rest / norm) * s +
-    offset * rest + r``, with the norms of what a row has left and of all of it; the bounds are those of its width,
-    ``rest / usual``, rounded to one of :data:`WIDTHS`.
+    In an order that all inputs share, ``m = slope * s + offset + r``, with the sum s of the evaluated terms and the
+    constant part r (bias, residual). In the order of each input, ``m = (1 + slope * rest / norm) * s + offset * rest +
+    r``, with the norms of the row's remaining terms (rest) and of all its terms (norm). The bounds then depend on the
+    row's width, ``rest / usual``, rounded to one of `WIDTHS`.
 
-    What stops outputs 0; where the table ``predicts``, what the activation makes of m.
+    A stopped neuron outputs 0, or the activation of m if the table ``predicts``.
 
     Attributes:
-        stages: terms evaluated before each test.
-        slope, offset: (stages, outputs).
-        below: (widths, stages, outputs): a neuron stops where m lies below. One width, or all of :data:`WIDTHS` in the
-            order of each input. None: ``narrow`` says.
-        zero_below: likewise, below which what stops outputs 0 though the table predicts; None: the activation says.
-        narrow: (stages, outputs), in the order of each input: a neuron stops where its row's width lies below,
-            whatever its sum; with ``gate`` where its own does, the row's times that of the gate.
-        usual: (stages,), the root mean square of ``rest``; None: another order.
-        gate: (outputs,), the root mean square of what multiplies the outputs; None: nothing does.
-        predicts: whether what stops outputs a prediction.
-        order: of all terms in a shared order, (N,) or one per neuron (outputs, N); None: the model's own, or
+        stages: How many terms are evaluated before each test.
+        slope: Slopes (stages, outputs).
+        offset: Offsets (stages, outputs).
+        below: Bounds on m (widths, stages, outputs). There is one width, or in the order of each input all of `WIDTHS`.
+            None means that ``narrow`` applies.
+        zero_below: Bounds of the same shape, below which a stopped neuron outputs 0 although the table predicts. None
+            means that the activation decides.
+        narrow: Bounds on the row's width (stages, outputs), in the order of each input: a neuron stops if the width is
+            below, whatever its sum. With ``gate``, the width is multiplied by the gate's relative size.
+        usual: The root mean square of ``rest`` (stages,); None in an order that all inputs share.
+        gate: The root mean square of the gate that multiplies the outputs (outputs,); None without a gate.
+        predicts: Whether stopped neurons output a prediction.
+        order: The shared order of all terms (N,), or one per neuron (outputs, N). None means the model's own order, or
             that of each input.
     """
 
@@ -57,7 +59,7 @@ class DecisionTable:
     _moved: dict[tuple, "DecisionTable"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def like(self, part: Tensor) -> "DecisionTable":
-        """The table in the type and on the device of some sums."""
+        """The table with the dtype and device of ``part``."""
         key = part.dtype, part.device
         if key not in self._moved:
             moved: Any = {name: None if value is None else value.to(part) for name, value in self.tensors().items()}
@@ -65,6 +67,7 @@ class DecisionTable:
         return self._moved[key]
 
     def tensors(self) -> dict[str, Tensor | None]:
+        """The tensors of the table except the order, by the names of the attributes."""
         names = ("slope", "offset", "below", "zero_below", "narrow", "usual", "gate")
         return {name: getattr(self, name) for name in names}
 
@@ -73,28 +76,37 @@ class DecisionTable:
 
 
 def width_places(widths: Tensor) -> Tensor:
-    """Where among :data:`WIDTHS` rows stand that have so many times as much left as is usual."""
+    """The indices into `WIDTHS` for rows of these widths, in units of the usual one."""
     places = torch.log2(widths).mul_(_STEPS).round_().add_(1 + _POWERS * _STEPS).clamp_(1, len(WIDTHS) - 1)
     return places.mul_(widths > NEGLIGIBLE).long()
 
 
 def test_flops(site: Site, stage: int, by_input: bool, predicts: bool, gated: bool) -> int:
-    """FLOPs of a table's test at a stage, per neuron tested (docs/method.md, section 8).
+    """FLOPs of a table's test at a stage, per tested neuron (docs/method.md, section 8).
 
     Args:
-        gated: whether a gate is known that multiplies the outputs.
+        site: The site.
+        stage: The index of the test.
+        by_input: Whether terms are in the order of each input.
+        predicts: Whether stopped neurons output a prediction.
+        gated: Whether the gate that multiplies the outputs is known.
     """
     if not by_input:
-        return 3 if site.residual else 1  # a comparison; with a residual slope * s + r is not known beforehand
-    line = 2 + site.residual  # slope * s + r < bound; without a residual r stands in the bound
+        return 3 if site.residual else 1  # a comparison; a residual requires slope * s + r as well
+    line = 2 + site.residual  # slope * s + r < bound; without a residual, r is part of the bound
     if site.before_activation:
         return line + predicts
-    # Its row alone tells which neurons stop, or its row and a neuron's gate, by a product and a comparison.
-    return 2 * gated + (line if stage == 0 else 0)  # the prediction once, charged to all
+    # The row's width decides, or the width times a neuron's gate: a product and a comparison.
+    return 2 * gated + (line if stage == 0 else 0)  # the prediction is computed once, and charged to all
 
 
 def save_tables(tables: Mapping[str, DecisionTable], path: Path | str) -> None:
-    """Write the tables of some sites, by name, as safetensors."""
+    """Save decision tables in the safetensors format.
+
+    Args:
+        tables: The decision table of each site, by name; for example `ExPrune.tables`.
+        path: The file to write.
+    """
     tensors = {
         f"{name}/{of}": value
         for name, table in tables.items()
@@ -106,10 +118,16 @@ def save_tables(tables: Mapping[str, DecisionTable], path: Path | str) -> None:
 
 
 def load_tables(path: Path | str) -> dict[str, DecisionTable]:
-    """The tables that :func:`save_tables` wrote; executes no code.
+    """Load decision tables that `save_tables` wrote. Loading executes no code.
+
+    Args:
+        path: The file to read.
+
+    Returns:
+        The decision table of each site, by name, for `FromTables`.
 
     Raises:
-        SettingError: there is no such file, or it holds none.
+        SettingError: If the file does not exist or holds no decision tables.
     """
     tensors, metadata = load_tensors(Path(path), _FORMAT)
     tables = {}

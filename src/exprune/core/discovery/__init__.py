@@ -1,1 +1,1 @@
-"""Which layers of a model are sites, and following their pre-activations to their activations."""
+"""Discovery: find the layers of a model, and follow their pre-activations to their activations."""

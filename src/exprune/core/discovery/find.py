@@ -1,4 +1,4 @@
-"""Which layers feed an activation, found by watching one forward pass of the unmodified model."""
+"""Find the layers that feed an activation, by watching one forward pass of the unmodified model."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,22 +16,38 @@ from exprune.core.tracing.tracer import Tracer
 
 
 def find_sites(model: nn.Module, *example: Any, **named_example: Any) -> list[Site]:
-    """The layers of the model in the order of their first calls, each a site or with its reason not to be.
+    """Find the layers of a model, in the order of their first calls, and determine which of them can be pruned.
 
-    Layers are found by their calls, whatever the class of their modules. Runs ``model(*example, **named_example)``
-    once, in eval mode and without gradients; the model is left as it was. A compiled model runs as it was written.
+    The model runs once, as ``model(*example, **named_example)``, in eval mode and without gradients; afterwards its
+    mode is restored. Layers are found by their torch calls, whatever the class of their modules. A model that was
+    compiled by ``torch.compile`` runs uncompiled.
+
+    Args:
+        model: Any module, except scripted and exported ones.
+        *example: Positional arguments of the model: one batch of inputs.
+        **named_example: Keyword arguments of the model.
+
+    Returns:
+        All layers; those that cannot be pruned have a `Site.reason`.
 
     Raises:
-        SettingError: it is no module, its calls cannot be seen (scripted, exported), or it has lazy modules that have
-            not run.
+        SettingError: If ``model`` is not a module, if its calls cannot be observed (scripted or exported models), or if
+            it has lazy modules that have not run yet.
+
+    Example:
+        ```python
+        sites = find_sites(model, torch.randn(8, 3, 32, 32))
+        for site in sites:
+            print(site.name, site.terms, site.reason or "can be pruned")
+        ```
     """
     if not isinstance(model, nn.Module):
-        raise SettingError(f"find_sites: a {type(model).__name__} is no torch.nn.Module")
+        raise SettingError(f"find_sites: {type(model).__name__} is not a torch.nn.Module")
     return sites_in(model, lambda: model(*example, **named_example))
 
 
 def sites_in(model: nn.Module, call: Callable[[], Any]) -> list[Site]:
-    """Likewise, of what ``call`` runs of the model."""
+    """Like `find_sites`, where ``call`` runs the model."""
     for name, module in model.named_modules():
         if why := _opaque(module):
             raise SettingError(f"{name or type(module).__name__}: {why}")
@@ -53,13 +69,13 @@ def sites_in(model: nn.Module, call: Callable[[], Any]) -> list[Site]:
 
 
 def _opaque(module: nn.Module) -> str | None:
-    """Why nothing can be seen of a module's calls; None where it can."""
+    """The reason why a module's calls cannot be observed; None if they can."""
     if isinstance(module, torch.jit.ScriptModule):
         return "scripted by torch.jit, its calls cannot be seen; pass the eager model"
     if isinstance(module, torch.fx.GraphModule) and any(
         isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes
     ):
-        return "exported by torch.export, a graph of operators; pass the module that was exported"
+        return "exported by torch.export, which leaves a graph of operators; pass the module that was exported"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return "a lazy module that has not run yet has no weights; run the model once first"
     return None

@@ -1,4 +1,4 @@
-"""A layer of a model: whose weight it is, and what its neurons sum (docs/method.md, section 1)."""
+"""A layer of a model: its weight, and the terms that its neurons sum (docs/method.md, section 1)."""
 
 from dataclasses import dataclass, field
 
@@ -13,19 +13,22 @@ _SPATIAL_DIMS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3}
 
 @dataclass(frozen=True)
 class Layer:
-    """What a layer is.
+    """A layer of a model.
 
     Attributes:
-        name: its weight's name in the model, without ``.weight``: of most layers the name of the module.
-        kind: ``linear``, ``conv1d``, ``conv2d`` or ``conv3d``; of a layer that cannot be a site, the name of its call.
-        terms: N, the input channels whose contributions a neuron sums.
-        weights_per_term: K, multiply-adds per term: 1, or the kernel's area.
-        stored: whose weight it is.
-        outputs: neurons of one input or position; 0 where that is not known.
-        spatial: positions per channel where the input is a flattened feature map, else 1.
-        rows: of a layer that is some outputs of another, :attr:`whole`: from which to which; None: all of its own.
-        hidden: whether the module computes products that no torch call shows (scripted functions, C++ code).
-        fused: the encoders and attentions around it that torch runs fused where no context looks on.
+        name: The name of its weight in the model without ``.weight``; for most layers this is the name of the module.
+        kind: ``linear``, ``conv1d``, ``conv2d`` or ``conv3d``; for layers that cannot be pruned, the name of the torch
+            call.
+        terms: The number N of input channels whose contributions a neuron sums.
+        weights_per_term: Multiply-adds per term, K: 1, or the number of positions of the kernel.
+        stored: The weight, and the module that stores it.
+        outputs: The number of neurons per input or position; 0 if unknown.
+        spatial: Positions per channel if the input is a flattened feature map; otherwise 1.
+        rows: For a layer that is a part of another layer's outputs (see ``whole``), the first output and the end;
+            otherwise None.
+        whole: The name of the layer that this one is a part of; otherwise None.
+        hidden: Whether the module computes products that no torch call shows (scripted functions, C++ code).
+        fused: Enclosing encoders and attention modules that torch would run as one fused operator.
     """
 
     name: str
@@ -42,12 +45,12 @@ class Layer:
 
     @property
     def followed(self) -> bool:
-        """Whether its calls can be followed, be it to the reason why it cannot be pruned."""
+        """Whether its calls can be followed, if only to determine why it cannot be pruned."""
         return self.kind in _SPATIAL_DIMS or self.kind.startswith("conv_transpose")
 
     @property
     def spatial_dims(self) -> int:
-        """Dimensions of its kernel: 0 of a Linear."""
+        """The number of dimensions of its kernel; 0 for a Linear."""
         return _SPATIAL_DIMS[self.kind]
 
     @property
@@ -57,9 +60,9 @@ class Layer:
 
     @property
     def weight(self) -> Tensor | None:
-        """The weight as it is now, (outputs, terms, *kernel); None of a layer without a single one.
+        """The current weight (outputs, terms, *kernel); None if the layer has no single weight.
 
-        One that is computed at each call is as it was when the layer was found.
+        A weight that is computed at each call is the one seen when the layer was found.
         """
         if self.stored.made is not None:
             return self._own(self.stored.made.value)
@@ -68,13 +71,14 @@ class Layer:
 
     @property
     def mask(self) -> Tensor | None:
-        """The weights that static pruning left, bool in the shape of :attr:`weight`; None where it removed none.
+        """The weights that static pruning has kept, bool in the shape of `weight`; None if none were removed.
 
-        As ``torch.nn.utils.prune`` keeps it, or a parametrization of ``torch.ao.pruning``;
-        ``prune.custom_from_mask(module, "weight", module.weight != 0)`` makes one of weights that are zero already.
+        Masks of ``torch.nn.utils.prune`` and of parametrizations of ``torch.ao.pruning`` are recognised. For weights
+        that were set to zero without a mask, ``prune.custom_from_mask(module, "weight", module.weight != 0)`` creates
+        one.
 
         Raises:
-            SettingError: it is on the meta device, where it has no values.
+            SettingError: If the mask is on the meta device, where it has no values.
         """
         module, parameter, made = self.stored.module, self.stored.parameter, self.stored.made
         mask = masks_of(module).get(parameter)
@@ -84,14 +88,14 @@ class Layer:
             raise SettingError(f"{self.name}: its mask is on the meta device, where it has no values to count")
         left = mask != 0
         if self.stored.part is not None and (stored := stored_now(module, parameter)) is not None:
-            left = torch.empty_like(stored, dtype=torch.bool).copy_(left)  # laid out as the parameter that it masks
+            left = torch.empty_like(stored, dtype=torch.bool).copy_(left)  # in the layout of the masked parameter
         if made is not None and (left.shape != made.value.shape or made.value[~left].any()):
-            return None  # what is computed of the masked weight has no zeros there
+            return None  # the weight computed from the masked parameter has no zeros there
         own = self._own(left)
         return None if bool(own.all()) else own
 
     def _own(self, values: Tensor) -> Tensor:
-        """Its outputs' of what its module keeps, (outputs, terms, *kernel)."""
+        """This layer's part of the values that its module stores, as (outputs, terms, *kernel)."""
         if self.stored.part is not None:
             values = self.stored.part.of(values)
         elif self.stored.transposed:
@@ -99,11 +103,10 @@ class Layer:
         return values if self.rows is None else values[slice(*self.rows)]
 
     def order(self) -> Tensor | None:
-        """The order in which terms are evaluated; None: as they stand.
+        """The order in which terms are evaluated; None keeps the order of the input.
 
-        The inputs of a flattened feature map lie position by position, one channel after the other, so the
-        first ones are neighbours and no sample. They are taken diagonally: the next channel and the next
-        position each time.
+        The inputs of a flattened feature map are sorted by channel, then by position, so the first ones are neighbours
+        and not a random sample. They are taken diagonally instead: each time the next channel and the next position.
         """
         if self.spatial == 1:
             return None

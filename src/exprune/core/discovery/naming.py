@@ -1,4 +1,4 @@
-"""Whose weights the calls of a model use, and what its layers are called."""
+"""Find out which weight a call uses, and name the layers of a model."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -18,27 +18,28 @@ from exprune.core.calls.weights import (
 )
 from exprune.core.discovery.records import Seen
 
-COMPUTED = "computed weight"  # of a call whose weight is no layer's own
+COMPUTED = "computed weight"  # of a call whose weight belongs to no layer
 
 
 class Naming:
-    """Tells the weights of a model apart.
+    """Identify the weights of a model.
 
     Args:
-        version: a number that is another one once a tensor's memory was written to.
+        model: The model.
+        version: Returns a number that changes when a tensor's memory is written to.
 
     Attributes:
-        modules: their names.
-        computed: which tensors are computed from parameters alone.
+        modules: The names of the modules.
+        computed: Tracks the tensors that are computed from parameters only.
     """
 
     def __init__(self, model: nn.Module, version: Callable[[Tensor], int]) -> None:
-        # torch.compile puts a module of its own around the one that it compiles.
+        # torch.compile wraps the module that it compiles in another one.
         self.modules = {
             module: ".".join(part for part in name.split(".") if part != "_orig_mod")
             for name, module in model.named_modules()
         }
-        self._homes: dict[int, list[nn.Module]] = defaultdict(list)  # by memory, who keeps parameters there
+        self._homes: dict[int, list[nn.Module]] = defaultdict(list)  # modules that store parameters, by memory address
         roots: dict[str, tuple[nn.Module, str]] = {}
         for name, module in model.named_modules():
             for own, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -55,10 +56,16 @@ class Naming:
     def weight_of(
         self, func: Callable, call: LinearCall, running: nn.Module | None, of_data: Callable[[Tensor], bool]
     ) -> tuple[Weight | None, str | None]:
-        """Whose weight a call uses, and why that is of no use; None of a call that is no layer's.
+        """The weight that a call uses, and the reason why it cannot be followed, if any.
 
         Args:
-            of_data: whether a tensor is known to depend on the input.
+            func: The torch function.
+            call: The call as that of a linear layer.
+            running: The innermost running module.
+            of_data: Whether a tensor is known to depend on the input.
+
+        Returns:
+            The weight and the reason. The weight is None if the call belongs to no layer.
         """
         if running is not None and (own := stored_in(running, call)) is not None:
             return own, None
@@ -69,7 +76,7 @@ class Naming:
         if running is None:
             return None, None
         if (made := self.computed.made(call)) is not None:
-            if self.computed.constant(call.input):  # what computes a weight is no layer
+            if self.computed.constant(call.input):  # this call computes a weight, so it is not a layer
                 return None, None
             return Weight(running, name_of_made(made, self.modules, running)[1], made=made), None
         if not called_with_any_weight(func):
@@ -77,15 +84,17 @@ class Naming:
         why = (
             "depends on the input"
             if of_data(call.given)
-            else "is no parameter, and not seen to be computed from parameters alone"
+            else "is not a parameter, and was not seen to be computed from parameters only"
         )
         return Weight(running, COMPUTED), f"its weight {why}"
 
     def name(self, weight: Weight, kind: str, layers: Mapping[str, Seen]) -> str:
-        """What a layer is called: as its parameter is, or as the module whose ``weight`` that is.
+        """The name of a layer: that of its parameter, or of the module if the parameter is called ``weight``.
 
         Args:
-            layers: those that have a name.
+            weight: The weight.
+            kind: The kind of the layer.
+            layers: The layers that already have a name.
         """
         if (known := self._names.get((weight, kind))) is not None:
             return known

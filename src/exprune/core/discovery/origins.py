@@ -1,4 +1,4 @@
-"""Where a tensor of a forward pass comes from."""
+"""Track where the tensors of a forward pass come from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from exprune.core.calls.layers import LAYER_CALLS
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a tensor comes from: inputs or constants, through a learned layer or not, how many layers, flattened."""
+    """The origin of a tensor: data or constants, after a learned layer or not, its depth in layers, its flattening."""
 
     data: bool = True
     learned: bool = False
     depth: int = 0
     spatial: int = 1
-    kernel_dims: int = 0  # of the layer that it came from last
+    kernel_dims: int = 0  # of the last layer it went through
 
 
 UNKNOWN = Origin()
@@ -35,7 +35,7 @@ def origin_of(func: Callable, inputs: list[Tensor], origins: list[Origin], out: 
     spatial = 1
     if is_layer:
         kernel_dims = max(t.dim() - 2 for t in inputs[1:2]) if func in LAYER_CALLS else 0
-    elif inputs and not any(x.is_nested and x.layout == torch.strided for x in (*inputs, out)):  # which has no shape
+    elif inputs and not any(x.is_nested and x.layout == torch.strided for x in (*inputs, out)):  # nested: no shape
         source = inputs[0]
         image = source.dim() == 4 or (source.dim() in (3, 5) and source.dim() == kernel_dims + 2)
         if func in _FLATTENS and image and out.shape == (source.shape[0], source.shape[1:].numel()):

@@ -11,7 +11,7 @@ from exprune.core.calls.weights import Weight, memory_of
 from exprune.core.discovery.layer import Layer
 from exprune.core.discovery.records import Seen
 
-# Calls other than those of layers that multiply by weights.
+# Calls that multiply by weights, other than those of layers.
 _OTHER_PRODUCTS = set(
     """
     bilinear einsum tensordot inner mv addmv bmm baddbmm addbmm multi_dot chain_matmul multi_head_attention_forward
@@ -24,11 +24,14 @@ _OTHER_PRODUCTS = set(
 def product_with_weights(
     func: Callable, inputs: list[Tensor], name: str, module: nn.Module, varies: bool
 ) -> Seen | None:
-    """What is to be known of a module in which such a call is seen; None where the call is none.
+    """A record of the running module if a call multiplies by weights in a way that is not followed; otherwise None.
 
     Args:
-        name: of the module.
-        varies: whether some input of the call is not computed from parameters alone.
+        func: The torch function.
+        inputs: The tensors among its arguments.
+        name: The name of the module.
+        module: The module.
+        varies: Whether some input of the call is not computed from parameters only.
     """
     kind, hidden = call_name(func), isinstance(func, torch._ops.OpOverload) and multiplies(func)
     if not hidden and not (varies and kind in _OTHER_PRODUCTS):
@@ -43,7 +46,7 @@ def product_with_weights(
 
 
 def _weights_among(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
-    """The weights among the inputs of a call, or parts of them; what torch.nn.utils.prune makes is no parameter."""
+    """The weights, or parts of weights, among a call's inputs, also those masked by torch.nn.utils.prune."""
     masked = [value for value in module.__dict__.values() if isinstance(value, Tensor)]
     own = {memory_of(p) for p in (*module._parameters.values(), *masked) if p is not None} - {None}
     return [t for t in inputs if t.dim() > 1 and (isinstance(t, nn.Parameter) or memory_of(t) in own)]

@@ -1,4 +1,4 @@
-"""What was seen of each layer's calls, and what comes of it: a site, or why it is none."""
+"""Records of each layer's calls, and the verdict: a site, or the reason why it cannot be pruned."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,32 +17,32 @@ from exprune.core.discovery.sites import PREDICTION, ZERO, Feeds, Site, Worth
 
 @dataclass
 class Call:
-    """What happened to one call's pre-activation: its uses at every stage of its chain."""
+    """What happened to the pre-activation of one call: its uses at every stage of its chain."""
 
     call: LinearCall
     raw: bool = False
     uses: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
-    read: list[tuple[Tensor, int]] = field(default_factory=list)  # what the test reads, and in which version
+    read: list[tuple[Tensor, int]] = field(default_factory=list)  # tensors that the test will read, and their versions
     closed: bool = False
     residual: bool = False
-    why: str | None = None  # why it cannot be pruned, where the uses alone do not say it
-    elsewhere: str | None = None  # why its weight cannot be told
+    why: str | None = None  # why it cannot be pruned, if the uses alone do not show it
+    elsewhere: str | None = None  # why its weight cannot be determined
     added_to: "tuple[str, Call] | None" = None
-    behind: "Call | None" = None  # whose output, as it stands, is its input
-    adapter: str | None = None  # why it is an adapter that could be merged, or has one
+    behind: "Call | None" = None  # the call whose unchanged output is the input
+    adapter: str | None = None  # why it is, or has, an adapter that could be merged
     activation: Activation | None = None
-    readers: list[tuple[str, int] | None] = field(default_factory=list)  # of what comes of it; None: no layer
-    factor: "tuple[str, Call] | None" = None  # by which what comes of it is multiplied
+    readers: list[tuple[str, int] | None] = field(default_factory=list)  # readers of the activation; None: not a layer
+    factor: "tuple[str, Call] | None" = None  # what the activation's output is multiplied by
 
     @property
     def unfit(self) -> str | None:
-        """Why its terms cannot be told, whatever becomes of its output."""
+        """The reason why its terms are unknown, whatever happens to its output."""
         return self.call.unsupported or transformed(self.call.input) or self.elsewhere
 
 
 @dataclass
 class Seen:
-    """A layer, and all calls of it that were seen."""
+    """A layer, and all its calls that were seen."""
 
     layer: Layer
     calls: list[Call] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Seen:
 
 
 def unseen(name: str, module: nn.Linear | _ConvNd, why: str) -> Seen:
-    """One of torch's own layers, of which no call was seen."""
+    """The record of one of torch's own layers without any call seen."""
     weight, stored = module.weight, Weight(module, "weight")
     if isinstance(module, nn.Linear):
         return Seen(Layer(name, "linear", weight.shape[1], 1, stored), why=why)
@@ -60,17 +60,17 @@ def unseen(name: str, module: nn.Linear | _ConvNd, why: str) -> Seen:
 
 
 def add(shortcut: Call, name: str, goes_on: Call, name_of_that: str) -> None:
-    """Note that one call's output is added to what another computes, whose chain goes on.
+    """Record that one call's output is added to another's, whose chain continues.
 
-    That may be a low-rank adapter: two layers in a row, beside one with the same input.
+    The other may be a low-rank adapter: two layers in a row, next to a layer with the same input.
     """
     shortcut.added_to = name_of_that, goes_on
     inner, outer, own = goes_on.behind, goes_on.call, shortcut.call
     if inner is None or inner.call.input is not own.input or outer.terms >= own.terms:
         return
     if inner.call.weight.shape[2:] == own.weight.shape[2:] and outer.weight.shape[2:].numel() == 1:
-        merge = "merge it (merge_and_unload() of PEFT) and find the sites anew"
-        shortcut.adapter = f"{name_of_that} is a low-rank adapter beside it; {merge}"
+        merge = "merge it (merge_and_unload() of PEFT) and find the sites again"
+        shortcut.adapter = f"{name_of_that} is a low-rank adapter of it; {merge}"
         goes_on.adapter = f"a low-rank adapter of {name}; {merge}"
 
 
@@ -100,7 +100,7 @@ def site_of(seen: Seen) -> Site:
 
 
 def read_beside_its_parts(whole: Seen) -> str | None:
-    """Why the parts of a layer cannot be pruned: somebody reads all of its outputs; None where nobody does."""
+    """The reason why the parts of a layer cannot be pruned, if all its outputs are read together; otherwise None."""
     for call in whole.calls:
         named = {use for uses in call.uses.values() for use in uses} - {"", "chunk", "split", "tensor_split"}
         if named or sum(map(len, call.uses.values())) > max(call.uses, default=0) + 1:
@@ -115,7 +115,7 @@ def _same_end(call: Call, first: Call) -> bool:
 
 
 def _factor(calls: Sequence[Call]) -> tuple[str, Call] | None:
-    """What the outputs of all calls' activations are multiplied by, and nothing else is."""
+    """What the outputs of all calls' activations are multiplied by, if that is used for nothing else."""
     factors = [call.factor for call in calls]
     names = {factor[0] for factor in factors if factor is not None}
     if len(names) != 1 or None in factors:
@@ -125,13 +125,13 @@ def _factor(calls: Sequence[Call]) -> tuple[str, Call] | None:
 
 
 def _reader(calls: Sequence[Call]) -> tuple[str, int] | None:
-    """The one layer that reads what comes of all calls, and the FLOPs of it that one zero spares."""
+    """The only layer that reads the activations of all calls, and the FLOPs in it that one zero saves."""
     readers = {reader for call in calls for reader in call.readers}
     return readers.pop() if len(readers) == 1 and all(len(call.readers) == 1 for call in calls) else None
 
 
 def _closes(call: Call) -> bool:
-    """Whether the call that goes on where this one is added (itself added elsewhere, perhaps) reaches an activation."""
+    """Whether the chain that continues where this call is added (directly or through others) reaches an activation."""
     seen: list[Call] = []
     while call.added_to is not None and not any(call is other for other in seen):
         seen.append(call)
@@ -143,11 +143,11 @@ def _feeds(name: str) -> str:
     if not name:
         return "feeds no activation"
     if name in _ELEMENTWISE:
-        return f"feeds {name}, not an activation that is known; register_activation(torch.{name}) makes it one"
+        return f"feeds {name}, which is not known as an activation; register_activation(torch.{name}) makes it one"
     return f"feeds {name}, not an activation"
 
 
-_ELEMENTWISE = {"tanh", "sigmoid", "sin", "exp", "abs", "erf"}  # of torch's, what may end what a layer computes
+_ELEMENTWISE = {"tanh", "sigmoid", "sin", "exp", "abs", "erf"}  # functions of torch that may serve as activations
 
 
 def _reason(call: Call) -> str | None:
@@ -161,7 +161,7 @@ def _reason(call: Call) -> str | None:
     if not call.closed:
         last = call.uses[max(call.uses)] if call.uses else [""]
         if last[0] == "batch_norm":
-            return "its BatchNorm uses the statistics of the batch, or normalises something else than its channels"
+            return "its BatchNorm uses the statistics of the batch, or normalises something other than its channels"
         return transformed(call.call.input) or call.elsewhere or call.why or _feeds(last[0])
     for uses in call.uses.values():
         if len(uses) > 1:

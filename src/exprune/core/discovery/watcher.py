@@ -1,4 +1,4 @@
-"""Watching one forward pass of a model: every layer's calls, what their outputs go through, and who reads them."""
+"""Watch a forward pass: every layer's calls, the operations their outputs go through, and their readers."""
 
 import gc
 from collections.abc import Callable, MutableMapping, Sequence
@@ -26,10 +26,11 @@ from exprune.core.tracing.observer import Guide
 
 
 class Watcher(Guide):
-    """Records, for every layer call, what its pre-activation goes through and who else reads it.
+    """Record for every layer call the operations that its pre-activation goes through, and everything that reads it.
 
     Args:
-        version: a number that is another one once a tensor's memory was written to.
+        model: The model.
+        version: Returns a number that changes when a tensor's memory is written to.
     """
 
     def __init__(self, model: nn.Module, version: Callable[[Tensor], int]) -> None:
@@ -40,10 +41,10 @@ class Watcher(Guide):
         self._origins = WeakTensorKeyDictionary()
         for tensor in (*model.parameters(), *model.buffers()):
             self._origins[tensor] = CONSTANT
-        self._of_parameters: list[tuple[Call, frozenset[str]]] = []  # layers' calls that no input enters, and of what
-        self._activated = WeakTensorKeyDictionary()  # what comes of activations: the records of their calls
-        self._last: LinearCall | None = None  # that the torch call at hand is
-        self._calls: dict[int, tuple[LinearCall, Call]] = {}  # by id; the call is kept, so that its id stays its own
+        self._of_parameters: list[tuple[Call, frozenset[str]]] = []  # calls without data, and the parameters they use
+        self._activated = WeakTensorKeyDictionary()  # outputs of activations: the records of their calls
+        self._last: LinearCall | None = None  # the layer call that the present torch call is
+        self._calls: dict[int, tuple[LinearCall, Call]] = {}  # by id; storing the call keeps its id unique
 
     def enter(self, chains: MutableMapping[Tensor, Chain], running: Sequence[nn.Module]) -> list[Any]:
         self._chains, self._running = chains, running
@@ -64,13 +65,13 @@ class Watcher(Guide):
         why, origin = packed(call), self._origins.get(call.input, UNKNOWN)
         if (seen := self._layers.get(name)) is None:
             kind = call.kind
-            if why or weight.parameter == COMPUTED:  # a kind that is not followed
+            if why or weight.parameter == COMPUTED:  # a kind that cannot be followed
                 kind += " of packed tensors" if why else f" of a {COMPUTED}"
             sizes = call.terms, call.weight.shape[2:].numel()
             seen = Seen(Layer(name, kind, *sizes, weight, call.weight.shape[0], origin.spatial))
             self._layers[name] = seen
         if why:
-            if call.input.is_nested or call.given.is_nested:  # rows of many lengths
+            if call.input.is_nested or call.given.is_nested:  # rows of different lengths
                 raise SettingError(f"{name}: {why}")
             seen.why = why
             return None
@@ -140,7 +141,7 @@ class Watcher(Guide):
         return out
 
     def _note_product(self, func: Callable, inputs: list[Tensor]) -> None:
-        """List the running module where it multiplies by weights in a call that is not followed."""
+        """Record the running module if it multiplies by weights in a call that is not followed."""
         if (running := self._innermost) is None:
             return
         name, varies = self._naming.of_module(running), not all(map(self._naming.computed.constant, inputs))
@@ -149,7 +150,7 @@ class Watcher(Guide):
             seen.layer = replace(seen.layer, hidden=seen.layer.hidden or product.layer.hidden)
 
     def _note_reader(self, tensor: Tensor, record: Call, func: Callable, args: tuple, kwargs: dict, out: Any) -> None:
-        """Who reads what comes of an activation, as far as an exact 0 in it stays one."""
+        """Record what reads the output of an activation, as long as an exact 0 in it stays 0."""
         if describes(func) or (self._last is not None and self._last.input is tensor):
             return
         if out is tensor and not changes(func, kwargs):  # the same object: contiguous, dropout, ...
@@ -177,18 +178,18 @@ class Watcher(Guide):
         self._record(chain).uses[chain.stage].append(reader)
 
     def use(self, structure: Any, what: str) -> None:
-        """Count every pre-activation in ``structure`` as read by ``what``."""
+        """Record that ``what`` reads every pre-activation in ``structure``."""
         for tensor in tensors(structure):
             if (chain := self._chains.get(tensor)) is not None:
                 self._record(chain).uses[chain.stage].append(what)
 
     def use_what_is_kept(self) -> None:
-        """Count every pre-activation that is still there as read: whoever keeps it may use it."""
+        """Record every pre-activation that still exists as read, because whatever stores it may use it."""
         for layer in self._layers.values():
             for record in layer.calls:
-                record.read.clear()  # of ours
+                record.read.clear()  # our own references
         if any(self._record(chain).closed for chain in list(self._chains.values())):
-            gc.collect()  # what lies in a cycle is not kept
+            gc.collect()  # tensors in reference cycles are not stored anywhere
         for tensor in list(self._chains.keys()):
             self.use(tensor, "whatever keeps it after the forward pass")
 
@@ -222,10 +223,10 @@ class Watcher(Guide):
     def _record(self, chain: Chain) -> Call:
         return self._calls[id(chain.call)][1]
 
-    # What comes of it.
+    # The results.
 
     def sites(self) -> list[Site]:
-        """Every layer that was seen, in the order of their first calls; then those that were not."""
+        """All layers: those seen, in the order of their first calls, then those not seen."""
         layers = [seen.layer for seen in self._layers.values()]
         listed = {layer.stored.module for layer in layers}
         whole = {(root, own): of.name for of in layers if (made := of.stored.made) for _, root, own in made.roots}
@@ -235,7 +236,7 @@ class Watcher(Guide):
                 if (of := whole.get((module, "weight"))) is not None:
                     why = f"its weight is used to compute that of {of}"
                 self._layers[name] = unseen(name, module, why)
-        # What is split is told apart where a part of it is before an activation, as a gate is.
+        # Parts of a split layer are listed if one of them leads to an activation, as a gate does.
         layers_seen = self._layers.values()
         split = {seen.layer.whole for seen in layers_seen if any(call.closed for call in seen.calls)} - {None}
         for seen in layers_seen:

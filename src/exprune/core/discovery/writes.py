@@ -1,4 +1,4 @@
-"""How often each tensor's memory is written to."""
+"""Count the writes to each tensor's memory."""
 
 from collections import defaultdict
 from typing import Any
@@ -10,10 +10,10 @@ from exprune.core.calls.effects import tensors
 
 
 class Writes(TorchDispatchMode):
-    """Counts how often memory is written to, also by operators that no torch call shows, and under inference mode.
+    """Count writes to memory, including those of operators that no torch call shows, and those in inference mode.
 
-    Operators behind no torch call (of scripted functions, C++ code) are called anew from here, and by that become
-    torch calls, which the function mode beside it sees.
+    Operators without a torch call (of scripted functions, C++ code) are called again from here. This makes them torch
+    calls, which the function mode can see.
     """
 
     supports_higher_order_operators = True
@@ -23,12 +23,12 @@ class Writes(TorchDispatchMode):
         self._counts: dict[int, int] = defaultdict(int)
 
     def of(self, tensor: Tensor) -> int:
-        """How often the memory of a tensor was written to; to be compared while the tensor lives."""
+        """The number of writes to a tensor's memory. Compare numbers only while the tensor exists."""
         return self._counts[self._memory(tensor)]
 
     def __torch_dispatch__(self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        schema = getattr(func, "_schema", None)  # operators of higher order have none
+        schema = getattr(func, "_schema", None)  # higher-order operators have none
         for place, argument in enumerate(schema.arguments if schema else ()):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 for tensor in tensors(args[place] if place < len(args) else kwargs.get(argument.name)):

@@ -1,1 +1,1 @@
-"""When to stop a neuron: the paper's tests, and those that are calibrated on the network."""
+"""Heuristics, which decide when to stop a neuron: the paper's tests, our calibrated tests, and other input rules."""

@@ -1,4 +1,4 @@
-"""The calibrated test of significance (docs/method.md, sections 8 and 10)."""
+"""The calibrated significance test (docs/method.md, sections 8 and 10)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,23 @@ from exprune.core.settings import real
 
 
 class Calibrated(CalibratedTest):
-    """Stop where a neuron is positive with a probability below ``tau``, in [0, 0.5]; 0 never stops.
+    """Stop a neuron if its probability of being positive is below ``tau``.
 
-    Before an activation that is no ReLU: where what it outputs is larger than ``tolerance``, in absolute value, with a
-    probability below ``tau``.
+    The probability is computed from the partial sum and from calibration statistics, with normally distributed errors.
+    Before an activation other than ReLU, a neuron stops if the probability that its output exceeds ``tolerance`` in
+    absolute value is below ``tau``. A stopped neuron outputs 0.
 
     Args:
-        tau, stages, statistics: as of :class:`CalibratedTest`.
-        tolerance: above 0; None: there are only ReLUs, and others run dense.
+        tau: The probability, in [0, 0.5]; 0 never stops. One number, a list with one number per eligible site, or a
+            mapping from site names (wildcards are allowed) to numbers.
+        stages: How many terms are evaluated before each test, ascending. A site skips stages that exceed its number of
+            terms. None uses the stages of the statistics.
+        statistics: The statistics of each site, from a `Recorder`. None means that they are set before the run.
+        tolerance: The largest absolute output that may be replaced by 0, above 0. None means that sites before other
+            activations than ReLU run dense.
+
+    Raises:
+        SettingError: If an argument is out of range, or if the statistics were measured at other stages.
     """
 
     tau_range = (0.0, 0.5)
@@ -38,14 +47,14 @@ class Calibrated(CalibratedTest):
     ) -> None:
         super().__init__(tau, stages, statistics)
         if tolerance is not None:
-            wanted = "a number above 0 (how large an output may be left out), or null"
+            wanted = "a number above 0 (the largest output that may be replaced by 0), or null"
             tolerance = real(tolerance, "tolerance", wanted, lambda value: 0 < value < math.inf, "Calibrated")
         self.tolerance = tolerance
 
     def refuses(self, site: Site) -> str | None:
         if site.activation is None or site.activation.rectifies or self.tolerance is not None:
             return None
-        return f"feeds {site.activation.name}, no ReLU: Calibrated needs a tolerance for it, such as tolerance=0.1"
+        return f"feeds {site.activation.name}, not a ReLU: Calibrated needs a tolerance for it, such as tolerance=0.1"
 
     def bounds(
         self, site: Site, plan: Plan, tau: float | None, sd: Tensor, gradient: Tensor | None, widths: Tensor
@@ -55,5 +64,5 @@ class Calibrated(CalibratedTest):
             return {"below": torch.full_like(wide, -math.inf)}
         if site.rectified:
             return {"below": wide * NormalDist().inv_cdf(tau)}
-        assert site.activation is not None and self.tolerance is not None  # else it refuses
+        assert site.activation is not None and self.tolerance is not None  # refuses() ensures it
         return {"below": tolerated(site.activation, wide, self.tolerance, tau)}

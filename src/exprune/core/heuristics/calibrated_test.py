@@ -1,7 +1,8 @@
-"""What tests calibrated on the trained network share (docs/method.md, section 8).
+"""Shared base of the tests that are calibrated on the trained network (docs/method.md, section 8).
 
-With the line and the residual spread of :class:`SiteStatistics`, ``z ~ Normal(expected, spread)``: a neuron stops where
-what is expected lies below a bound, which a subclass gives. All is solved before the run, into decision tables.
+`SiteStatistics` gives a regression line and a residual standard deviation, so that z ~ Normal(expected, spread). A
+neuron stops if the expected value is below a bound, which a subclass provides. All bounds are computed before the run
+and stored in decision tables.
 """
 
 from abc import ABC, abstractmethod
@@ -19,34 +20,35 @@ from exprune.core.errors import SettingError
 from exprune.core.heuristics.heuristic import Heuristic, Tau
 
 STAGES = (32, 64, 128, 192, 256)
-_KNOWN = 1e-30  # a deviation, or a norm, of what is known; float32 can hold it
-STAGES_BY_INPUT = (8, 16, *STAGES)  # in the order of each input the first terms tell more
+_KNOWN = 1e-30  # the standard deviation or norm of a value that is known exactly; float32 can represent it
+STAGES_BY_INPUT = (8, 16, *STAGES)  # in the order of each input, the first terms are more informative
 
 
 def default_stages(order: str) -> tuple[int, ...]:
-    """The stages to calibrate at, of an order of :func:`~exprune.core.term_order`, where none are asked for."""
+    """The default calibration stages for an order of `exprune.core.term_order`."""
     return STAGES_BY_INPUT if order == BY_INPUT else STAGES
 
 
 def _measured_at(statistics: Mapping[str, SiteStatistics] | None) -> tuple[int, ...]:
-    """All stages of the sites' statistics, of which a short site has the first ones."""
+    """The stages of all sites together; a short site has only the first of them."""
     return tuple(sorted({n for of in (statistics or {}).values() for n in of.stages}))
 
 
 class CalibratedTest(Heuristic, ABC):
-    """What the calibrated tests share; a subclass says below which expectation a neuron stops.
+    """Base class of the calibrated tests. A subclass implements `bounds`.
 
     Args:
-        tau: per-site knob of a subclass, if it has one.
-        stages: terms evaluated before each test; a site skips those that it has not. None: those of the statistics.
-        statistics: by site, from :class:`~exprune.core.Recorder`; None: to be set before the run.
+        tau: The setting of each site, if the subclass has one; see `Heuristic`.
+        stages: How many terms are evaluated before each test, ascending. A site skips stages that exceed its number of
+            terms. None uses the stages of the statistics.
+        statistics: The statistics of each site, from a `Recorder`. None means that they are set before the run.
 
     Raises:
-        SettingError: the statistics are of other stages than these; also where they are set later.
+        SettingError: If the statistics were measured at other stages. Setting `statistics` later raises it too.
     """
 
     needs_statistics = True
-    gain_ratio = 1000.0  # a test costs one comparison, so under a static mask it pays wherever weights are left
+    gain_ratio = 1000.0  # the test is one comparison, so under a static mask it pays as long as any weights are left
 
     def __init__(
         self,
@@ -61,7 +63,7 @@ class CalibratedTest(Heuristic, ABC):
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """As they were given, else those that the statistics were measured at."""
+        """The given stages, or else those that the statistics were measured at."""
         if self._stages is None:
             return _measured_at(self._statistics) or STAGES_BY_INPUT
         return self._stages
@@ -72,12 +74,13 @@ class CalibratedTest(Heuristic, ABC):
 
     @property
     def statistics(self) -> Mapping[str, SiteStatistics] | None:
+        """The statistics of each site, by name; None if they are not set yet."""
         return self._statistics
 
     @statistics.setter
     def statistics(self, statistics: Mapping[str, SiteStatistics] | None) -> None:
         measured, given = _measured_at(statistics), self._stages
-        # Where all sites are short, the longest stages are measured nowhere.
+        # If all sites are short, no site was measured at the longest stages.
         if measured and given is not None and tuple(n for n in given if n <= measured[-1]) != measured:
             raise SettingError(
                 f"stages={list(given)} of {type(self).__name__}: its statistics were measured at {list(measured)}; "
@@ -89,15 +92,18 @@ class CalibratedTest(Heuristic, ABC):
     def bounds(
         self, site: Site, plan: Plan, tau: float | None, sd: Tensor, gradient: Tensor | None, widths: Tensor
     ) -> dict[str, Tensor | None]:
-        """Where neurons stop, of rows that are so many times as wide as usual.
+        """The bounds below which neurons stop.
 
         Args:
-            sd: (stages, outputs) of z in the usual row, after the stages of the plan.
-            gradient: (outputs,), if it was measured.
-            widths: ascending; 0, of a row that is known, may be the first.
+            site: The site.
+            plan: Its stages and their costs.
+            tau: Its setting.
+            sd: The standard deviation of z after each stage of the plan, for a row of usual width (stages, outputs).
+            gradient: The mean squared gradient of each output (outputs,), or None if it was not measured.
+            widths: Widths of rows in units of the usual width, ascending. The first may be 0, for a row that is known.
 
         Returns:
-            ``below``, ``zero_below`` and ``narrow``, those that there are, as of :class:`DecisionTable`.
+            Those of ``below``, ``zero_below`` and ``narrow`` that apply; see `DecisionTable`.
         """
 
     def refuses(self, site: Site) -> str | None:
@@ -128,10 +134,10 @@ class CalibratedTest(Heuristic, ABC):
             assert of.rest is not None
             rest = of.rest[stages].cpu()
             usual, widths = rest.clamp(min=max(float(rest.max()) * NEGLIGIBLE, _KNOWN)), WIDTHS
-            sd = (sd * usual[:, None]).clamp(min=_KNOWN)  # of a layer whose terms are all zero
+            sd = (sd * usual[:, None]).clamp(min=_KNOWN)  # it is 0 in a layer whose terms are all zero
         bounds = self.bounds(site, plan, tau, sd, gradient, widths)
         if not plan.by_input and bounds["below"] is not None:
-            # Where the partial sum says nothing of the full one, no bound is low enough.
+            # If the partial sum does not predict the full sum, no bound is low enough.
             bounds["below"] = torch.where(slope <= 0, -torch.inf, bounds["below"])
         gate = of.gate if plan.by_input else None
         numbers = tuple(stage.n for stage in plan.stages)

@@ -1,7 +1,7 @@
-"""Dominance prediction: of a prediction head only the largest output is wanted (docs/method.md, section 8).
+"""Dominance prediction: compute only the largest output of a prediction head (docs/method.md, section 8).
 
-A head is a Linear layer whose outputs (logits) are compared with each other and nothing else. From partial sums of all
-of them, those that can no longer become the largest are dropped, in stages.
+A head is a Linear layer whose outputs (logits) are only compared with each other. Partial sums of all logits are
+computed in stages, and logits that can no longer become the largest are dropped.
 """
 
 import itertools
@@ -22,33 +22,36 @@ from exprune.core.settings import plain, plain_knob, real
 
 TEST_FLOPS = 5  # slope * s + upper offset, the lower bound from that, its maximum, the comparison
 
-_CHUNK = 2**22  # logits at a time
+_CHUNK = 2**22  # logits processed at a time
 
 
 class _Head:
-    """A context that sees every call of a head.
+    """Context manager that hooks every call of a head.
 
     Attributes:
-        rows: bool over the flattened leading dimensions of the head's input; False: no data. None: all are.
+        rows: A bool tensor over the flattened leading dimensions of the head's input, False for padding. None means
+            that all rows are data.
     """
 
     def __init__(self, head: nn.Linear, stages: Sequence[int], order: Tensor | None) -> None:
         if not isinstance(head, nn.Linear):
             raise SettingError(f"a prediction head is a Linear layer, not {type(head).__name__}")
         if head.out_features < 2:
-            raise SettingError("a head with one output has no largest one")
+            raise SettingError("the head has one output; dominance prediction compares at least two")
         self.head = head
         stages = plain_knob(stages)
         self.stages = tuple(n for n in stages if n < head.in_features)
         if not ascending(self.stages):
-            raise SettingError(f"stages={list(stages)}: ascending, from 1 to below the head's {head.in_features} terms")
+            raise SettingError(
+                f"stages={list(stages)}: must be ascending, from 1 to below the head's {head.in_features} terms"
+            )
         self.order = order
         self.rows: Tensor | None = None
         self._hook: Any = None
 
     def __enter__(self) -> "_Head":
         def called(head: nn.Linear, args: tuple, kwargs: dict, out: Tensor) -> Tensor | None:
-            # What is done here is no part of the model: an ExPrune around it must not count it.
+            # This work is not part of the model: an enclosing ExPrune must not count it.
             with torch.no_grad(), torch._C.DisableTorchFunction():
                 x = args[0] if args else kwargs["input"]
                 return self._called(x, out)
@@ -60,11 +63,11 @@ class _Head:
         self._hook.remove()
 
     def _called(self, x: Tensor, out: Tensor) -> Tensor | None:
-        """See a call of the head; what is returned replaces its logits."""
+        """Handle a call of the head. A returned tensor replaces its logits."""
         raise NotImplementedError
 
     def _prefixes(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """After each stage: its number of terms, and the sums of so many terms, (rows, outputs)."""
+        """Yield after each stage the number of terms and their sums (rows, outputs)."""
         sums: Tensor | float = 0.0
         for start, end in itertools.pairwise((0, *self.stages)):
             terms = slice(start, end) if self.order is None else self.order[start:end].to(x.device)
@@ -73,11 +76,23 @@ class _Head:
 
 
 class HeadRecorder(_Head):
-    """Learns how partial sums foretell each logit, from all that passes through the head inside the context.
+    """Measure how partial sums predict each logit, on everything that passes through the head inside the context.
 
     Args:
-        stages: terms evaluated before each test, ascending.
-        order: of all terms, (N,); None: as they stand.
+        head: The prediction head.
+        stages: How many terms are evaluated before each test, ascending.
+        order: The order of all terms (N,); None keeps the order of the input.
+
+    Raises:
+        SettingError: If the head is not a Linear layer with at least two outputs, or if the stages do not fit it.
+
+    Example:
+        ```python
+        with torch.no_grad(), HeadRecorder(model.lm_head, [64, 256]) as recorder:
+            for batch in batches:
+                model(**batch)
+        statistics = recorder.statistics()
+        ```
     """
 
     def __init__(self, head: nn.Linear, stages: Sequence[int], order: Tensor | None = None) -> None:
@@ -85,10 +100,13 @@ class HeadRecorder(_Head):
         self._moments = Moments()
 
     def statistics(self) -> SiteStatistics:
-        """The lines, as of a site whose neurons are the logits.
+        """The regression lines of the logits, in the format of a site's statistics.
+
+        Returns:
+            The statistics that `Dominance` takes.
 
         Raises:
-            SettingError: there were too few rows.
+            SettingError: If fewer than 100 rows were seen.
         """
         return SiteStatistics.of(self._moments, self.stages, "the head", self.order)
 
@@ -102,25 +120,38 @@ class HeadRecorder(_Head):
 
 
 class Dominance(_Head):
-    """Drops logits inside the context, setting them to -inf, and counts what that saves.
+    """Drop logits that cannot be the largest inside the context, and count the FLOPs that this saves.
 
-    After each stage a logit is dropped where its upper confidence bound lies below the leader's lower one; where one
-    alone is left, the row is decided. Every logit that stays keeps its true value.
+    After each stage, a logit is dropped if its upper confidence bound is below the largest lower bound. A row is
+    decided once a single logit is left. Dropped logits are set to ``-inf``; the others keep their exact value.
 
     Args:
-        tau: the risk of each bound, in [0, 0.5]; 0 drops nothing.
-        statistics: of :class:`HeadRecorder`, which also says the stages and the order.
+        head: The prediction head.
+        statistics: The result of `HeadRecorder.statistics`, which also contains the stages and the order.
+        tau: The error probability of each bound, in [0, 0.5]; 0 drops nothing.
 
     Attributes:
-        decided: rows seen. changed: those whose largest logit was dropped.
-        dropped: logits dropped at each stage.
-        dense_flops, pruned_flops: of the head alone.
+        decided: The number of rows seen.
+        changed: The number of rows whose largest logit was dropped.
+        dropped: The number of logits dropped at each stage.
+        dense_flops: FLOPs of the head without dropping.
+        pruned_flops: FLOPs of the head with dropping, including the tests.
+
+    Raises:
+        SettingError: If ``tau`` is out of range, or if the statistics do not fit the head.
+
+    Example:
+        ```python
+        with torch.no_grad(), Dominance(model.lm_head, statistics, tau=0.001) as dominance:
+            tokens = model(**batch).logits.argmax(-1)
+        print(dominance.saved)
+        ```
     """
 
     def __init__(self, head: nn.Linear, statistics: SiteStatistics, tau: float) -> None:
         order = statistics.order
         if isinstance(order, str):
-            raise SettingError(f"the head's logits are compared after the same terms: no order={order!r}")
+            raise SettingError(f"order={order!r} of the head's statistics: all logits must share one order of terms")
         super().__init__(head, statistics.stages, order)
         self.check_tau(tau)
         if statistics.slope.shape[1] != head.out_features:
@@ -136,18 +167,21 @@ class Dominance(_Head):
 
     @staticmethod
     def check_tau(tau: float) -> None:
-        """Raises SettingError where ``tau`` is none."""
+        """Raise a SettingError unless ``tau`` is a number in [0, 0.5]."""
         real(tau, "tau", "a number in [0, 0.5]", lambda tau: 0 <= tau <= 0.5, "Dominance")
 
     def lines(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Slope, offset and margin (stages, outputs): a logit lies below ``slope * sum + offset``, and above that less
-        the margin. No stages where nothing is dropped."""
+        """Slope, offset and margin of the bounds, each (stages, outputs).
+
+        A logit is below ``slope * sum + offset``, and above that value minus the margin. There are no stages if nothing
+        is dropped.
+        """
         stages = len(self.stages) if self.tau else 0
         return self._slope[:stages], self._upper[:stages], self._width[:stages]
 
     @property
     def saved(self) -> float:
-        """The fraction of the head's FLOPs that was saved; negative where the tests cost more."""
+        """The share of the head's FLOPs that was saved. It is negative if the tests cost more than they save."""
         return 1 - self.pruned_flops / self.dense_flops if self.dense_flops else 0.0
 
     def _called(self, x: Tensor, out: Tensor) -> Tensor:
@@ -165,7 +199,7 @@ class Dominance(_Head):
         alive = torch.ones_like(logits, dtype=torch.bool)
         before = 0
         for stage, (n, sums) in enumerate(self._prefixes(x)):
-            candidates = alive & (per_row(alive) > 1)  # of rows that are not decided
+            candidates = alive & (per_row(alive) > 1)  # logits of rows that are not decided
             self.pruned_flops += int(candidates.sum()) * (2 * (n - before) + TEST_FLOPS)
             before = n
             if self.tau:

@@ -1,4 +1,4 @@
-"""Decisions that were solved before, maybe in another process (docs/method.md, section 8)."""
+"""A heuristic that applies decision tables computed earlier, for example in another process."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,13 +14,13 @@ from exprune.core.heuristics.heuristic import Heuristic
 
 
 class FromTables(Heuristic):
-    """Stops where decision tables say, such as :func:`~exprune.core.load_tables` gives.
+    """Stop neurons according to decision tables, such as those that `load_tables` returns.
 
     Args:
-        tables: by site; sites without one run dense.
+        tables: The decision table of each site, by name. Sites without a table run dense.
 
     Raises:
-        SettingError: there is none; when the run begins, one is of another layer than the site of its name.
+        SettingError: If there are no tables. When the run begins, if a table does not fit the site of its name.
     """
 
     gain_ratio = 1000.0
@@ -49,7 +49,7 @@ class FromTables(Heuristic):
         if table.slope.shape != (len(table.stages), site.outputs) or not set(wanted) <= set(table.stages):
             raise SettingError(
                 f"the decision table of {site.name} is of {table.slope.shape[1]} outputs after {list(table.stages)} "
-                f"terms, but the layer has {site.outputs} and is tested after {wanted}"
+                f"terms, but the layer has {site.outputs} outputs and is tested after {wanted} terms"
             )
         rows = [table.stages.index(n) for n in wanted]
         by_stage: dict[str, Any] = {

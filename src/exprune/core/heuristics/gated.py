@@ -1,4 +1,4 @@
-"""Leaving out the neurons of a feed-forward layer whose gate is small: CATS, CHESS."""
+"""Rules that skip the neurons of a feed-forward layer whose gate is small: CATS and CHESS."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,17 +17,21 @@ from exprune.core.heuristics.teal import Teal
 
 
 class Cats(InputRule):
-    """Where the output of an activation is small, in absolute value, it is 0: its layer is computed in full.
+    """CATS: set small outputs of an activation to 0, in absolute value, so that later layers skip them.
 
-    The rule of CATS (Lee et al. 2024, arXiv 2404.08763): of ``h = g u``, ``g = act(W_g x)``, neurons are kept where
-    ``|g_j| > t``. The others need neither their row of the layer of u nor their column of the one that reads h, which
-    is counted as for any gate (docs/method.md, section 10). Where nothing is multiplied, fc2 leaves out its inputs
-    below t. Other layers leave out nothing but what is exactly zero. It costs one comparison a neuron of the gate.
+    This is the rule of CATS (Lee et al. 2024, arXiv 2404.08763). In ``h = g u`` with ``g = act(W_g x)``, a neuron j is
+    kept if ``|g_j| > t``. The others need neither their row in the layer of u nor their column in the layer that reads
+    h, and this is counted as for any gate (docs/method.md, section 10). Without a product, the layer that reads the
+    outputs skips those below t. Other layers skip only exact zeros. The layer of g is computed in full. The rule costs
+    one comparison per neuron of the gate.
 
     Args:
-        tau: the share of the neurons' outputs that is left out, in [0, 1], by their quantile on the calibration inputs
-            (in steps of 1/1024, to 6 %); 0 leaves out what is exactly zero.
-        statistics: as of :class:`InputRule`.
+        tau: The share of the neurons' outputs to skip, in [0, 1]. The threshold t is the corresponding quantile on the
+            calibration inputs (in steps of 1/1024, accurate to 6 %). 0 skips exact zeros only.
+        statistics: The statistics of each site, from a `Recorder` with the order ``"input"``.
+
+    Raises:
+        SettingError: If ``tau`` is out of range. When the run begins, if the statistics of a site are missing.
     """
 
     needs_statistics = True
@@ -38,11 +42,11 @@ class Cats(InputRule):
 
     def choose(self, site: Site, tau: float) -> Choice:
         if site.before_activation:
-            self.threshold(site, tau)  # what it lacks is said before the run
+            self.threshold(site, tau)  # raises before the run if statistics are missing
         return Choice(nonzero, 0)
 
     def threshold(self, site: Site, tau: float) -> float | Tensor:
-        """Up to what absolute value an output of the activation is left out; one number, or one per neuron."""
+        """The threshold for the absolute output of the activation: one number, or one per neuron."""
         return _quantile(self._measured(site).outputs, tau) if tau else 0.0
 
     def stop(self, seen: Prefix) -> Tensor:
@@ -63,24 +67,26 @@ class Cats(InputRule):
     def _measured(self, site: Site) -> SiteStatistics:
         of = (self.statistics or {}).get(site.name)
         if of is None or of.outputs is None:
-            raise SettingError(f"{type(self).__name__}: nothing of {site.name}'s outputs; calibrate with order=input")
+            raise SettingError(
+                f"{type(self).__name__}: the outputs of {site.name} were not measured; calibrate with order=input"
+            )
         return of
 
 
 class Chess(Cats):
-    """As :class:`Cats`, with the neurons kept where ``g_j^2 E[u_j^2]`` is large; elsewhere :class:`Teal`'s rule.
+    """CHESS: like `Cats`, but keep neurons with a large ``g_j^2 E[u_j^2]``; other layers follow `Teal`'s rule.
 
-    The rule of CHESS (He et al. 2024, arXiv 2409.01366): a neuron is kept where ``|g_j| > sqrt(t / E[u_j^2])``, a
-    number for each neuron, so that it costs the same comparison. Layers without an activation, beside those of such a
-    product, leave out their small inputs by the same share: CHESS does so before the projections of queries and of
-    outputs, which ``sites`` can name.
+    This is the rule of CHESS (He et al. 2024, arXiv 2409.01366). A neuron is kept if ``|g_j| > sqrt(t / E[u_j^2])``.
+    This is one threshold per neuron, so the cost is the same comparison. Layers that do not take part in such a product
+    skip the same share of their small inputs. CHESS does this before the query and output projections of attention,
+    which ``sites`` can select.
 
     Args:
-        tau: the share of the neurons' outputs, and of the other layers' inputs, that is left out, likewise.
-        statistics: likewise; those of the layer that is multiplied with a gate are needed too.
+        tau: The share of the neurons' outputs, and of the other layers' inputs, to skip, in [0, 1].
+        statistics: As for `Cats`. Those of the layer that is multiplied by the gate are needed too.
 
     Raises:
-        SettingError: when the run begins, the statistics lack what it needs.
+        SettingError: If ``tau`` is out of range. When the run begins, if the statistics of a site are missing.
     """
 
     def choices(self, sites: Sequence[Site], taus: Mapping[str, Any]) -> Mapping[str, Choice]:
@@ -98,12 +104,12 @@ class Chess(Cats):
             return super().threshold(site, tau)
         if of.factor is None:
             raise SettingError(
-                f"{type(self).__name__}: nothing of the outputs of {site.gated}, with which those of {site.name} are "
-                "multiplied; calibrate with scope=all"
+                f"{type(self).__name__}: the outputs of {site.gated}, which those of {site.name} multiply, were not "
+                "measured; calibrate with scope=all"
             )
         return _quantile(of.weighed, tau) / of.factor
 
 
 def _quantile(quantiles: Tensor | None, tau: float) -> float:
-    assert quantiles is not None  # else it is said that they are missing
+    assert quantiles is not None  # a missing one was reported before
     return float(quantiles[int(tau * (len(quantiles) - 1))])

@@ -1,4 +1,4 @@
-"""When to stop a neuron: one small decision a class (docs/method.md, section 2)."""
+"""The base class of heuristics, and the paper's two tests (docs/method.md, section 2)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,23 +23,47 @@ Tau = float | Sequence[float] | Mapping[str, float]
 
 
 class Heuristic:
-    """Decides which neurons to stop after each stage.
+    """Base class of heuristics, which decide after each stage which neurons to stop.
 
-    A subclass sets :attr:`stages` (how many terms are evaluated before each test, ascending) and implements
-    :meth:`stop`, or :meth:`solve`; the engine loops over the stages, counts and writes the zeros.
+    A subclass sets `stages` (how many terms are evaluated before each test, ascending) and implements either `stop` or
+    `solve`. The engine loops over the stages, counts FLOPs and writes the outputs of stopped neurons.
 
     Args:
-        tau: the knob: one number, a list (one per eligible site), or a mapping of site names with wildcards.
-        n: the terms evaluated before the only test.
+        tau: The heuristic's setting: one number, a list with one number per eligible site, or a mapping from site names
+            (wildcards are allowed) to numbers.
+        n: The number of terms evaluated before the only test; used unless the subclass sets `stages`.
+
+    Attributes:
+        needs_squares: Whether `stop` needs the sum of squares, ``Prefix.q``.
+        needs_full: Whether `stop` needs the exact pre-activation, ``Prefix.full``. Only oracles do.
+        tau_range: The range that each value of ``tau`` must lie in; None checks nothing.
+        gain_ratio: The default gain ratio under a static mask (docs/method.md, section 3).
+        needs_statistics: Whether `statistics` must be set before the run.
+        statistics: The statistics of each site by name, from a `Recorder`.
+        predicts: Whether stopped neurons output a prediction rather than 0. Then sites need no activation.
+
+    Raises:
+        TypeError: If the subclass implements neither `stop` nor `solve`.
+        SettingError: If ``tau`` or ``n`` is out of range.
+
+    Example:
+        ```python
+        class Extrapolate(Heuristic):
+            def stop(self, seen):
+                return seen.tau * seen.s * (seen.terms / seen.n) + seen.r < 0
+
+            def overhead(self, stage, site):
+                return 3  # FLOPs of the test: two products and a sum
+        ```
     """
 
     needs_squares: ClassVar[bool] = False
     needs_full: ClassVar[bool] = False
-    tau_range: ClassVar[tuple[float, float] | None] = None  # of every value; None: tau is not checked
-    gain_ratio: ClassVar[float] = 0.5  # of a run that is told none (docs/method.md, section 3)
-    needs_statistics: bool = False  # whether those are to be set before the run
-    statistics: Mapping[str, SiteStatistics] | None = None  # by site, of a Recorder
-    predicts: bool = False  # whether what it stops outputs a prediction, so that a site needs no ReLU
+    tau_range: ClassVar[tuple[float, float] | None] = None
+    gain_ratio: ClassVar[float] = 0.5
+    needs_statistics: bool = False
+    statistics: Mapping[str, SiteStatistics] | None = None
+    predicts: bool = False
 
     def __init__(self, tau: Tau | None = None, n: int = 32) -> None:
         if type(self).stop is Heuristic.stop and type(self).solve is Heuristic.solve:
@@ -59,70 +83,110 @@ class Heuristic:
             real(value, "tau", wanted, lambda value: low <= value <= high, of)
 
     def solve(self, site: Site, plan: Plan, tau: Any) -> DecisionTable | None:
-        """Where this site's neurons stop, worked out before the run; None, of one whose :meth:`stop` says it.
+        """Compute before the run where the neurons of a site stop.
 
         Args:
-            tau: the site's knob.
+            site: The site.
+            plan: Its stages and their costs.
+            tau: Its setting.
+
+        Returns:
+            The decision table, or None if `stop` decides during the run.
         """
         return None
 
     def stop(self, seen: Prefix) -> Tensor:
-        """Which neurons to stop now: a bool tensor in the shape of ``seen.s``. By default as :meth:`solve` said.
+        """Decide which neurons stop after a stage. By default, the decision table that `solve` returned is applied.
 
-        They output 0, or, of a heuristic that :attr:`predicts`, what their activation makes of :meth:`prediction`,
-        which is 0 for ``-inf``.
+        Stopped neurons output 0. If the heuristic `predicts`, they output the activation of `prediction`, and 0 where
+        the prediction is ``-inf``.
 
-        The next stage may overwrite ``seen.s``: clone what is to be kept.
+        Args:
+            seen: What is known after this stage. The next stage may overwrite its tensors; clone what must be kept.
+
+        Returns:
+            A bool tensor of the shape of ``seen.s``, True for neurons that stop now.
         """
         return apply.stop(seen)
 
     def prediction(self, seen: Prefix) -> Tensor:
-        """The expected z in the shape of ``seen.s``, asked for after :meth:`stop` where it :attr:`predicts`."""
+        """The expected pre-activation, of the shape of ``seen.s``. Called after `stop` if the heuristic `predicts`."""
         return apply.prediction(seen)
 
     def order(self, site: Site) -> Tensor | str | None:
-        """The order in which terms are evaluated, (N,) or one per neuron (outputs, N); None: the model's own.
+        """The order in which the terms of a site are evaluated.
 
-        ``"input"``: of every row (position) the largest first, by norm of the input times norm of the weights.
+        Returns:
+            A permutation of the terms (N,), or one per neuron (outputs, N). None means the model's own order.
+            ``"input"``
+                means that each row (each position of a convolution) starts with its largest terms, by the norm of the
+                input times the norm of the weights.
         """
         return None
 
     def refuses(self, site: Site) -> str | None:
-        """Why it cannot test such a site, which then runs dense; None where it can: before a ReLU, unless it says."""
+        """The reason why this heuristic cannot test a site, which then runs dense; None if it can.
+
+        By default, only sites before a ReLU can be tested.
+        """
         if site.activation is None or site.activation.rectifies:
             return None
-        return f"feeds {site.activation.name}, no ReLU, for which {type(self).__name__} has no test; Optimal has one"
+        return f"feeds {site.activation.name}, not a ReLU: {type(self).__name__} has no test for it; Optimal has one"
 
     def choices(self, sites: Sequence[Site], taus: Mapping[str, Any]) -> Mapping[str, Choice]:
-        """Which inputs are evaluated before the only stage, whose number is then no matter; worked out before the run.
+        """Choose inputs by a rule computed before the run, instead of testing partial sums.
 
-        Such a site takes the order ``"input"``. Others evaluate as many terms as their stages say.
+        A site with a choice uses the order ``"input"`` and has a single stage, whose number of terms is ignored. Other
+        sites evaluate as many terms as their stages say.
 
         Args:
-            sites: all layers of the run.
-            taus: the knobs, by name, of those that are pruned.
+            sites: All layers of the run.
+            taus: The settings of the sites that are pruned, by name.
+
+        Returns:
+            The choices by site name; empty by default.
         """
         return {}
 
     def overhead(self, stage: int, site: Site) -> int:
-        """FLOPs of the test at ``stage``, per neuron tested."""
+        """FLOPs of one test per tested neuron; 1 by default.
+
+        Args:
+            stage: The index of the test.
+            site: The site.
+        """
         return 1
 
 
 class Threshold(Heuristic):
-    """Stop where the estimated mean term is below ``tau <= 0``."""
+    """The paper's threshold test: stop if the estimated mean term is below ``tau``.
+
+    Args:
+        tau: The threshold, at most 0; see `Heuristic` for lists and mappings.
+        n: The number of terms evaluated before the test.
+
+    Raises:
+        SettingError: If ``tau`` is above 0 or ``n`` is below 1.
+    """
 
     tau_range = (-math.inf, 0.0)
 
     def stop(self, seen: Prefix) -> Tensor:
-        # s/n + r/N < tau; solved for s, it is one pass over s where r is one value per channel
+        # s/n + r/N < tau, solved for s: a single pass over s if r has one value per channel
         return below(seen.s, seen.n * (seen.tau - seen.r / seen.terms))
 
 
 class StatsTest(Heuristic):
-    """Stop where a one-sided Wald test at significance level ``tau`` rejects that the mean term is >= 0.
+    """The paper's significance test: stop if a one-sided Wald test rejects that the mean term is at least 0.
 
-    tau lies in [0, 0.5]; 0 never stops. Terms without variance are judged by their sign.
+    If the terms have no variance, their sign decides.
+
+    Args:
+        tau: The significance level, in [0, 0.5]; 0 never stops. See `Heuristic` for lists and mappings.
+        n: The number of terms evaluated before the test.
+
+    Raises:
+        SettingError: If ``tau`` is not in [0, 0.5] or ``n`` is below 1.
     """
 
     needs_squares = True
@@ -132,7 +196,7 @@ class StatsTest(Heuristic):
         assert seen.q is not None  # needs_squares
         if seen.tau == 0:
             return torch.zeros_like(seen.s, dtype=torch.bool)
-        # s/n + r/N < quantile * sqrt(v/n) as s/n + sqrt(quantile^2 v/n) < -r/N: no division by zero, few passes
+        # s/n + r/N < quantile * sqrt(v/n) is s/n + sqrt(quantile^2 v/n) < -r/N: no division by zero, few passes
         factor = NormalDist().inv_cdf(seen.tau) ** 2 / seen.n**2
         margin = (seen.q * factor).addcmul_(seen.s, seen.s, value=-factor / seen.n).clamp_(min=0).sqrt_()
         return below(margin.add_(seen.s, alpha=1 / seen.n), -seen.r / seen.terms)
@@ -144,12 +208,16 @@ class StatsTest(Heuristic):
 def per_site(
     values: Tau | None, sites: Sequence[Site], what: str = "tau", known: Sequence[Site] | None = None
 ) -> dict[str, float | None]:
-    """The knob of every site, by name. In a mapping an exact name goes before a wildcard, then the first match wins.
+    """The setting of every site, by name. In a mapping, an exact name takes precedence; then the first match wins.
 
-    ``known`` are all the sites that a mapping may name (default: ``sites``).
+    Args:
+        values: One value, a list with one value per site, or a mapping from patterns to values.
+        sites: The sites that need a value.
+        what: The name of the setting, for messages.
+        known: All sites that a mapping may name; by default ``sites``.
 
     Raises:
-        SettingError: a list of another length, a pattern that matches no site, a site without a value.
+        SettingError: If a list has the wrong length, a pattern matches no site, or a site has no value.
     """
     names = [site.name for site in sites]
     if isinstance(values, Mapping):
@@ -157,7 +225,7 @@ def per_site(
         for pattern in values:
             if not matching(pattern, there):
                 raise SettingError(
-                    f"{what} of {pattern!r}: no eligible site of that name; there are {', '.join(there)}"
+                    f"{what} of {pattern!r}: there is no eligible site of that name; there are {', '.join(there)}"
                 )
         found = {name: _lookup(values, name) for name in names}
         if missing := [name for name, value in found.items() if value is None]:

@@ -1,4 +1,4 @@
-"""What the rules share that choose inputs of a layer, and test none of its sums (docs/method.md, section 8)."""
+"""Base class of the rules that select inputs of a layer, without looking at its sums (docs/method.md, section 8)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,17 @@ from exprune.core.heuristics.heuristic import Heuristic, Tau
 
 
 class InputRule(Heuristic, ABC):
-    """Evaluate, for all neurons of a layer alike, the terms of some of its inputs; a subclass says which.
+    """Base class of rules that evaluate only some inputs of a layer, the same for all its neurons.
 
-    A row of which nothing is left out but zeros keeps the model's own outputs.
+    A subclass implements `choose`. A row that skips nothing but zeros keeps the model's own outputs.
 
     Args:
-        tau: the share that is left out, in [0, 1].
-        statistics: by site, from a :class:`~exprune.core.Recorder` with the order ``"input"``; None: to be set before
-            the run, where the rule needs them.
+        tau: The share of the inputs to skip, in [0, 1]; see `Heuristic` for lists and mappings.
+        statistics: The statistics of each site, from a `Recorder` with the order ``"input"``. None means that they are
+            set before the run, if the rule needs them.
+
+    Raises:
+        SettingError: If ``tau`` is out of range.
     """
 
     tau_range = (0.0, 1.0)
@@ -36,7 +39,15 @@ class InputRule(Heuristic, ABC):
 
     @abstractmethod
     def choose(self, site: Site, tau: float) -> Choice:
-        """Which inputs a site evaluates, and what choosing costs."""
+        """Choose which inputs of a site are evaluated.
+
+        Args:
+            site: The site.
+            tau: Its share of inputs to skip.
+
+        Returns:
+            The rule, and what it costs.
+        """
 
     def choices(self, sites: Sequence[Site], taus: Mapping[str, Any]) -> Mapping[str, Choice]:
         return {site.name: self.choose(site, taus[site.name]) for site in sites if site.name in taus}
@@ -48,22 +59,22 @@ class InputRule(Heuristic, ABC):
         return None
 
     def stop(self, seen: Prefix) -> Tensor:
-        assert seen.rest is not None  # in the order of each input
+        assert seen.rest is not None  # it is set in the order of each input
         return (seen.rest > 0).expand_as(seen.s)
 
     def prediction(self, seen: Prefix) -> Tensor:
         return seen.s + seen.r
 
     def overhead(self, stage: int, site: Site) -> int:
-        return 0  # what choosing costs is counted by row
+        return 0  # the cost of the selection is counted per row
 
 
 def nonzero(energies: Tensor, norms: Tensor) -> Tensor:
-    """Keeps all inputs that are not exactly zero."""
+    """Keep all inputs that are not exactly zero."""
     return energies != 0
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
-    """(R, N) bool: so many of each row, of (R, N) scores the largest."""
+    """A bool mask (R, N) of the ``count`` largest scores in each row of ``scores`` (R, N)."""
     kept = torch.zeros_like(scores, dtype=torch.bool)
     return kept.scatter_(1, scores.topk(count, dim=1).indices, True)

@@ -1,4 +1,4 @@
-"""The former name of TEAL's rule."""
+"""The former name of `Teal`."""
 
 import functools
 import logging
@@ -12,7 +12,12 @@ log = logging.getLogger(__name__)
 
 
 class Magnitude(Teal):
-    """:class:`Teal` with one share for all layers, under the name that it had before. Says so once in a process."""
+    """Deprecated name of `Teal` with the same share for all layers. It logs this once per process.
+
+    Args:
+        tau: See `Teal`.
+        statistics: See `Teal`.
+    """
 
     def __init__(self, tau: Tau | None = None, statistics: Mapping[str, SiteStatistics] | None = None) -> None:
         super().__init__(tau, statistics)

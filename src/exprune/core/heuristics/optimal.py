@@ -1,4 +1,4 @@
-"""Optimal stopping: the expected damage to the loss against the FLOPs that are left (docs/method.md, section 8)."""
+"""Optimal stopping: weigh the expected damage to the loss against the remaining FLOPs (docs/method.md, section 8)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,23 +14,30 @@ from exprune.core.errors import SettingError
 from exprune.core.heuristics.calibrated_test import CalibratedTest
 from exprune.core.settings import real
 
-_NARROWEST = 128  # what a neuron's deviation may come to, of that after the first stage
+_NARROWEST = 128  # a neuron's standard deviation is taken to shrink by at most this factor after the first stage
 
 
 class Optimal(CalibratedTest):
-    """Stop where the expected damage to the loss is worth the FLOPs that are left.
+    """Stop a neuron if the expected damage to the loss is worth less than the FLOPs that stopping saves.
 
-    The damage of an output that is wrong by e is ``gradient * e^2 / 2``, with the mean squared gradient of the loss at
-    the neuron's output (Fisher information). Before an activation that is no ReLU, what is left to be spent is
-    also what an output of exactly 0 spares elsewhere: its column of the layer that reads it, its row of one that it
+    The damage of an output error e is estimated as ``gradient * e^2 / 2``, where ``gradient`` is the mean squared
+    gradient of the loss at the neuron's output (Fisher information). Before an activation other than ReLU, an output of
+    exactly 0 also saves FLOPs in other layers: its column in the layer that reads it, and its row in a layer that it
     gates.
 
     Args:
-        lam: the price, expected loss per FLOP, at least 0; 0 never stops.
-        ahead: weigh stopping now against going on to the next stage, where it may stop too; else against computing all
-            the rest.
-        predict: a neuron that stops outputs what its activation makes of its expected value, so that those that are
-            likely positive stop as well, and layers without an activation can be sites; else it outputs 0.
+        lam: The price of a FLOP in units of loss, at least 0; 0 never stops. A higher price prunes more.
+        stages: How many terms are evaluated before each test, ascending. None uses the stages of the statistics.
+        statistics: The statistics of each site with gradients, from a `Recorder`. None means that they are set before
+            the run.
+        ahead: Compare stopping now with continuing to the next stage, where the neuron may stop too. Otherwise stopping
+            now is compared with computing all remaining terms.
+        predict: A stopped neuron outputs the activation of its expected value instead of 0. Then neurons that are
+            probably positive can stop too, and layers without an activation can be pruned.
+
+    Raises:
+        SettingError: If an argument is out of range, or if the statistics were measured at other stages. When the run
+            begins, if the statistics lack gradients.
     """
 
     def __init__(
@@ -42,10 +49,10 @@ class Optimal(CalibratedTest):
         predict: bool = False,
     ) -> None:
         super().__init__(None, stages, statistics)
-        wanted = "a number, at least 0 (expected loss per FLOP; 1e-11 is a little)"
+        wanted = "a number, at least 0 (the price of a FLOP in units of loss; 1e-11 is low)"
         self.lam, self.ahead = real(lam, "lam", wanted, lambda lam: 0 <= lam < math.inf), ahead
         if not isinstance(predict, bool):
-            raise SettingError(f"predict={predict!r} of Optimal: true or false")
+            raise SettingError(f"predict={predict!r} of Optimal: must be true or false")
         self.predicts = predict
 
     def bounds(
@@ -55,12 +62,13 @@ class Optimal(CalibratedTest):
             raise SettingError(f"Optimal: the statistics of {site.name} lack gradients; calibrate with them")
         if not self.lam:
             return {"below": sd.new_full((len(widths), *sd.shape), -math.inf)}
-        # A neuron that is known beforehand, as where its other inputs are dead: its course stays on the solver's grid.
+        # A neuron may be known early, for example if its other inputs are dead. Keep its course within the solver's
+        # grid.
         sd = sd.maximum(sd[0] / _NARROWEST)
         each = (torch.as_tensor(plan.dense_flops - stage.flops) for stage in plan.stages)
         left = torch.stack([flops.to(sd).expand(sd.shape[1]) for flops in each])
         activation = site.activation if site.before_activation else None
-        # The first test may be charged with what is worked out once.
+        # The first test may include a cost that is paid only once.
         costs = 0 if site.before_relu else site.worth_of_zero, self.overhead(1, site)
         problem = Problem(activation, gradient, sd, left, *costs, self.lam, self.ahead, self.predicts)
         if activation is None:
@@ -71,7 +79,7 @@ class Optimal(CalibratedTest):
         some = widths[widths > 0]
         below = stop_below(problem, some)
         zero = zero_below(problem, some) if self.predicts and not activation.relu else None
-        if len(some) < len(widths):  # of a row that is known: a prediction is exact
+        if len(some) < len(widths):  # a row of width 0 is known, and its prediction is exact
             known = torch.full_like(below[:1], math.inf) if self.predicts else below[:1]
             known = torch.zeros_like(known) if activation.relu and not self.predicts else known
             below = torch.cat([known, below])

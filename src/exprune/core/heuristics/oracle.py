@@ -1,4 +1,4 @@
-"""The oracle: what any test could stop at most (docs/method.md, sections 8 and 10)."""
+"""The oracle: an upper limit for what any test can stop (docs/method.md, sections 8 and 10)."""
 
 import math
 from collections.abc import Mapping
@@ -16,16 +16,19 @@ from exprune.core.settings import real
 
 
 class Oracle(Heuristic):
-    """Stops after the first stage what is not worth the rest, as if it knew it: the ceiling of any test.
+    """Stop after the first stage with knowledge of the true outputs: an upper limit for any test.
 
-    Before a ReLU exactly the negative neurons. Before another activation those whose damage, as of
-    :class:`~exprune.core.Optimal`, is worth less than the FLOPs that are left, where a price is given.
+    Before a ReLU, exactly the negative neurons stop. Before another activation, neurons stop if their damage (as
+    defined for `Optimal`) is worth less than the remaining FLOPs; this requires a price.
 
     Args:
-        n: the terms evaluated before it looks.
-        order: in which; see :func:`~exprune.core.term_order`. ``model`` and ``input`` need no statistics.
-        lam: the price, expected loss per FLOP; None: there are only ReLUs, and others run dense.
-        statistics: by site, of the mean squared gradients; needed with ``lam``.
+        n: The number of terms evaluated before the stop.
+        order: ``"model"`` or ``"input"``, see `term_order`; neither needs statistics.
+        lam: The price of a FLOP in units of loss. None means that sites before other activations than ReLU run dense.
+        statistics: The statistics of each site with mean squared gradients, from a `Recorder`; needed with ``lam``.
+
+    Raises:
+        SettingError: If an argument is out of range. When the run begins, if gradients are needed and missing.
     """
 
     needs_full = True
@@ -40,12 +43,12 @@ class Oracle(Heuristic):
     ) -> None:
         super().__init__(None, n)
         if lam is not None:
-            wanted = "a number, at least 0 (expected loss per FLOP), or null"
+            wanted = "a number, at least 0 (the price of a FLOP in units of loss), or null"
             lam = real(lam, "lam", wanted, lambda value: 0 <= value < math.inf, "Oracle")
         self.lam, self.statistics, self.needs_statistics = lam, statistics, lam is not None
         if order not in ("model", BY_INPUT):
             raise SettingError(
-                f"order={order!r} of Oracle: model or {BY_INPUT}; which terms it has seen is all the same"
+                f"order={order!r} of Oracle: must be model or {BY_INPUT}; no other order makes a difference"
             )
         self._order = order
 
@@ -57,11 +60,11 @@ class Oracle(Heuristic):
         activation = seen.site.activation
         if activation is None or activation.rectifies:
             return seen.full <= 0
-        assert self.lam is not None  # else it refuses
+        assert self.lam is not None  # refuses() ensures it
         gradient = None if self.statistics is None else self.statistics[seen.site.name].gradient
         if gradient is None:
             raise SettingError(
-                f"Oracle: no gradients of {seen.site.name}, which it needs with lam; calibrate with them"
+                f"Oracle: the statistics of {seen.site.name} lack gradients, which lam needs; calibrate with them"
             )
         left = torch.as_tensor(seen.plan.dense_flops - seen.plan.stages[seen.stage].flops)
         left = left + seen.site.worth_of_zero
@@ -72,4 +75,4 @@ class Oracle(Heuristic):
     def refuses(self, site: Site) -> str | None:
         if site.activation is None or site.activation.rectifies or self.lam is not None:
             return None
-        return f"feeds {site.activation.name}, no ReLU: Oracle needs a price for it, such as lam=1e-10"
+        return f"feeds {site.activation.name}, not a ReLU: Oracle needs a price for it, such as lam=1e-10"

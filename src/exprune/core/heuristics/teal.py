@@ -1,4 +1,4 @@
-"""TEAL: leaving out the inputs of a layer that are small, the training-free way that ours is compared with."""
+"""TEAL: skip small inputs of a layer. It is a training-free baseline for our tests."""
 
 import itertools
 import math
@@ -21,25 +21,28 @@ DIVISIONS = ("even", "greedy")
 
 
 class Teal(InputRule):
-    """Leave out the terms whose inputs are small, for all neurons alike and without looking at their sums.
+    """TEAL: skip the terms whose inputs are small, the same for all neurons and without looking at their sums.
 
-    The rule of TEAL (Liu et al. 2024, arXiv 2408.14690) for Linear layers: an input is evaluated where |x| > t. Of a
-    convolution a term's input is a position's patch of its channel, by its norm. It costs one comparison an input.
+    This is the rule of TEAL (Liu et al. 2024, arXiv 2408.14690) for Linear layers: an input x is evaluated if |x| > t.
+    In a convolution, the input of a term is the patch of a channel at a position, measured by its norm. The rule costs
+    one comparison per input.
 
-    With ``divide="greedy"`` the layers of a block share its budget. TEAL goes there in steps, each time to the layer
-    that adds least to the measured error of the block's output. Here the error is estimated from what calibration
-    measured: leaving out an input of size x adds ``x^2 / 2`` times the mean over the inputs of ``sum_j gradient_j
-    w_ji^2``, to the loss, and errors add up. The division that leaves out the same FLOPs at the least error, at which
-    such steps arrive, then has one price for all layers of a block, so that it is found at once.
+    With ``divide="greedy"``, the layers of a block share a budget. TEAL assigns it in small steps, each to the layer
+    that adds least to the measured error of the block's output. Here the error is estimated from the calibration:
+    skipping an input of size x adds ``x^2 / 2`` times the mean over the inputs of ``sum_j gradient_j w_ji^2`` to the
+    loss, and errors add up. Such steps lead to the division that skips the same FLOPs with the least error. This
+    division has a single price for all layers of a block, so it is computed directly.
 
     Args:
-        tau: the share of a site's inputs that is left out, in [0, 1], by their quantile on the calibration inputs (in
-            steps of 1/1024); 0 leaves out what is exactly zero. With a greedy division the share of a block's FLOPs.
-        statistics: as of :class:`InputRule`; with gradients for a greedy division.
-        divide: ``even``, each layer leaves out the same share; or ``greedy``.
+        tau: The share of a site's inputs to skip, in [0, 1]. The threshold is the corresponding quantile on the
+            calibration inputs (in steps of 1/1024). 0 skips exact zeros only. With ``divide="greedy"``, ``tau`` is the
+            share of a block's FLOPs.
+        statistics: The statistics of each site, from a `Recorder` with the order ``"input"``; with gradients if
+            ``divide="greedy"``.
+        divide: ``"even"`` gives all layers the same share; ``"greedy"`` divides the budget of a block.
 
     Raises:
-        SettingError: another division; when the run begins, the statistics lack what it needs.
+        SettingError: If an argument is out of range. When the run begins, if the statistics lack what is needed.
     """
 
     needs_statistics = True
@@ -52,7 +55,7 @@ class Teal(InputRule):
     ) -> None:
         super().__init__(tau, statistics)
         if divide not in DIVISIONS:
-            raise SettingError(f"divide={divide!r} of {type(self).__name__}: {' or '.join(DIVISIONS)}")
+            raise SettingError(f"divide={divide!r} of {type(self).__name__}: must be {' or '.join(DIVISIONS)}")
         self.divide = divide
 
     def choose(self, site: Site, tau: float) -> Choice:
@@ -69,14 +72,14 @@ class Teal(InputRule):
         return found
 
     def cut(self, site: Site, tau: float) -> float:
-        """The size up to which an input is left out."""
+        """The threshold up to which inputs are skipped."""
         if not tau:
             return 0.0
         sizes = self._sizes(site)
         return float(sizes[int(tau * (len(sizes) - 1))])
 
     def _divided(self, block: Sequence[Site], site: Site, tau: float) -> float:
-        """Likewise, of one site of a block that leaves out so much of its FLOPs."""
+        """The threshold of one site, for a block that skips the share ``tau`` of its FLOPs."""
         if not tau:
             return 0.0
         prices = {one.name: math.sqrt(self._price(one)) for one in block}
@@ -86,17 +89,19 @@ class Teal(InputRule):
         return float(shared) / max(prices[site.name], torch.finfo(sizes.dtype).tiny)
 
     def _price(self, site: Site) -> float:
-        """What leaving out an input of size 1 adds to the loss, for each FLOP that it saves, up to a factor."""
+        """The damage of skipping an input of size 1 per FLOP saved, up to a constant factor."""
         of = (self.statistics or {}).get(site.name)
         if of is None or of.gradient is None:
-            raise SettingError(f"{type(self).__name__}: no gradients of {site.name}, which divide=greedy needs")
-        assert site.weight is not None  # else it has no statistics
+            raise SettingError(
+                f"{type(self).__name__}: the statistics of {site.name} have no gradients, which divide=greedy needs"
+            )
+        assert site.weight is not None  # a site with statistics has one
         weight = site.weight.detach().flatten(1).double()
         damage = of.gradient.to(weight) @ weight.square()
         return float(damage.mean()) / (site.dense_flops * site.outputs)
 
     def _sizes(self, site: Site) -> Tensor:
-        """(1025,): the quantiles of the sizes of its inputs."""
+        """The quantiles of the sizes of the site's inputs (1025,)."""
         of = (self.statistics or {}).get(site.name)
         if of is None or of.magnitudes is None:
             kind = type(self).__name__
@@ -105,12 +110,12 @@ class Teal(InputRule):
 
 
 def above(cut: float, site: Site) -> Choice:
-    """Evaluate the inputs above a size, at one comparison an input."""
+    """Evaluate the inputs above ``cut``, at one comparison per input."""
     return Choice(lambda energies, norms: energies > cut**2, site.terms)
 
 
 def block_of(site: Site) -> str:
-    """The block of a layer: its name up to the first number in it, as ``model.layers.3``; else the name."""
+    """The block of a layer: its name up to the first number, such as ``model.layers.3``; without a number, the name."""
     parts = site.name.split(".")
     number = next((at for at, part in enumerate(parts) if part.isdigit()), len(parts))
     return ".".join(parts[: number + 1])

@@ -1,4 +1,4 @@
-"""Evaluating the largest inputs of every row: top-k, WINA, R-Sparse."""
+"""Rules that evaluate the largest inputs of every row: top-k, WINA, R-Sparse."""
 
 from collections.abc import Mapping
 
@@ -14,14 +14,18 @@ from exprune.core.settings import whole
 
 
 class TopK(InputRule):
-    """Of every row (of a convolution, position) evaluate the k inputs that are largest, ``k = (1 - tau) N`` rounded.
+    """Top-k: evaluate the k largest inputs of every row (of a convolution, position), k = (1 - tau) N rounded.
 
-    The rule of dynamic input pruning (DIP, Federici et al. 2024, arXiv 2412.01380), without its cache. Charged is the
-    cheapest selection known, ``N + min(k, N - k)`` comparisons a row (expected, Floyd and Rivest 1975); where k = N
-    nothing is selected. It needs no calibration.
+    This is the rule of dynamic input pruning (DIP, Federici et al. 2024, arXiv 2412.01380), without its cache. The cost
+    is that of the cheapest known selection, ``N + min(k, N - k)`` comparisons per row (expected, Floyd and Rivest
+    1975); for k = N nothing is selected. The rule needs no calibration.
 
     Args:
-        tau: the share of a row's inputs that is left out, in [0, 1].
+        tau: The share of a row's inputs to skip, in [0, 1]; see `Heuristic` for lists and mappings.
+        statistics: Not used.
+
+    Raises:
+        SettingError: If ``tau`` is out of range.
     """
 
     def choose(self, site: Site, tau: float) -> Choice:
@@ -31,20 +35,27 @@ class TopK(InputRule):
         return Choice(lambda energies, norms: largest(self.score(energies, norms), kept), self.flops(site, kept))
 
     def score(self, energies: Tensor, norms: Tensor) -> Tensor:
-        """By what inputs are compared, (R, N), of what :class:`Choice` says."""
+        """The score (R, N) by which inputs are ranked; the arguments are those of `Choice.keep`."""
         return energies
 
     def flops(self, site: Site, kept: int) -> int:
-        """FLOPs of choosing so many inputs of a row."""
+        """FLOPs of selecting ``kept`` inputs of a row."""
         return site.terms + min(kept, site.terms - kept)
 
 
 class Wina(TopK):
-    """As :class:`TopK`, of ``|x_i| n_i`` with the norm n_i of the input's weights over all outputs.
+    """WINA: like `TopK`, but rank inputs by ``|x_i| n_i``, with the norm n_i of the input's weights over all outputs.
 
-    The rule of WINA (Chen et al. 2025, arXiv 2505.19427) without its rotation of the residual stream, which makes the
-    columns of some matrices orthogonal and costs two more products with matrices of d x d a layer. N products a row are
-    charged beside the selection.
+    This is the rule of WINA (Chen et al. 2025, arXiv 2505.19427) without its rotation of the residual stream. The
+    rotation makes the columns of some matrices orthogonal, and costs two more products with d x d matrices per layer. N
+    products per row are counted in addition to the selection.
+
+    Args:
+        tau: The share of a row's inputs to skip, in [0, 1].
+        statistics: Not used.
+
+    Raises:
+        SettingError: If ``tau`` is out of range.
     """
 
     def score(self, energies: Tensor, norms: Tensor) -> Tensor:
@@ -55,18 +66,19 @@ class Wina(TopK):
 
 
 class RSparse(Wina):
-    """As :class:`Wina`, and the other inputs go through the best approximation of the weights of a low rank.
+    """R-Sparse: like `Wina`, but the other inputs go through a low-rank approximation of the weights.
 
-    ``y = W (m x) + U_r V_r ((1 - m) x)``, the rule of R-Sparse (Zhang et al. 2025, arXiv 2504.19449) with one rank and
-    one share for all layers. The singular vectors are worked out once, before the run. ``2 r (K N + outputs)`` FLOPs a
-    row are charged beside WINA's.
+    ``y = W (m x) + U_r V_r ((1 - m) x)`` is the rule of R-Sparse (Zhang et al. 2025, arXiv 2504.19449), with one rank
+    and one share for all layers. The singular vectors are computed once, before the run. ``2 r (K N + outputs)`` FLOPs
+    per row are counted in addition to those of WINA.
 
     Args:
-        tau: the share of a row's inputs that goes through the approximation, in [0, 1].
-        rank: r, at least 1; a layer of fewer inputs or outputs has so many.
+        tau: The share of a row's inputs that go through the approximation, in [0, 1].
+        rank: The rank r, at least 1. It is limited to the layer's inputs and outputs.
+        statistics: Not used.
 
     Raises:
-        SettingError: the rank is none.
+        SettingError: If ``tau`` or ``rank`` is out of range.
     """
 
     def __init__(
@@ -85,8 +97,8 @@ class RSparse(Wina):
 
 
 def _directions(site: Site, rank: int) -> Tensor:
-    """(K * N, rank): the directions of its inputs that its weights heed most, orthonormal."""
-    assert site.weight is not None  # of a site there is one
+    """The leading left singular vectors of a site's weights (K * N, rank): orthonormal directions of its inputs."""
+    assert site.weight is not None  # every site has one
     weight = site.weight.detach().flatten(2) if site.spatial_dims else site.weight.detach()[..., None]
     matrix = weight.permute(2, 1, 0).flatten(0, 1)
     precise = matrix.to(torch.promote_types(matrix.dtype, torch.float32))

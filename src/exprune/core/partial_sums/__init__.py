@@ -1,1 +1,1 @@
-"""Sums over some of a neuron's terms, and fast passes over a layer's outputs."""
+"""Partial sums over a neuron's terms, and fast passes over a layer's outputs."""

@@ -1,4 +1,4 @@
-"""Memory that is used again: to be given fresh memory takes about as long as an addition into it."""
+"""Reusable memory: allocating new memory takes about as long as an addition into it."""
 
 import weakref
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 class Buffers:
-    """Tensors in memory that is used again once the tensor that lies in it is gone. For no gradients."""
+    """Tensors in memory that is reused once the previous tensor in it is gone. Not for tensors with gradients."""
 
     def __init__(self) -> None:
-        self._known: list[tuple[Tensor, bool, weakref.ref[Tensor]]] = []  # flat; of inference mode; what lies in it
+        self._known: list[tuple[Tensor, bool, weakref.ref[Tensor]]] = []  # flat memory; inference mode; its user
 
     def empty_like(self, like: Tensor) -> Tensor:
-        """A dense tensor like this one, filled with anything."""
-        inference = torch.is_inference_mode_enabled()  # what is made in it cannot be changed outside of it
+        """An uninitialised dense tensor of the same shape, type and device."""
+        inference = torch.is_inference_mode_enabled()  # inference tensors cannot be changed outside of inference mode
         free = [
             index
             for index, (flat, mode, user) in enumerate(self._known)

@@ -1,4 +1,4 @@
-"""Passes over a layer's outputs that torch does not vectorise on a CPU, in forms that it does."""
+"""Passes over a layer's outputs that torch does not vectorise on a CPU, written in forms that it does."""
 
 from collections.abc import Iterator
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_GROUPS = 128  # words whose bytes are added in place: at most 255, which a byte holds
+_GROUPS = 128  # words whose bytes are added in place; at most 255, so that a byte does not overflow
 
 
 def below(values: Tensor, bound: Tensor | float) -> Tensor:
-    """``values < bound``, which broadcasts to the shape of values; 2 to 3 times faster.
+    """``values < bound``, 2 to 3 times faster; the bound broadcasts to the shape of the values.
 
-    A comparison into floats is vectorised, one into bools is not.
+    Comparisons into floats are vectorised, comparisons into bools are not.
     """
     if values.dtype != torch.float32 or values.device.type != "cpu":
         return values < bound
@@ -20,12 +20,12 @@ def below(values: Tensor, bound: Tensor | float) -> Tensor:
 
 
 def per_row(mask: Tensor) -> Tensor:
-    """How many of each row are True: (R, 1) int64 of (R, M) bool; 2 to 4 times as fast as ``mask.sum(1)``."""
+    """The number of True values in each row (R, 1) int64 of a bool (R, M); 2 to 4 times as fast as ``mask.sum(1)``."""
     return mask.view(torch.uint8).sum(1, keepdim=True, dtype=torch.int32).long()
 
 
 def select_channels(x: Tensor, channels: Tensor, dim: int) -> Tensor:
-    """``x.index_select(dim, channels)``; 9 times faster where x is channels_last: a matrix with a row a pixel."""
+    """``x.index_select(dim, channels)``; 9 times faster if x is channels_last, as a matrix with one row per pixel."""
     last = x.movedim(dim, -1)
     if not last.is_contiguous():
         return x.index_select(dim, channels)
@@ -34,11 +34,11 @@ def select_channels(x: Tensor, channels: Tensor, dim: int) -> Tensor:
 
 
 class Masks:
-    """Some bool masks of one shape, to be written, then counted together: with few calls, 8 values at a time.
+    """Several bool masks of one shape that are written, then counted together, 8 values at a time.
 
     Args:
-        count: how many masks.
-        like: a tensor of their shape, in whose order they lie in memory.
+        count: The number of masks.
+        like: A tensor of their shape and memory layout.
     """
 
     def __init__(self, count: int, like: Tensor) -> None:
@@ -55,13 +55,13 @@ class Masks:
         return iter(self._masks)
 
     def counts(self) -> Tensor:
-        """(count,) int64: how many values of each mask are True."""
+        """The number of True values of each mask (count,), int64."""
         words = self._all.view(torch.int64).view(len(self._all), _GROUPS, -1)
         return words.sum(1).view(torch.uint8).sum(1)
 
 
 def write_zeros(out: Tensor, where: Tensor) -> None:
-    """``out.masked_fill_(where, 0)``; 4 times faster: a bit mask is vectorised where a choice is not."""
-    keep = where.view(torch.int8) - 1  # True: no bit; else 0 - 1: all bits, as many as there are
+    """``out.masked_fill_(where, 0)``; 4 times faster, because bit masks are vectorised and selections are not."""
+    keep = where.view(torch.int8) - 1  # True becomes 0 (no bits), False becomes -1 (all bits)
     bits = _BITS[out.element_size()]
     out.view(bits).bitwise_and_(keep.to(bits))

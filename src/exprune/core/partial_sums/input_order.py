@@ -1,6 +1,6 @@
-"""Partial sums in the order of each input: of every row the largest terms first (docs/method.md, section 8).
+"""Partial sums in the order of each input: every row starts with its largest terms (docs/method.md, section 8).
 
-A row is what the neurons of one position share: a row of a Linear's input, a patch of a convolution's.
+A row holds the inputs that the neurons of one position share: a row of a Linear's input, or a patch of a convolution's.
 """
 
 import itertools
@@ -20,17 +20,17 @@ from exprune.core.partial_sums.elementwise import per_row
 from exprune.core.partial_sums.products import product
 from exprune.core.partial_sums.terms import pad, sum_dtype
 
-_NUMBERS = 2**23  # of patches at a time, to bound memory
-_GATHERED = 4  # times as long as in a product a term takes whose weights are gathered for its row
+_NUMBERS = 2**23  # numbers in patches at a time, to limit memory
+_GATHERED = 4  # cost of a term whose weights are gathered for its row, relative to a term in a product
 
 
 @dataclass(frozen=True)
 class Columns:
-    """A layer's weights as its rows meet them.
+    """A layer's weights, arranged as its rows need them.
 
     Attributes:
-        weight: (K * N, outputs), the positions of the kernel outermost, times the chain's scale.
-        norms: (N,) float32, the squared norm of each term's weights over all outputs, without that scale.
+        weight: Weights times the chain's scale (K * N, outputs), the kernel's positions outermost.
+        norms: The squared norm of each term's weights over all outputs, without the scale (N,), float32.
     """
 
     weight: Tensor
@@ -46,23 +46,23 @@ class Columns:
         return cls(weight.permute(2, 1, 0).flatten(0, 1).contiguous(), norms)
 
     def rank(self, rows: Tensor, stages: Sequence[int]) -> "Ranked":
-        """The rows (R, K, N) with their terms ranked: by patch norm times norm of the weights, ties as they stand."""
+        """Rank the terms of rows (R, K, N) by patch norm times weight norm; ties keep their order."""
         return Ranked(self, rows, energies(rows).mul_(self.norms), tuple(stages))
 
     def choose(self, rows: Tensor, choice: Choice) -> "Chosen":
-        """The rows with those of their terms that are chosen."""
+        """Select the terms of rows (R, K, N) by a choice."""
         energy = energies(rows)
         return Chosen(self, rows, energy, kept=choice.keep(energy, self.norms), basis=choice.basis)
 
     @cached_property
     def of_outputs(self) -> Tensor:
-        """(K * N, outputs), as :func:`product` likes it."""
+        """The weights (K * N, outputs), in the layout that `product` runs fastest with."""
         return self.weight.T.contiguous().T
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Rows (R, K, N) whose terms are ranked by ``energy`` (R, N) float32, to be summed up to each of ``stages``."""
+    """Rows (R, K, N) whose terms are ranked by ``energy`` (R, N), float32, and summed up to each of ``stages``."""
 
     columns: Columns
     rows: Tensor
@@ -70,7 +70,7 @@ class Ranked:
     stages: tuple[int, ...] = ()
 
     def sums(self) -> Iterator[Tensor]:
-        """After each stage the sum of each neuron's first n terms: (R, outputs)."""
+        """Yield after each stage the sum of each neuron's first n terms (R, outputs)."""
         so_far, before = None, 0
         for n in self.stages:
             if _GATHERED * (n - before) <= self.energy.shape[1]:
@@ -82,7 +82,7 @@ class Ranked:
             before = n
 
     def _sum_of(self, start: int, end: int) -> Tensor:
-        """The sum of each neuron's terms of these ranks: the columns of weights that each row has of them, gathered."""
+        """The sum of each neuron's terms of ranks start to end. The weight columns are gathered for each row."""
         rows, kernel, terms = self.rows.shape
         places = self._places[:, None, start:end].expand(rows, kernel, end - start)
         index = places + torch.arange(0, kernel * terms, terms, device=places.device)[:, None]
@@ -90,16 +90,16 @@ class Ranked:
         return F.embedding_bag(index.flatten(1), self.columns.weight, mode="sum", per_sample_weights=values)
 
     def _product(self, first: Tensor) -> Tensor:
-        """The sum of each neuron's terms where ``first`` (R, N) is 1, not 0: of all of them, one product."""
+        """The sum of each neuron's terms where ``first`` (R, N) is 1, as one product over all terms."""
         masked = torch.mul(self.rows, first[:, None], out=self._room)
         return product(masked.flatten(1), self.columns.of_outputs)
 
     @cached_property
-    def _room(self) -> Tensor:  # memory that is new for each stage takes longer than the product
+    def _room(self) -> Tensor:  # allocating memory for each stage takes longer than the product
         return torch.empty_like(self.rows)
 
     def firsts(self) -> Iterator[Tensor]:
-        """After each stage which terms are among the first n: 1, else 0, (R, N) as the rows; the next overwrites it."""
+        """Yield after each stage which terms are among the first n: 1 or 0 (R, N). The next stage overwrites it."""
         return map(self._first, self.stages)
 
     def _first(self, n: int) -> Tensor:
@@ -110,14 +110,14 @@ class Ranked:
         return torch.empty_like(self._ranks)
 
     def counts(self) -> Iterator[int | Tensor]:
-        """After each stage how many terms that is: one number, or one for each row (R, 1)."""
+        """Yield after each stage the number of evaluated terms: one number, or one per row (R, 1)."""
         return iter(self.stages)
 
     @cached_property
     def rest(self) -> Tensor:
-        """(R, stages): the norm of what is left after each stage, ``sqrt(sum of the energies)``.
+        """The norm of the remaining terms after each stage, ``sqrt(sum of the energies)`` (R, stages).
 
-        0: all is known, or the norm is :attr:`undefined`.
+        It is 0 if nothing remains, or if the norm is `undefined`.
         """
         bounds = [*self.stages, self.energy.shape[1]]
         parts = [self._largest[:, a:b].sum(1) for a, b in itertools.pairwise(bounds)]
@@ -125,14 +125,14 @@ class Ranked:
 
     @cached_property
     def norm(self) -> Tensor:
-        """(R, 1): the norm of all of it; 0 where that is :attr:`undefined`."""
+        """The norm of all terms (R, 1); 0 if it is `undefined`."""
         return _norms(self._total).to(self.rows.dtype)
 
     @cached_property
     def undefined(self) -> Tensor | None:
-        """(R, 1) bool: rows without a norm: something in them is NaN, infinite, or too large to be squared.
+        """Rows without a norm, because a value is NaN, infinite or too large to be squared (R, 1), bool.
 
-        None on a CPU, where nobody has to wait for that, if all have one.
+        None if all rows have one. This is only checked on a CPU, where it does not wait for a device.
         """
         undefined = ~self._total.isfinite()
         return None if undefined.device.type == "cpu" and not undefined.any() else undefined
@@ -143,13 +143,15 @@ class Ranked:
 
     @cached_property
     def nonzero(self) -> Tensor:
-        """(R, N) bool: the terms that are not exactly zero. They come first."""
-        return self.energy != 0  # as NaN is
+        """The terms that are not exactly zero (R, N), bool. They are ranked first."""
+        return self.energy != 0  # also true for NaN
 
     @cached_property
     def _sorted(self) -> Tensor:
-        """(R, N): each term's key, sorted: its energy's bits, turned round (they are ordered as the energies are), then
-        its place, so that of equal ones the first comes first. NaN comes before all numbers, whatever its sign.
+        """The sorted keys of the terms (R, N).
+
+        A key consists of the inverted bits of the energy, whose order is that of the energies, and of the term's index.
+        So the largest energy comes first, and of equal ones the first. NaN comes before all numbers.
         """
         bits = self.energy.view(torch.int32).long()
         keys = bits.neg_().add_(_MOST).bitwise_left_shift_(32)
@@ -157,26 +159,26 @@ class Ranked:
         if keys.device.type == "cpu":
             try:
                 array = keys.numpy()
-            except RuntimeError:  # torch without numpy
+            except RuntimeError:  # torch was installed without numpy
                 return keys.sort(dim=1).values
-            array.sort(axis=1)  # four times as fast as torch's
+            array.sort(axis=1)  # four times as fast as torch's sort
             return keys
         return keys.sort(dim=1).values
 
     @cached_property
     def _ranks(self) -> Tensor:
-        """(R, N): the place of each term among the sorted ones, in the rows' own dtype, which torch compares faster."""
+        """The rank of each term (R, N), in the dtype of the rows, which torch compares faster."""
         ranks = torch.arange(self._sorted.shape[1], dtype=self.rows.dtype, device=self.rows.device)
         return torch.empty_like(self._places, dtype=ranks.dtype).scatter_(1, self._places, ranks.expand_as(self.energy))
 
     @cached_property
     def _places(self) -> Tensor:
-        """(R, N): where each term stands, the largest first."""
+        """The indices of the terms, the largest first (R, N)."""
         return self._sorted & _PLACE
 
     @cached_property
     def _largest(self) -> Tensor:
-        """(R, N): the energies, the largest first."""
+        """The energies, the largest first (R, N)."""
         return (_MOST - (self._sorted >> 32)).int().view(torch.float32)
 
 
@@ -185,7 +187,7 @@ _MOST, _PLACE = 2**31 - 1, 2**32 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen(Ranked):
-    """Rows of which, in a single stage, the ``kept`` terms (R, N) bool are summed; the others by way of ``basis``."""
+    """Rows whose ``kept`` terms (R, N), bool, are summed in a single stage; the others go through ``basis``."""
 
     kept: Tensor
     basis: Tensor | None = None
@@ -215,22 +217,22 @@ class Chosen(Ranked):
 
 
 def _norms(energies: Tensor) -> Tensor:
-    """0 where there is none: tables are looked up by them."""
+    """Square roots of energies. Undefined ones become 0, because tables are indexed by norms."""
     return energies.sqrt().nan_to_num_(nan=0, posinf=0)
 
 
 def energies(rows: Tensor) -> Tensor:
-    """The squared norm of each term's patch: of rows (R, K, N), (R, N) float32."""
+    """The squared norm of each term's patch (R, N), float32, of rows (R, K, N)."""
     return rows.square().sum(1).float()
 
 
 def rows_of(call: LinearCall, x: Tensor, step: int = 1) -> Tensor:
-    """The rows (R, K, N) of a call's input ``x``, (inputs, N, *space) or (R, N); of all positions, or every step-th."""
+    """The rows (R, K, N) of a call's input ``x``, (inputs, N, *space) or (R, N), at every ``step``-th position."""
     x = x.to(sum_dtype(call))
     if not call.is_conv:
         return x.reshape(-1, 1, x.shape[-1])
     dims = call.spatial_dims
-    x = pad(x, call).movedim(call.channel_dim, -1).contiguous()  # what is copied below are runs of channels
+    x = pad(x, call).movedim(call.channel_dim, -1).contiguous()  # so that runs of channels are copied below
     for dim, (size, stride, apart) in enumerate(
         zip(call.weight.shape[2:], call.stride, call.dilation, strict=True), start=1
     ):
@@ -245,25 +247,25 @@ def rows_of(call: LinearCall, x: Tensor, step: int = 1) -> Tensor:
 
 
 def inputs_at_once(call: LinearCall, out: Tensor) -> int:
-    """How many inputs of a batch (rows of a Linear) to take at a time, so that their rows fit into memory."""
+    """The number of inputs of a batch (rows of a Linear) to process at a time, so that they fit into memory."""
     each = out[:1].numel() // call.weight.shape[0] * call.weight[0].numel()
     return max(1, _NUMBERS // max(each, 1))
 
 
 def ranking_flops(call: LinearCall, stages: int) -> int:
-    """FLOPs of ranking one row: norms of its terms, N log2 N comparisons, what is left after each stage."""
+    """FLOPs of ranking one row: the norms of its terms, N log2 N comparisons, and the rest norm after each stage."""
     return call.terms * (_norm_flops(call) + 1 + math.ceil(math.log2(max(call.terms, 2))) + 1) + stages
 
 
 def choosing_flops(call: LinearCall, choice: Choice) -> int:
-    """FLOPs of choosing terms of one row: the rule's, and norms of its patches, which a number needs none of."""
+    """FLOPs of choosing the terms of one row: those of the rule, and the norms of a convolution's patches."""
     return choice.flops + (call.terms * _norm_flops(call) if call.is_conv else 0)
 
 
 def _norm_flops(call: LinearCall) -> int:
-    """Of one term.
+    """FLOPs of the norm of one term.
 
-    The squares of a convolution's patches are summed along one dimension after the other, shared by the patches.
+    The squares of a convolution's patches are summed along one dimension after another, and shared between patches.
     """
     kernel = call.weight.shape[2:]
     norm = 2 * kernel.numel()

@@ -1,4 +1,4 @@
-"""Layers that are evaluated in parts: their outputs are made of the sums that the tests look at."""
+"""Layers computed in parts: their outputs are accumulated from the partial sums that the tests need."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,17 +12,17 @@ from exprune.core.calls.layers import LinearCall, per_channel
 from exprune.core.partial_sums.buffers import Buffers
 from exprune.core.partial_sums.terms import Terms
 
-# Outputs of a layer in parts that are summed at a time: on a CPU, by each core, few enough that an addition finds its
-# summands in the cache.
+# Outputs summed at a time. On a CPU, each core's share is small enough that an addition finds its operands in the
+# cache.
 _BLOCK = 2**19
 _ELSEWHERE = 2**26
 
 
 class Parts:
-    """Computes layers, some of them in parts: an output made of its partial sums costs less than both.
+    """Compute layers, some of them in parts. Accumulating partial sums costs less than computing both sums and output.
 
     Args:
-        plans: the stages of those in parts, by name.
+        plans: The stages of the layers in parts, by name.
     """
 
     def __init__(self, plans: Mapping[str, Plan]) -> None:
@@ -30,7 +30,7 @@ class Parts:
         self._buffers = Buffers()
 
     def compute(self, name: str, call: LinearCall, run: Callable[[], Tensor]) -> tuple[Tensor, LinearCall]:
-        """The output of a layer's call, which ``run`` computes, and the call, with its sums where it is in parts."""
+        """The output of a layer's call, computed by ``run`` or in parts, and the call with its partial sums if any."""
         plan = self._plans.get(name)
         if plan is None or plan.rest is None:
             return run(), call
@@ -43,9 +43,9 @@ class Parts:
 
 
 def some_rows(out: Tensor, each_core: int, most: int | None = None) -> Iterator[slice]:
-    """All rows (inputs of a batch) of a layer's output, some at a time: on a CPU so many outputs for each core.
+    """Yield slices of the rows of a layer's output (inputs of a batch), with ``each_core`` outputs per core on a CPU.
 
-    ``most`` is how many rows there may be at a time, if that is limited.
+    ``most`` limits the number of rows per slice.
     """
     outputs = each_core * torch.get_num_threads() if out.device.type == "cpu" else _ELSEWHERE
     step = max(1, outputs * len(out) // max(out.numel(), 1))
@@ -55,7 +55,7 @@ def some_rows(out: Tensor, each_core: int, most: int | None = None) -> Iterator[
 
 
 def _in_parts(call: LinearCall, groups: Sequence[Terms], buffers: Buffers) -> tuple[Tensor, LinearCall]:
-    """A layer's output, summed over groups of terms that are all together, and the call with its sums."""
+    """A layer's output, summed over groups that together contain all terms, and the call with its partial sums."""
     x, bias = call.input, None if call.bias is None else per_channel(call.bias, call.spatial_dims)
     if torch.is_grad_enabled() or x.dim() == -call.channel_dim:  # no batch
         *sums, out = itertools.accumulate((group.sum(group.inputs(x)) for group in groups), torch.add)

@@ -1,4 +1,4 @@
-"""Which rows of a layer's output are data."""
+"""Masks of the rows of a layer's output that are data, as opposed to padding."""
 
 import math
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from exprune.core.tracing.chain import Chain
 
 
 def rows_for(rows: Tensor | None, leading: Sequence[int]) -> Tensor | None:
-    """Which rows of a layer with these leading dimensions are data, of what is known of (inputs, positions).
+    """The data mask for a layer with these leading dimensions, from a mask over (inputs, positions).
 
-    Of a layer that has one row for each input (behind a pooling), those of inputs with any position that is data.
+    In a layer with one row per input (after pooling), an input counts as data if any of its positions does.
     """
     if rows is None or rows.dim() != 2 or rows.numel() == math.prod(leading) or len(rows) != math.prod(leading):
         return rows
@@ -20,16 +20,16 @@ def rows_for(rows: Tensor | None, leading: Sequence[int]) -> Tensor | None:
 
 
 def check_rows(rows: Tensor, chain: Chain, out: Tensor) -> None:
-    """Raise a SettingError unless ``rows`` has one value for each of the leading dimensions of the chain's output."""
+    """Raise a SettingError unless ``rows`` has one value for each leading index of the chain's output."""
     leading = out.shape[: out.dim() + chain.call.channel_dim].numel()
     if rows.numel() != leading:
         raise SettingError(f"rows: {rows.numel()} values, but {chain.name} has {leading} rows in this batch")
 
 
 def data_rows(values: Tensor, dim: int, rows: Tensor | None) -> Tensor:
-    """(rows, channels) of values with the channels at ``dim``: positions and inputs that are data.
+    """The values at positions and inputs that are data (rows, channels); channels are at ``dim``.
 
-    ``rows`` (bool) says which: over the leading dimensions of a Linear, the batch of a convolution; None: all.
+    ``rows`` (bool) marks data: over the leading dimensions of a Linear, or the batch of a convolution. None means all.
     """
     rows = rows_for(rows, values.shape[: values.dim() + dim])
     values = values.movedim(dim, -1)

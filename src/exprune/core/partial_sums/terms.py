@@ -1,6 +1,6 @@
-"""Partial sums of a neuron's terms, and of their squares, over a range of terms.
+"""Partial sums of a neuron's terms, and of their squares.
 
-A term ``t_c`` is what input channel ``c`` contributes to an output: one product in a Linear layer, the dot
+A term ``t_c`` is the contribution of input channel ``c`` to an output: one product in a Linear layer, or the dot
 product of one kernel slice with one patch in a convolution (docs/method.md, section 1).
 """
 
@@ -17,7 +17,7 @@ from exprune.core.partial_sums.elementwise import select_channels
 
 @dataclass(frozen=True)
 class Terms:
-    """Terms ``channels`` of every neuron of a call, with weights (out, terms, *kernel) ready for any input rows."""
+    """The terms of some input channels for every neuron of a call, with weights (out, terms, *kernel)."""
 
     call: LinearCall
     channels: slice | Tensor
@@ -27,9 +27,13 @@ class Terms:
     def of(
         cls, call: LinearCall, channels: slice | Tensor, keep: Tensor | None = None, scale: Tensor | None = None
     ) -> "Terms":
-        """The terms of some input channels, times ``scale`` (one factor per output channel).
+        """The terms of some input channels.
 
-        ``keep`` (outputs, channels) says which of them an output channel has; None: all.
+        Args:
+            call: The call of the layer.
+            channels: The input channels.
+            keep: Which of them each output channel has (outputs, channels), bool; None means all.
+            scale: A factor for each output channel.
         """
         if isinstance(channels, Tensor):
             channels = channels.to(call.weight.device)
@@ -44,7 +48,7 @@ class Terms:
         return cls(call, channels, weight)
 
     def inputs(self, x: Tensor) -> Tensor:
-        """What the terms are made of, from rows of the call's input: their channels, in the type of the weights."""
+        """The channels of ``x``, rows of the call's input, that the terms need, in the type of the weights."""
         dim = self.call.channel_dim
         if isinstance(self.channels, slice):
             x = x.narrow(dim, self.channels.start, self.channels.stop - self.channels.start)
@@ -53,9 +57,9 @@ class Terms:
         return x.to(self.weight.dtype)
 
     def sum(self, x: Tensor, before: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """The sum of the terms made of ``x``, see :meth:`inputs`, in the shape of the rows' output.
+        """The sum of the terms for ``x``, a result of `inputs`, in the shape of the rows' output.
 
-        ``before``, if given, is added; the sum is written to ``out``, if given, which may be ``before``.
+        ``before`` is added if given. The sum is written to ``out`` if given, which may be ``before``.
         """
         if not self.call.is_conv:
             if x.dim() == 2 and before is not None:
@@ -70,10 +74,11 @@ class Terms:
         return part if out is None else out.copy_(part)
 
     def squares(self, x: Tensor) -> Tensor:
-        """The sum of the terms' squares, likewise.
+        """The sum of the terms' squares, in the shape of the rows' output.
 
-        Where a term is one product, ``(w x)^2 = w^2 x^2``: one matrix product. Else one channel's terms at a time,
-        squared into the sum while they are in the cache (benchmarks/squares.py has the alternatives).
+        If a term is one product, ``(w x)^2 = w^2 x^2`` makes this one matrix product. Otherwise the terms of one
+        channel at a time are squared and added while they are in the cache (benchmarks/squares.py compares the
+        alternatives).
         """
         if not self.call.is_conv:
             return F.linear(x * x, self._squared)
@@ -93,9 +98,9 @@ class Terms:
         return self.weight * self.weight
 
     def _patches(self, x: Tensor) -> tuple[Tensor, torch.Size]:
-        """What each output of each channel sees, (channels, kernel, outputs), and the shape of one channel's outputs.
+        """The patches of each channel (channels, kernel, outputs), and the shape of one channel's outputs.
 
-        ``x`` is (..., channels, *space).
+        ``x`` has the shape (..., channels, *space).
         """
         dims = self.call.spatial_dims
         x = pad(x.movedim(self.call.channel_dim, 0).contiguous(), self.call)
@@ -116,7 +121,7 @@ _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def sum_dtype(call: LinearCall) -> torch.dtype:
-    """Sums of squares need more than half precision holds."""
+    """The dtype of sums. Half precision is too coarse for sums of squares, so those are in single precision."""
     dtype = torch.promote_types(call.input.dtype, call.weight.dtype)
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
@@ -124,7 +129,7 @@ def sum_dtype(call: LinearCall) -> torch.dtype:
 def pad(x: Tensor, call: LinearCall) -> Tensor:
     if call.padding == "valid":
         return x
-    if isinstance(call.padding, str):  # "same": torch puts the odd one at the end
+    if isinstance(call.padding, str):  # "same": torch puts an odd extra row or column at the end
         spans = [d * (k - 1) for k, d in zip(call.weight.shape[2:], call.dilation, strict=True)]
         sides = [(span // 2, span - span // 2) for span in spans]
     else:

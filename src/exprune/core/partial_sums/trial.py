@@ -1,4 +1,4 @@
-"""Whether a layer's terms add up to its outputs where its tensors are of classes of their own."""
+"""Test whether a layer's terms add up to its outputs if its tensors are subclasses of Tensor."""
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,10 @@ _PLAIN = {Tensor, nn.Parameter, nn.Buffer}
 
 
 def unlike_its_terms(call: LinearCall, out: Tensor) -> str | None:
-    """Why partial sums say nothing of a call's output, though a Tensor's would; None where they do.
+    """The reason why partial sums do not give a call's output; None if they do.
 
-    Subclasses of Tensor (quantised, distributed, with units, ...) may compute as they like: it is tried what a run
-    would do with them, and compared. What is a Tensor itself, and nothing more, is not looked at.
+    Subclasses of Tensor (quantised, distributed, with units, ...) may compute differently. So the computation of a
+    pruned run is tried and compared. Plain tensors are not checked.
     """
     kinds = {"weight": call.given, "input": call.input, "bias": call.bias, "output": out}
     own = {what: type(x).__name__ for what, x in kinds.items() if x is not None and type(x) not in _PLAIN}
@@ -26,7 +26,7 @@ def unlike_its_terms(call: LinearCall, out: Tensor) -> str | None:
     try:
         with torch.no_grad():
             alike = _alike(call, out)
-    except Exception as error:  # of somebody's class
+    except Exception as error:  # of a class that is not ours
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         return f"its {what} is of class {name}, which cannot be taken apart into terms ({why})"
     return None if alike else f"its {what} is of class {name}, whose products are not those of its numbers"

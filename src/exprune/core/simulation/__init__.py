@@ -1,1 +1,1 @@
-"""Running a model pruned, without running it faster."""
+"""Run a model pruned. This is a simulation, which does not run faster."""

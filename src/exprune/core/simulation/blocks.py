@@ -1,4 +1,4 @@
-"""A layer's chain and output, some rows at a time."""
+"""Split a layer's chain and output into blocks of rows."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,12 +9,12 @@ from torch import Tensor
 from exprune.core.partial_sums.parts import some_rows
 from exprune.core.tracing.chain import Chain
 
-# Outputs tested at a time: on a CPU, by each core, few enough that the passes over them stay in its caches.
+# Outputs tested at a time. On a CPU, each core's share is small enough to stay in its caches.
 _CHUNK = 2**19
 
 
 def as_rows(chain: Chain, out: Tensor) -> tuple[Chain, Tensor]:
-    """The chain and output of a Linear with all its rows in one dimension, so that any number of them make a chunk."""
+    """The chain and output of a Linear layer with all rows in one dimension; any number of rows can form a chunk."""
     if chain.call.is_conv:
         return chain, out
 
@@ -29,7 +29,7 @@ def as_rows(chain: Chain, out: Tensor) -> tuple[Chain, Tensor]:
 
 
 def chunks(chain: Chain, out: Tensor, most: int | None = None) -> Iterator[tuple[Chain, slice]]:
-    """The chain of some rows (inputs of a batch) at a time, at most so many."""
+    """The chain in chunks of rows (for a convolution, inputs of the batch), at most ``most`` per chunk."""
     if out.dim() == -chain.call.channel_dim:  # no batch
         yield chain, slice(None)
         return
@@ -43,12 +43,12 @@ def chunks(chain: Chain, out: Tensor, most: int | None = None) -> Iterator[tuple
 
 
 def same_memory(values: Tensor, given: Tensor) -> bool:
-    """Whether what is written to ``values``, all of a tensor, is written to that; of other classes nobody knows."""
+    """Whether writing to ``values`` writes to ``given``. For subclasses of Tensor this is unknown, so False."""
     return type(values) is type(given) is Tensor and values.data_ptr() == given.data_ptr()
 
 
 def data_mask(mask: Tensor, chain: Chain, out: Tensor, rows: slice) -> Tensor | None:
-    """The mask of data rows, to broadcast with ``out``, some rows of the layer's output; None where all are data."""
+    """The mask of data rows for some rows of the output, shaped to broadcast with ``out``; None if all are data."""
     dims = -chain.call.channel_dim
     leading = out.shape[: out.dim() - dims]
     mask = mask.reshape(-1, *leading[1:])[rows]

@@ -1,4 +1,4 @@
-"""Testing a layer whose terms come in the order of each input: row by row, of a convolution position by position."""
+"""Test a layer in the order of each input: row by row, or position by position for a convolution."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,9 +26,12 @@ def prune_by_input(
     full: Tensor | None,
     gate: Tensor | None = None,
 ) -> Ranked:
-    """Test some inputs of a layer at every stage, count them, and write ``out``; gives their ranked rows.
+    """Test some inputs of a layer at every stage, count them, and write ``out``.
 
-    ``data``, ``full`` and ``gate`` are as of :class:`~exprune.core.Prefix`, and broadcast with ``out``.
+    ``data``, ``full`` and ``gate`` are those of `Prefix` and broadcast with ``out``.
+
+    Returns:
+        The ranked rows.
     """
     dim = chain.call.channel_dim
     given, out = out, _matrix(out, out, dim)
@@ -56,9 +59,9 @@ def prune_by_input(
 
 
 def weights_evaluated(ranked: Ranked, plan: Plan, weights_per_term: int) -> tuple[Tensor, Iterator[int | Tensor]]:
-    """Weights of terms that are not exactly zero, and after each stage those of its first terms, zero or not.
+    """The number of weights of terms that are not exactly zero, and after each stage of its first terms, zero or not.
 
-    Of each row, (rows, 1); of a site under a static mask of each neuron, (rows, outputs): products, whole in any case.
+    Both are per row (rows, 1), and under a static mask per neuron (rows, outputs). They are whole numbers.
     """
     if plan.weights is None:
         nonzero = per_row(ranked.nonzero) * weights_per_term
@@ -68,7 +71,7 @@ def weights_evaluated(ranked: Ranked, plan: Plan, weights_per_term: int) -> tupl
 
 
 def _matrix(values: Tensor, like: Tensor, dim: int) -> Tensor:
-    """(rows, channels, or 1) of values that broadcast with ``like``, whose channels stand at ``dim``."""
+    """``values`` as (rows, channels or 1). They broadcast with ``like``, whose channels are at dimension ``dim``."""
     channels = values.shape[dim] if values.dim() >= -dim else 1
     shape = (*like.shape[:dim], channels, *like.shape[dim + like.dim() + 1 :])
     return values.expand(shape).movedim(dim, -1).flatten(0, -2)
@@ -77,9 +80,9 @@ def _matrix(values: Tensor, like: Tensor, dim: int) -> Tensor:
 def _count(of: SiteFlops, stops: Stops, ranked: Ranked, data: Tensor | None, ranking: int) -> None:
     """Count the weights of terms that are not exactly zero, and those of them that were not evaluated."""
     plan = of.plan
-    assert of.by_input is not None  # of a site in this order
+    assert of.by_input is not None  # every site in this order has it
     nonzero, evaluated = weights_evaluated(ranked, plan, of.site.weights_per_term)
-    # Without a mask a neuron has all terms: what a stop leaves out, its row tells.
+    # Without a mask every neuron has all terms, so the row determines what a stop saves.
     neurons, dtype = (stops.stopped().shape[1], torch.int64) if plan.weights is None else (1, torch.float64)
     left = torch.zeros((), dtype=dtype, device=ranked.norm.device)
     before: int | Tensor = 0

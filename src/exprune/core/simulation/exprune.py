@@ -1,4 +1,4 @@
-"""The context under which a model runs pruned."""
+"""The context in which a model runs pruned."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,34 +26,46 @@ from exprune.core.tracing.tracer import Tracer
 
 
 class ExPrune:
-    """Run a model with the neurons of ``sites`` stopped early by ``heuristic``, and count what that saves.
+    """Context manager that runs a model pruned, and counts the FLOPs that this saves.
 
-        with ExPrune(sites, StatsTest(0.1)) as run:
-            out = model(batch)
-        run.flops
+    Inside the context, every output that the heuristic stops is 0 after its activation, or the activation of its
+    predicted value. All other outputs are computed as usual. This is a simulation: the dense pre-activation is computed
+    too, so the run does not become faster. (With several stages, outputs are sums of partial sums, which differ from
+    the model's own in the last bits.) Under a static mask (`Site.mask`) only the remaining weights count.
 
-    Inside the context every output that the heuristic stops is exactly 0 after its activation, or what that makes
-    of its predicted value; everything else is computed as always. This simulates the method: the dense
-    pre-activation is computed too, so it counts FLOPs and does not run faster. (With several stages a layer's
-    output is made of their partial sums, which differs from the model's own in the last bits.) Under a static mask
-    (:attr:`Site.mask`) only the weights that are left count. For inference only: the model must be in eval mode.
-    Neither the model nor its parameters are changed, and nothing stays behind, also after an exception. Entering
-    the context again adds to the same counts; a new ``ExPrune`` starts from zero. Inside another ``ExPrune`` it is
-    to that one as if it were part of the model. A run accounts for itself: where a site was not tested as often as
-    its layer was computed, in the thread that entered the context, the end of the context says which and why.
+    The model must be in eval mode. The model and its parameters are not changed, and all hooks are removed at the end,
+    also after an exception. Entering the same context again adds to its counts; a new `ExPrune` starts at zero. An
+    `ExPrune` inside another one is treated as part of the model. At the end of the context, the run is audited: if a
+    site was not tested as often as its layer was computed, an error names the site and the reason.
 
     Args:
-        sites: from :func:`find_sites`. Those that cannot be pruned run dense; :attr:`sites` keeps the reason.
-        heuristic: when to stop; None stops nothing and only counts.
-        rows: a bool tensor over the flattened leading dimensions of the sites' outputs (all but the channels
-            of a Linear, the batch of a convolution): rows that are no data (padding) are False and not
-            counted. It can be set anew for every batch: ``run.rows = mask``.
-        gain_ratio: of sites under a static mask, see :func:`exprune.core.accounting.plan.make_plan`; like tau one
-            number, a list (one per eligible site) or a mapping of site names with wildcards. None: the heuristic's own.
+        sites: The layers, from `find_sites`. Those that cannot be pruned run dense, and `sites` keeps the reason.
+        heuristic: When to stop; None stops nothing and only counts.
+        rows: A bool tensor over the flattened leading dimensions of the sites' outputs (all but the channels of a
+            Linear layer; the batch of a convolution). Rows that are False are padding, and are not counted. It can be
+            set for every batch by ``run.rows = mask``.
+        gain_ratio: Tests only neurons with enough weights left; used under a static mask (docs/method.md, section 3).
+            One number, a list with one number per eligible site, or a mapping of site names. None uses the heuristic's.
+
+    Attributes:
+        sites: The layers; those that run dense carry the reason.
+        heuristic: The heuristic.
+        rows: See above.
+        taus: The setting of each pruned site, by name.
 
     Raises:
-        SettingError: no site is left to prune, or the heuristic's tau or gain_ratio does not fit the sites; inside the
-            context, the model is in training mode or cannot be followed; at its end, a site was not pruned as planned.
+        SettingError: If no site can be pruned, or if ``tau`` or ``gain_ratio`` does not fit the sites. Inside the
+            context, if the model is in training mode or cannot be followed. At its end, if a site was not pruned as
+            planned.
+        RuntimeError: If the context is already entered.
+
+    Example:
+        ```python
+        sites = find_sites(model, batch)
+        with torch.no_grad(), ExPrune(sites, StatsTest(0.1)) as run:
+            outputs = model(batch)
+        print(run.flops)
+        ```
     """
 
     def __init__(
@@ -71,7 +83,7 @@ class ExPrune:
         self._entered: tuple[Tracer, RunAudit, Counting] | None = None
         self._masks = self._masks_now()
         if heuristic is not None and not isinstance(heuristic, Heuristic):
-            raise SettingError(f"heuristic={heuristic!r}: a Heuristic, such as StatsTest(0.1), or None")
+            raise SettingError(f"heuristic={heuristic!r}: must be a Heuristic, such as StatsTest(0.1), or None")
         if heuristic is not None:
             self._plan(heuristic, heuristic.gain_ratio if gain_ratio is None else gain_ratio)
 
@@ -103,9 +115,10 @@ class ExPrune:
         self.taus = per_site(heuristic.tau, eligible, known=known)
 
     def _spared_elsewhere(self, site: Site) -> int:
-        """FLOPs in layers that run dense that a 0 of this site spares, and that the dense network spends.
+        """FLOPs of layers that run dense which an output of 0 saves, and which the dense network spends.
 
-        The columns of a ReLU's zeros are the dense network's own saving. Sites count what they do themselves.
+        The columns of a ReLU's zeros are not among them: the dense network can skip those as well. Pruned sites count
+        their own savings.
         """
         wholes = {other.name: other.whole for other in self.sites}
         counted = {*self._ledger.sites, *(wholes[name] for name in self._ledger.sites), *self._masks}
@@ -119,7 +132,7 @@ class ExPrune:
         now = self._masks_now()
         for name in now.keys() | self._masks.keys():
             if name not in now or name not in self._masks or not torch.equal(now[name], self._masks[name]):
-                raise SettingError(f"{name}: its mask is another than when this ExPrune was made; make a new one")
+                raise SettingError(f"{name}: its mask has changed since this ExPrune was made; make a new ExPrune")
 
     def __enter__(self) -> "ExPrune":
         if self._entered is not None:
@@ -149,13 +162,13 @@ class ExPrune:
             raise SettingError(line)
         if flop_counter.flops and counts and not any(count.outputs for count in counts):
             raise SettingError(
-                "none of the sites was reached: the model object that they were found in ran none of them; find those "
-                "of the one that runs"
+                "none of the sites was reached: the model that ran is not the one they were found in; call find_sites "
+                "on the model that runs"
             )
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, the model runs as if this context were not entered."""
+        """Inside this context the model runs as if the ExPrune context were not entered."""
         self.__exit__(None, None, None)
         try:
             yield
@@ -164,7 +177,7 @@ class ExPrune:
 
     @cached_property
     def tables(self) -> dict[str, DecisionTable]:
-        """What the heuristic decides, by site, solved when it is first asked for; none of one that decides itself."""
+        """The decision tables of the heuristic by site, computed on first use; empty if its `stop` decides."""
         if self.heuristic is None:
             return {}
         solved = {
@@ -174,20 +187,20 @@ class ExPrune:
 
     @cached_property
     def choices(self) -> Mapping[str, Choice]:
-        """Which inputs are evaluated, by site, likewise; none of a heuristic that tests in stages."""
+        """The choices of inputs by site, computed on first use; empty for a heuristic that tests in stages."""
         return {} if self.heuristic is None else self.heuristic.choices(self.sites, self.taus)
 
     @property
     def flops(self) -> FlopReport:
-        """What all passes so far cost, densely and pruned."""
+        """FLOPs of all passes so far, dense and pruned."""
         return self._ledger.flops
 
     def state_dict(self) -> dict[str, Any]:
-        """All counts, to go on with later: see :meth:`load_state_dict`."""
+        """All counts, for `load_state_dict`."""
         return self._ledger.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the counts of another run of the same sites and stages."""
+        """Continue from the counts of another run with the same sites and stages."""
         self._ledger.load_state_dict(state)
 
 
@@ -195,8 +208,8 @@ def _check_fits(heuristic: Heuristic, site: Site, order: Tensor | str | None) ->
     kind = type(heuristic).__name__
     if not site.before_activation and not heuristic.predicts:
         raise SettingError(
-            f"{kind}: {site.name} feeds no activation, so it can be stopped with a prediction alone, as Optimal with "
-            "predict=true does; or prune scope=relu"
+            f"{kind}: {site.name} feeds no activation, so a stopped neuron needs a prediction, as with Optimal and "
+            "predict=true; or prune with scope=relu"
         )
     if isinstance(order, str) and heuristic.needs_squares:
         raise SettingError(f"{kind}: order={order!r} of {site.name}: there are no sums of squares in this order")
@@ -208,5 +221,5 @@ def _gain_ratio(value: Any) -> float:
 
 def _why_no_stage(site: Site, n: int, gain_ratio: float) -> str:
     if site.mask is None or site.terms <= n:
-        return f"{site.terms} terms, fewer than n + 1 = {n + 1}"
-    return f"too few weights left for a test after n={n} terms with gain_ratio={gain_ratio:g}"
+        return f"has {site.terms} terms, fewer than n + 1 = {n + 1}"
+    return f"has too few weights left for a test after n={n} terms with gain_ratio={gain_ratio:g}"

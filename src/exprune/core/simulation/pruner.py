@@ -1,4 +1,4 @@
-"""What happens at each call of a pruned run: layers are computed, and tested at their activation."""
+"""The observer that prunes: it computes layers, and tests them at their activation."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -23,15 +23,15 @@ from exprune.core.tracing.observer import Observer
 
 
 class Pruner(Observer):
-    """Stops neurons where their chain reaches the activation.
+    """Stop neurons when their chain of operations reaches the activation.
 
     Args:
-        heuristic: of the run.
-        taus: the knob of each site that is pruned, by name.
-        ledger: where to count; its sites are those that are pruned.
-        rows: says which rows of the current batch are data, see :class:`~exprune.core.ExPrune`.
-        tables: what the heuristic has solved, by site.
-        choices: which inputs are evaluated, of sites of which the heuristic says that.
+        heuristic: The heuristic of the run.
+        taus: The setting of each pruned site, by name.
+        ledger: Where FLOPs are counted. Its sites are those that are pruned.
+        rows: Returns which rows of the current batch are data; see `ExPrune`.
+        tables: The decision tables of the heuristic, by site.
+        choices: The choices of inputs, by site.
     """
 
     def __init__(
@@ -46,19 +46,19 @@ class Pruner(Observer):
         self._heuristic, self._taus, self._ledger, self._rows = heuristic, taus, ledger, rows
         self._tables, self._choices = tables, choices
         several = heuristic is not None and len(heuristic.stages) > 1
-        # The sums of one stage are not worth other last bits.
+        # With one stage, keep the model's own outputs: replacing them would only change the last bits.
         self._parts = Parts({name: of.plan for name, of in ledger.sites.items()} if several else {})
         self._needs_full = heuristic is not None and heuristic.needs_full
         self._needs_squares = heuristic is not None and heuristic.needs_squares
-        self._full: Tensor | None = None  # the pre-activation, where the heuristic needs it
+        self._full: Tensor | None = None  # the pre-activation, if the heuristic needs it
         self._gates = GatedPairs(ledger.sites)
 
     def compute(self, name: str, call: LinearCall, run: Callable[[], Tensor]) -> tuple[Tensor, LinearCall]:
-        """The output of a layer's call, and what is to be known of it; a tracer's."""
+        """Compute a layer's call; returns its output and the call with its partial sums. The tracer calls this."""
         if self._ledger.flop_counter.counts_all:
             return run(), call
         out, call = self._parts.compute(name, call, run)
-        if call.sums:  # the counter has seen none of it
+        if call.sums:  # these FLOPs bypassed the counter
             self._ledger.flop_counter.flops += out.numel() * self._ledger.sites[name].site.dense_flops
         return out, call
 
@@ -73,8 +73,8 @@ class Pruner(Observer):
         self._full = None
 
     def _prune(self, chain: Chain, out: Tensor) -> None:
-        """Test all neurons of a call, some rows at a time; count them, and write the zeros of those that stop."""
-        assert self._heuristic is not None  # without one there are no sites to prune
+        """Test all neurons of a call in chunks of rows, count them, and write the outputs of those that stop."""
+        assert self._heuristic is not None  # without a heuristic no sites are pruned
         mask, of = self._rows(), self._ledger.sites[chain.name]
         mask = rows_for(mask, out.shape[: out.dim() + chain.call.channel_dim])
         if mask is not None:
@@ -107,11 +107,11 @@ class Pruner(Observer):
                 noted.append(self._gates.note(stops, ranked, data))
         if noted:
             self._gates.done(chain.name, noted, out)
-        if not same_memory(out, given):  # its rows could not be made one dimension without a copy
+        if not same_memory(out, given):  # flattening its rows required a copy
             given.copy_(out.view(shape))
 
     def _terms(self, chain: Chain) -> list[Terms] | None:
-        """The terms of each stage; None where their sums are known and no squares are needed."""
+        """The terms of each stage; None if their sums are already known and no squares are needed."""
         if self._ledger.sites[chain.name].plan.by_input or (chain.call.sums and not self._needs_squares):
             return None
         stages = self._ledger.sites[chain.name].plan.stages
@@ -133,6 +133,6 @@ class Pruner(Observer):
                 q = squares if q is None else squares.add_(q)
             if chain.call.sums:
                 stops.test(index, chain, chain.call.sums[index], chain.scale, q, data, full)
-            else:  # of terms with the scale in them
+            else:  # the scale is already in the terms
                 so_far = group.sum(inputs, so_far, so_far)
                 stops.test(index, chain, so_far, None, q, data, full)

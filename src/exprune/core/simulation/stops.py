@@ -1,4 +1,4 @@
-"""Which of a layer's outputs stop, and how many after each stage."""
+"""Track which outputs of a layer stop, and count them after each stage."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,13 +20,14 @@ from exprune.core.tracing.chain import Chain
 
 
 class Stops:
-    """The tests of one call of a layer, of one block of its rows after the other: each block stage by stage.
+    """The tests of one call of a layer. Blocks of rows are tested one after the other, each at all stages.
 
     Args:
-        of: the site and its plan.
-        tau: the site's knob.
-        table: what the heuristic has solved for it.
-        choice: which inputs it evaluates, where the heuristic says that.
+        heuristic: The heuristic of the run.
+        of: The site and its plan.
+        tau: The site's setting.
+        table: Its decision table, if the heuristic has one.
+        choice: Its choice of inputs, if the heuristic has one.
     """
 
     def __init__(
@@ -41,10 +42,10 @@ class Stops:
         self.choice = choice
         self._dims = 0 if self.plan.by_input else self.site.spatial_dims
         self._kept: dict[Any, Any] = {}
-        self._expected: Tensor | None = None  # of the block: what was expected of a neuron when it stopped
+        self._expected: Tensor | None = None  # of the block: the expected value of each neuron when it stopped
         self._masks = Masks(
             0, torch.empty(0)
-        )  # of the block: what has stopped after each stage, the positive, the wrong
+        )  # of the block: what has stopped after each stage; what is positive; what was stopped wrongly
 
     def test(
         self,
@@ -58,9 +59,10 @@ class Stops:
         ranked: Ranked | None = None,
         gate: Tensor | None = None,
     ) -> None:
-        """Test a block after a stage. What is known of it is as of :class:`Prefix`; ``chain`` is of its rows.
+        """Test a block after a stage.
 
-        ``ranked`` holds the rows of a site in the order of each input.
+        Most arguments are those of `Prefix`. ``chain`` holds the block's rows only. ``ranked`` holds the rows of a site
+        in the order of each input.
         """
         stage, total = self.plan.stages[index], self.plan.terms
         if isinstance(total, Tensor):
@@ -90,10 +92,10 @@ class Stops:
             self._masks[0].copy_(now)
 
     def _undefined(self, part: Tensor, r: Tensor | float, ranked: Ranked | None) -> Iterator[Tensor]:
-        """Where nothing may stop, for what is known is no number: there the output is the model's own.
+        """Yield masks of neurons that must not stop, because a known value is NaN or infinite.
 
-        In the order of each input every term that is none is known at once. A ReLU makes the same of any number, so
-        that the comparisons, which NaN fails, are enough.
+        In the order of each input, all undefined terms are known at once. Before a ReLU the comparisons suffice,
+        because they are false for NaN.
         """
         if ranked is not None and ranked.undefined is not None:
             yield ranked.undefined
@@ -105,15 +107,15 @@ class Stops:
                 yield ~values.isfinite()
 
     def stopped(self) -> Tensor:
-        """The block's outputs that have stopped at any stage; the next block overwrites it."""
+        """The block's outputs that have stopped at any stage. The next block overwrites the tensor."""
         return self._masks[len(self.plan.stages) - 1]
 
     def so_far(self) -> Sequence[Tensor]:
-        """The block's outputs that have stopped, after each stage."""
+        """The block's outputs that have stopped, after each stage in turn."""
         return [self._masks[index] for index in range(len(self.plan.stages))]
 
     def write(self, out: Tensor, activation: Activation | None) -> None:
-        """Write what the stopped outputs of a block are, behind that activation, of which ``out`` is the output."""
+        """Write the outputs of stopped neurons into ``out``, the output of ``activation``."""
         if self._expected is None:
             write_zeros(out, self.stopped())
             return
@@ -121,46 +123,46 @@ class Stops:
         if activation is not None:
             value = activation(value)
         if not self.site.before_relu:
-            value = value.masked_fill(self._zeroed(), 0)  # of -inf an activation is as often undefined
+            value = value.masked_fill(self._zeroed(), 0)  # an activation of -inf may be undefined
         out.copy_(torch.where(self.stopped(), value.to(out.dtype), out))
 
     def zeroed(self) -> Tensor:
-        """The block's outputs that stop with exactly 0."""
+        """The block's stopped outputs that are exactly 0."""
         if self._expected is None:
             return self.stopped()
         return self.stopped() & self._zeroed()
 
     def zeros(self, data: Tensor | None) -> Tensor | None:
-        """How many :meth:`zeroed` are, of rows that count; None: all that stop."""
+        """The number of `zeroed` outputs in rows that count; None means that all stopped outputs are 0."""
         if self._expected is None:
             return None
         return (self.zeroed() if data is None else self.zeroed() & data).sum()
 
     def _zeroed(self) -> Tensor:
-        """Where a neuron of the block outputs 0 if it stops, whatever was expected of it else."""
+        """Which neurons of the block would output exactly 0 if they stop."""
         assert self._expected is not None
         if self.site.before_relu:
             return self._expected <= 0
         return self._expected == -math.inf
 
     def counts(self, activations: Tensor, data: Tensor | None) -> Tensor:
-        """Of the block how many outputs have stopped after each stage, how many are positive, and both: (stages + 2,).
+        """Count a block's outputs: stopped after each stage, positive, and wrongly stopped (stages + 2,).
 
-        Where costs differ by output channel, of each: (stages + 2, outputs).
+        If costs differ by output channel, the counts are per channel (stages + 2, outputs).
 
         Args:
-            activations: what its activation makes of it.
-            data: rows that do not count are False; broadcasts with the block; None: all count.
+            activations: The outputs of the activation.
+            data: False for rows that do not count; broadcasts with the block. None means that all rows count.
         """
         positive, wrong = self._masks[-2], self._masks[-1]
-        if self.site.before_relu:  # the output as it is: not 0
+        if self.site.before_relu:  # any nonzero output counts as positive
             positive.copy_(activations)
         elif self.site.before_activation:
             assert self.site.activation is not None
             positive.copy_(activations > float(self.site.activation(torch.zeros(1))))
         else:
-            positive.fill_(True)  # nothing is negative that no activation tells from 0
-        torch.bitwise_and(positive, self.zeroed(), out=wrong)  # what outputs its expected value is not wrong
+            positive.fill_(True)  # without an activation no output counts as negative
+        torch.bitwise_and(positive, self.zeroed(), out=wrong)  # outputs replaced by their expectation are not wrong
         if data is None and not isinstance(self.plan.terms, Tensor):
             return self._masks.counts()
         masks = list(self._masks) if data is None else [mask & data for mask in self._masks]

@@ -1,1 +1,1 @@
-"""Tracing a model's passes: following pre-activations from their layers to their activations, and telling observers."""
+"""Tracing of a model's passes: pre-activations are followed to their activations, and observers are notified."""

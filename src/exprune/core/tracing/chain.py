@@ -10,10 +10,16 @@ from exprune.core.calls.layers import LinearCall
 
 @dataclass(frozen=True)
 class Chain:
-    """A pre-activation on its way: ``z = scale * (sum of terms) + shift + residual``.
+    """A pre-activation on its way to its activation: ``z = scale * (sum of terms) + shift + residual``.
 
-    ``scale`` and ``shift`` hold one value per output channel, shaped to broadcast over ``z``; None is 1 or 0.
-    ``stage`` counts the steps behind it. ``activation`` is the one that it has reached.
+    Attributes:
+        name: The name of the layer.
+        call: The call of the layer.
+        scale: One value per output channel, which broadcasts over ``z``; None means 1.
+        shift: One value per output channel, which broadcasts over ``z``; None means 0.
+        residual: A tensor that was added; None means 0.
+        stage: The number of operations since the layer.
+        activation: The activation that was reached, if any.
     """
 
     name: str
@@ -41,7 +47,7 @@ class Chain:
         )
 
     def scaled(self, scale: Tensor) -> "Chain":
-        """The chain after a product with one number, or one per channel."""
+        """The chain after a product with one number, or with one per channel."""
         further = self.affine(scale, scale.new_zeros(()))
         return further if self.shift is not None else replace(further, shift=None)
 
@@ -51,7 +57,7 @@ class Chain:
         return replace(self, residual=residual, stage=self.stage + 1)
 
     def shifted(self, shift: Tensor | float) -> "Chain":
-        """The chain after the addition of one number, or one per channel."""
+        """The chain after the addition of one number, or of one per channel."""
         return replace(self, shift=shift if self.shift is None else self.shift + shift, stage=self.stage + 1)
 
     def part(self, name: str, start: int, end: int) -> "Chain":
@@ -66,6 +72,6 @@ class Chain:
         return Chain(name, call, some(self.scale), shift, some(self.residual))
 
     def viewed(self, before: tuple[int, ...], after: tuple[int, ...]) -> "Chain":
-        """The chain after a Linear layer's rows were arranged in other leading dimensions."""
+        """The chain after the rows of a Linear layer were given other leading dimensions."""
         residual = None if self.residual is None else self.residual.expand(before).reshape(after)
         return replace(self, residual=residual, stage=self.stage + 1)

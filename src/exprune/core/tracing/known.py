@@ -1,4 +1,4 @@
-"""The guide of a run: the sites of a model that they were found in before."""
+"""The guide of a run, which follows sites that were found before."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, MutableMapping, Sequence
@@ -21,17 +21,17 @@ from exprune.core.tracing.padding import hooks_on
 
 
 class KnownSites(Guide):
-    """Leads a tracer along the chains of sites.
+    """Lead a tracer along the chains of sites.
 
     Args:
-        sites: the layers whose calls are seen.
-        followed: the names of those whose chains are followed; None: of those that are eligible.
-        fault: is told of a followed layer whose calls cannot all be seen, and why.
+        sites: The layers whose calls are observed.
+        followed: The names of the layers whose chains are followed; None means the eligible ones.
+        fault: Called with the name of a followed layer and the reason if some of its calls cannot be observed.
 
     Raises:
-        SettingError: in the traced pass the model is in training mode, where that makes a difference (a BatchNorm,
-            dropout); or a layer that is followed has a weight of another shape than it was found with, or is given what
-            has no values or no rows of its own (meta, fake, nested or sparse tensors, those of torch.vmap).
+        SettingError: In the traced pass, if the model is in training mode and this makes a difference (BatchNorm,
+            dropout); if a followed layer has a weight of another shape than when it was found; or if its input has no
+            values or no separate rows (meta, fake, nested or sparse tensors; torch.vmap).
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class KnownSites(Guide):
         self._at_output = {site.name for site in sites if site.outcomes and not site.before_activation}
         self._fault = fault
         self._running: Sequence[nn.Module] = ()
-        self._in_training: str | bool = False  # the first layer that is
+        self._in_training: str | bool = False  # the first layer in training mode
         self._random: str | bool = False  # the first call that draws random numbers
-        self._name_of = {site.module: site.name for site in reversed(sites)}  # of a module the first of its layers
+        self._name_of = {site.module: site.name for site in reversed(sites)}  # the first layer of each module
         self._names_of_parts = {(site.whole, site.rows): site.name for site in sites if site.rows is not None}
         self._tried: set[tuple[str, type, type]] = set()
         self._fused = dict.fromkeys(module for site in sites for module in site.layer.fused)
@@ -59,7 +59,7 @@ class KnownSites(Guide):
         self._without_forward = list(dict.fromkeys(site.module for site in whole if not can_run(site.module)))
         self._made = {(made.how, site.kind): site for site in whole if (made := site.stored.made) is not None}
         self._computed: MadeOfParameters | None = None
-        self._in_memory: dict[int | None, list[Site]] = defaultdict(list)  # of those that are followed
+        self._in_memory: dict[int | None, list[Site]] = defaultdict(list)  # followed sites by their weights' memory
 
     def enter(self, chains: MutableMapping[Tensor, Chain], running: Sequence[nn.Module]) -> list[Any]:
         self._running = running
@@ -67,11 +67,11 @@ class KnownSites(Guide):
         for site in self._sites_followed:
             if (weight := stored_now(site.module, site.stored.parameter)) is not None:
                 self._in_memory[memory_of(weight)].append(site)
-        if self._made:  # to know of every call what it makes of parameters takes time
+        if self._made:  # only then, because tracking what every call computes from parameters takes time
             made = (site.stored.made for site in self._made.values())
             roots = {name: (module, own) for of in made if of is not None for name, module, own in of.roots}
             self._computed = MadeOfParameters(roots)
-        # What a layer returns before what its encoder makes of it.
+        # Reversed, so that the hook of a layer runs before that of its encoder.
         return [hook for module in reversed(self._fused) for hook in hooks_on(module)]
 
     def begins(self, module: nn.Module) -> None:
@@ -93,7 +93,7 @@ class KnownSites(Guide):
         return out
 
     def _check_training(self) -> None:
-        # Layers in training mode do as always; dropout beside layers in eval mode is somebody's intention.
+        # Layers in training mode may behave as in eval mode; dropout while all layers are in eval mode is intended.
         if self._in_training and self._random:
             raise SettingError(
                 f"{self._in_training} is in training mode, and {self._random} draws at random; "
@@ -121,13 +121,15 @@ class KnownSites(Guide):
             found = layer.outputs, layer.terms, layer.weights_per_term
             if (*call.weight.shape[:2], call.weight.shape[2:].numel()) != found:
                 shape = " x ".join(map(str, call.weight.shape))
-                raise SettingError(f"{layer.name}: its weight is {shape}, another than when it was found; find it anew")
+                raise SettingError(
+                    f"{layer.name}: its weight is {shape}, another shape than when it was found; call find_sites again"
+                )
             if why := transformed(call.input) or without_values(call.input):
                 raise SettingError(f"{layer.name}: {why}")
         return layer.name
 
     def _site_of(self, call: LinearCall) -> Site | None:
-        """The site whose weight a call uses."""
+        """The site whose weight a call uses; None if there is none."""
         for module in (*self._running[-1:], *self._without_forward):
             weight = stored_in(module, call)
             if weight is not None and (site := self._stored.get((weight, call.kind))) is not None:

@@ -1,4 +1,4 @@
-"""What a tracer tells of the passes it sees, and what it asks."""
+"""The interfaces of a tracer: observers, which it notifies, and the guide, which it asks."""
 
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, cast
@@ -11,19 +11,19 @@ from exprune.core.tracing.chain import Chain
 
 
 class Observer:
-    """Is told what happens in a traced pass; a method that is not overridden does nothing."""
+    """Base class of observers of a traced pass. Methods that are not overridden do nothing."""
 
     def begins(self, module: nn.Module) -> None:
         """A module begins to run."""
 
     def ends(self, module: nn.Module, given: tuple, failed: bool) -> None:
-        """A module has run, with these arguments; or it has raised an exception."""
+        """A module has run with these arguments, or has raised an exception."""
 
     def fails(self) -> None:
         """A torch call of the model has raised an exception."""
 
     def in_another_thread(self, module: nn.Module) -> None:
-        """A module runs in another thread than the one that entered the context: its calls are not seen."""
+        """A module runs in another thread than the one that entered the context, so its calls cannot be observed."""
 
     def computed(self, name: str, call: LinearCall, out: Tensor) -> None:
         """A layer was computed."""
@@ -32,20 +32,20 @@ class Observer:
         """A chain begins with the pre-activation ``out``."""
 
     def goes_on(self, chain: Chain, further: Chain) -> None:
-        """A chain goes through a call, and is ``further`` behind it."""
+        """A chain continues through a call as ``further``."""
 
     def escapes(self, chain: Chain, reader: str) -> None:
-        """A call that a chain does not go through has read or changed its pre-activation."""
+        """A call that a chain cannot continue through has read or changed its pre-activation."""
 
     def before_activation(self, chain: Chain, z: Tensor) -> None:
-        """A chain is about to go through an activation, which may change its pre-activation ``z`` in place."""
+        """A chain is about to reach an activation, which may change its pre-activation ``z`` in place."""
 
     def at_activation(self, chain: Chain, out: Tensor) -> None:
-        """A chain has reached its activation, whose output is ``out``; of a layer without one, the layer."""
+        """A chain has reached its activation, whose output is ``out``; without an activation, the layer's output."""
 
 
 class _All:
-    """Tells several observers, one after the other; of each event those alone that heed it."""
+    """Notify several observers one after the other, skipping those that do not override the method."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
@@ -63,34 +63,34 @@ class _All:
 
 
 def all_of(observers: Sequence[Observer]) -> Observer:
-    """Several observers, as one."""
+    """Several observers as one."""
     return cast(Observer, _All(observers))
 
 
 class Guide(Observer):
-    """Answers what a tracer asks: which calls are layers, and how their chains go on. As an observer it is told first.
+    """The observer that decides which calls are layers, and how their chains continue. It is notified first.
 
     Attributes:
-        modules: those of which it is to be known when they run.
+        modules: The modules whose begin and end are reported.
     """
 
     modules: Sequence[nn.Module]
 
     def enter(self, chains: MutableMapping[Tensor, Chain], running: Sequence[nn.Module]) -> list[Any]:
-        """The tracer's context begins; gives hooks, to be removed at its end.
+        """Prepare for a tracer's context. The returned hooks are removed at its end.
 
         Args:
-            chains: of the tensors that are pre-activations, at any time.
-            running: the modules that run, at any time, the innermost last.
+            chains: The chains of the tensors that are pre-activations at any time.
+            running: The modules that are running at any time, the innermost last.
         """
         return []
 
     def around(self, func: Callable, args: tuple, kwargs: dict, run: Callable[[Callable, tuple, dict], Any]) -> Any:
-        """Let a torch call run, with what is to be done before and after it."""
+        """Run a torch call, with any work before and after it."""
         return run(func, args, kwargs)
 
     def layer(self, func: Callable, call: LinearCall) -> str | None:
-        """The name of the layer that a call is one of; None: of none that is traced."""
+        """The name of the layer that a call belongs to; None if that layer is not traced."""
         raise NotImplementedError
 
     def follows(self, name: str) -> bool:
@@ -98,19 +98,19 @@ class Guide(Observer):
         return True
 
     def ends_at_output(self, name: str) -> bool:
-        """Whether they end where they begin, as those of a layer without an activation do."""
+        """Whether a layer's chains end where they begin, as for a layer without an activation."""
         return False
 
     def activation(self, module: nn.Module) -> Activation | None:
-        """What a module computes that has been given a pre-activation, if that is an elementwise function."""
+        """The elementwise function of a module that receives a pre-activation; None if it is not elementwise."""
         return None
 
     def part(self, chain: Chain, start: int, end: int) -> Chain | None:
-        """The chain of these channels of another's, if they are followed."""
+        """The chain of a range of another chain's channels, if it is followed."""
         return None
 
     def deeper(self, left: Tensor, right: Tensor) -> Tensor:
-        """Of two tagged tensors that are added, the one whose chain goes on."""
+        """The one of two added tensors whose chain continues."""
         return left
 
     def constant(self, tensor: Tensor) -> bool:
@@ -118,8 +118,8 @@ class Guide(Observer):
         return True
 
     def version(self, tensor: Tensor) -> int:
-        """A number that is another one once the tensor was changed in place, where that is watched."""
+        """A number that changes when the tensor is changed in place, if this is watched."""
         return 0
 
     def at_batch_statistics(self, training_mode: bool) -> None:
-        """A BatchNorm uses the statistics of the batch: it is in training mode, or keeps no others."""
+        """A BatchNorm uses the statistics of the batch: it is in training mode, or has no running statistics."""

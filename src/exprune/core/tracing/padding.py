@@ -1,9 +1,9 @@
-"""What torch's fused kernels make of padding, for runs in which it does not use them.
+"""Reproduce what torch's fused kernels do with padding, in runs that cannot use these kernels.
 
-``nn.TransformerEncoder``, its layers and ``nn.MultiheadAttention`` use them only where nobody looks on: neither inside
-a context that sees torch calls, nor with hooks. What both ways give differs at padding alone: the encoder packs its
-sequences and fills up with zeros, and fused attention over a sequence of nothing but padding is NaN. Whether a call
-would be fused, and what comes of it, torch itself is asked.
+``nn.TransformerEncoder``, its layers and ``nn.MultiheadAttention`` use fused kernels only outside of contexts that
+observe torch calls, and without hooks. The results differ only at padding: the fused encoder packs its sequences and
+fills up with zeros, and fused attention over a sequence of nothing but padding is NaN. Torch itself is asked whether a
+call would be fused, and what the result would be.
 """
 
 import copy
@@ -23,7 +23,7 @@ _ATTENTION_ARGUMENTS = ("query", "key", "value", "key_padding_mask")
 
 
 def fused_around(model: nn.Module) -> dict[nn.Module, tuple[nn.Module, ...]]:
-    """The modules that torch may run fused, by the modules that are part of them, the outermost first."""
+    """The modules that torch may run fused, for each module inside them, the outermost first."""
     around: dict[nn.Module, tuple[nn.Module, ...]] = {}
     for fused in model.modules():
         for part in fused.modules() if isinstance(fused, _FUSED) else ():
@@ -32,7 +32,7 @@ def fused_around(model: nn.Module) -> dict[nn.Module, tuple[nn.Module, ...]]:
 
 
 def hooks_on(module: nn.Module) -> list[Any]:
-    """Hooks, to be removed, by which a module that torch may run fused returns what it then does."""
+    """Hooks that make a module return what torch's fused kernels would return. The caller removes them."""
     if isinstance(module, nn.TransformerEncoder):
         return _of_encoder(module)
     of_layer = isinstance(module, nn.TransformerEncoderLayer)
@@ -59,7 +59,7 @@ def hooks_on(module: nn.Module) -> list[Any]:
 def _of_encoder(encoder: nn.TransformerEncoder) -> list[Any]:
     if type(encoder).forward is not nn.TransformerEncoder.forward or not len(encoder.layers):
         return []
-    left: list[Tensor] = []  # of the call that runs: 0 where it is filled up
+    left: list[Tensor] = []  # for the running call: 0 at positions that are filled up
 
     def before(_: nn.Module, args: tuple, kwargs: dict) -> None:
         given = named(_ENCODER_ARGUMENTS, args, kwargs)
@@ -81,7 +81,7 @@ def _of_encoder(encoder: nn.TransformerEncoder) -> list[Any]:
 
 
 def _left_of_ones(encoder: nn.TransformerEncoder, src: Tensor, **given: Any) -> Tensor:
-    """What an encoder whose layers do nothing makes of ones in the shape of ``src``."""
+    """The output, for ones in the shape of ``src``, of an encoder whose layers do nothing."""
     idle = copy.copy(encoder)
     idle.__dict__["_modules"] = {"layers": [_Idle(encoder.layers[0])], "norm": None}
     with torch._C.DisableTorchFunction():
@@ -89,7 +89,7 @@ def _left_of_ones(encoder: nn.TransformerEncoder, src: Tensor, **given: Any) -> 
 
 
 class _Idle:
-    """Does nothing, and passes for the layer in whose place it is."""
+    """A stand-in for an encoder's layer that does nothing."""
 
     def __init__(self, layer: nn.Module) -> None:
         self._layer = layer
@@ -102,7 +102,7 @@ class _Idle:
 
 
 def _without_our_hooks(module: nn.Module) -> nn.Module:
-    """The module with its own weights, and hooks that are somebody else's."""
+    """A copy of the module with the same weights, and with the hooks of others only."""
     bare = copy.copy(module)
     for kind in ("_forward_hooks", "_forward_pre_hooks"):
         theirs = {key: hook for key, hook in getattr(module, kind).items() if not _is_ours(hook)}

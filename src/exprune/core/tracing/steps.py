@@ -1,6 +1,6 @@
-"""What each torch call means for the chains of the tensors that it is given.
+"""The effect of each torch call on the chains of its tensors.
 
-A step runs the call and carries the tags on; it gives None, and runs nothing, where the call is none of its kind.
+A step runs the call and continues the chains. It returns None, without running the call, if it does not apply.
 """
 
 from collections.abc import Callable
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def step_of(func: Callable) -> Callable | None:
-    """The step of a call; None: no chain goes through it."""
+    """The step of a call; None if no chain continues through it."""
     return _STEPS.get(func) or (_activation if func in ACTIVATION_CALLS else None)
 
 
 def other(tracer: "Tracer", func: Callable, args: tuple, kwargs: dict) -> Any:
-    """A call that no chain goes through."""
+    """Run a call that no chain continues through."""
     tagged = [
         (x, chain, tracer.guide.version(x))
         for x in effects.tensors((args, kwargs))
@@ -66,7 +66,7 @@ def _batch_norm(tracer: "Tracer", func: Callable, args: tuple, kwargs: dict) -> 
     if of_batch:
         tracer.guide.at_batch_statistics(training_mode=mean is not None)
     chain, z = tracer.chains.get(given["input"]), given["input"]
-    # BatchNorm's channels are dimension 1; of a Linear's output those are its own only where it is a matrix.
+    # BatchNorm's channels are dimension 1. For a Linear's output, these are its channels only if it is a matrix.
     if chain is None or of_batch or z.dim() != chain.call.spatial_dims + 2:
         return None
     out = tracer.run(func, args, kwargs)
@@ -92,9 +92,9 @@ def _add(tracer: "Tracer", func: Callable, args: tuple, kwargs: dict) -> Any:
     if isinstance(other, Tensor) and torch.broadcast_shapes(shape, other.shape) != shape:
         return None
     if func in effects.IN_PLACE_ADDS and own is not left:
-        other = left.clone()  # it is about to become the sum
+        other = left.clone()  # because left will be overwritten by the sum
     beside = _one_per_channel(tracer, chain, own, other)
-    if beside is None and not isinstance(other, Tensor):  # a bool, a complex number, one of numpy's
+    if beside is None and not isinstance(other, Tensor):  # a bool, a complex number, or a number of numpy
         return None
     out = tracer.run(func, args, kwargs)
     tracer.goes_on(chain, out, chain.plus(other) if beside is None else chain.shifted(beside))
@@ -146,7 +146,7 @@ def _view(tracer: "Tracer", func: Callable, args: tuple, kwargs: dict) -> Any:
 
 
 def _parts(tracer: "Tracer", func: Callable, args: tuple, kwargs: dict) -> Any:
-    """A Linear's channels in several tensors, as of a gate and what it multiplies in one matrix."""
+    """Split a Linear's channels, for example into a gate and its factor that are computed by one matrix."""
     z = args[0] if args else kwargs.get("input", kwargs.get("self"))
     if not isinstance(z, Tensor) or (chain := tracer.chains.get(z)) is None or chain.call.is_conv:
         return None
@@ -179,13 +179,13 @@ def _activation(tracer: "Tracer", func: Callable, args: tuple, kwargs: dict) -> 
 
 
 def _one_per_channel(tracer: "Tracer", chain: Chain, z: Tensor, other: Any) -> Tensor | float | None:
-    """``other`` where it is one number, or one per channel of ``z``, and the same for every input; else None."""
+    """``other`` if it is one number, or one per channel of ``z``, and the same for every input; otherwise None."""
     if isinstance(other, bool) or not isinstance(other, Tensor | int | float):
         return None
     if not isinstance(other, Tensor):
         return other
     dim = chain.call.channel_dim
-    # The shape tells what it is a number of: where it has fewer dimensions it is none per channel.
+    # Compare shapes by the dimensions of z: with fewer dimensions it is not one number per channel.
     of_channels = -dim <= other.dim() <= z.dim() and other.shape[dim] == other.numel() == z.shape[dim]
     if not (of_channels or other.numel() == 1) or not tracer.guide.constant(other):
         return None

@@ -1,8 +1,9 @@
-"""Tracing pre-activations from their linear layers to their activations, through torch calls alone.
+"""Trace pre-activations from their linear layers to their activations, through torch calls alone.
 
-The output of a layer is tagged. The tag survives what leaves the sum of terms a sum of terms (eval-mode BatchNorm,
-products with one number per channel, additions, other shapes of a Linear's rows, some of its channels), step by step
-(:mod:`exprune.core.tracing.steps`). Observers are told of it, and of the modules that run.
+The output of a layer is tagged with a chain. The chain continues through operations after which the value is still a
+sum of terms: eval-mode BatchNorm, products with one number per channel, additions, reshaping of a Linear's rows, and
+selecting some of its channels (`exprune.core.tracing.steps`). Observers are notified of this and of the modules
+that run.
 """
 
 import sys
@@ -33,21 +34,22 @@ def _as_called(func: Callable, args: tuple, kwargs: dict) -> Any:
 
 
 class Tracer(TorchFunctionMode):
-    """The context that traces the forward passes of this thread.
+    """Context manager that traces the forward passes of the present thread.
 
-    No module is replaced; the hooks that tell which one runs go with the context. Compiled models run eagerly inside.
+    No module is replaced. The hooks that report running modules are removed with the context. Compiled models run
+    eagerly inside of it.
 
     Args:
-        guide: says which calls are layers.
-        observers: are told what happens, one after the other.
-        execute: runs the torch calls of the model.
-        compute: gives the output of a layer's call, which its last argument computes, and what is to be known of it.
+        guide: Decides which calls are layers.
+        observers: Observers that are notified one after the other.
+        execute: Runs the torch calls of the model.
+        compute: Returns the output of a layer's call, which its last argument computes, and the call with partial sums.
 
     Attributes:
-        guide: see above.
-        tell: as one observer, all of them.
-        chains: of the tensors that are pre-activations now.
-        running: the modules that run now, the innermost last.
+        guide: See above.
+        tell: All observers as one.
+        chains: The chains of the tensors that are pre-activations now.
+        running: The modules that are running now, the innermost last.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Tracer(TorchFunctionMode):
         self.running: list[nn.Module] = []
         self._execute, self._compute = execute, compute
         self._inside_another = False
-        self._closing: tuple[nn.Module, Chain] | None = None  # the module that is the activation of this chain, running
+        self._closing: tuple[nn.Module, Chain] | None = None  # a running module that is the activation of this chain
         self._thread = 0
         self._hooks: list[Any] = []
         self._eager, self._not_yet_eager = ExitStack(), False
@@ -90,11 +92,11 @@ class Tracer(TorchFunctionMode):
         self._closing = None
         self.chains = WeakTensorKeyDictionary()
 
-    # What modules and calls do.
+    # Modules and calls.
 
     def _begins(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if threading.get_ident() != self._thread:
-            if not _traced_here():  # it may have a context of its own
+            if not _traced_here():  # that thread may have a context of its own
                 self.tell.in_another_thread(module)
             return
         self.running.append(module)
@@ -122,23 +124,23 @@ class Tracer(TorchFunctionMode):
         return self.guide.around(func, args, kwargs or {}, self._call)
 
     def _call(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        if self._closing is not None:  # how an activation comes about is its own affair
+        if self._closing is not None:  # the calls inside an activation are not followed
             return self.run(func, args, kwargs)
         if self._not_yet_eager and "torch._dynamo" in sys.modules:  # something is about to be compiled
             self._not_yet_eager = False
             self._eager.enter_context(eagerly())
         step = step_of(func)
-        # What is worked out here is no call of the model: a context around this one must not see it.
+        # The work done here is not part of the model: an enclosing context must not see it.
         with torch._C.DisableTorchFunction():
             if step is not None and (done := step(self, func, args, kwargs)) is not None:
                 return done
             return other(self, func, args, kwargs)
 
-    # What steps are made of.
+    # Methods that steps use.
 
     def run(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """Run a torch call of the model."""
-        if isinstance(func, torch._ops.HigherOrderOperator):  # torch.cond, ...: it runs functions that it is given
+        if isinstance(func, torch._ops.HigherOrderOperator):  # such as torch.cond, which runs functions given to it
             args, kwargs = tree_map_only(FunctionType | MethodType, self._seen_inside, (args, kwargs))
         try:
             with torch._C._EnableTorchFunction():
@@ -148,7 +150,7 @@ class Tracer(TorchFunctionMode):
             raise
 
     def _seen_inside(self, function: Callable) -> Callable:
-        """A function whose calls are traced, also where an operator runs it."""
+        """Wrap a function so that its calls are traced even if an operator runs it."""
 
         def traced(*args: Any, **kwargs: Any) -> Any:
             with torch._C._EnableTorchFunction(), _pushed(self):
@@ -157,8 +159,8 @@ class Tracer(TorchFunctionMode):
         return traced
 
     def compute(self, name: str, call: LinearCall, run: Callable[[], Tensor]) -> tuple[Tensor, LinearCall]:
-        """The output of a layer's call, and what is to be known of it."""
-        if self._compute is None or self._inside_another:  # what a context around this one counts is the model's own
+        """The output of a layer's call, and the call with its partial sums."""
+        if self._compute is None or self._inside_another:  # an enclosing context counts the model's own calls
             return run(), call
         return self._compute(name, call, run)
 
@@ -172,19 +174,19 @@ class Tracer(TorchFunctionMode):
             self.chains[out] = chain
 
     def goes_on(self, chain: Chain, out: Tensor, further: Chain) -> None:
-        """A chain goes through a call that gives ``out``."""
+        """A chain continues through a call with the output ``out``."""
         self.tell.goes_on(chain, further)
         self.chains[out] = further
 
     def closes(self, chain: Chain, out: Tensor) -> None:
-        """A chain ends in its activation, whose output is ``out``."""
-        self.chains.pop(out, None)  # an in-place activation returns the pre-activation's own object
+        """A chain ends at its activation with the output ``out``."""
+        self.chains.pop(out, None)  # an in-place activation returns the same object as its input
         self.tell.at_activation(chain, out)
 
 
 @contextmanager
 def _pushed(mode: TorchFunctionMode) -> Iterator[None]:
-    """Inside of it a mode sees calls that is at work, and by that out of force; its hooks are there already."""
+    """Let a mode see calls although it is already handling one, which suspends it; its hooks are in place already."""
     torch.overrides._push_mode(mode)
     try:
         yield
@@ -193,18 +195,18 @@ def _pushed(mode: TorchFunctionMode) -> Iterator[None]:
 
 
 def _traced_here() -> bool:
-    """Whether calls of this thread are seen by a tracer."""
+    """Whether a tracer sees the calls of this thread."""
     return any(isinstance(mode, Tracer) for mode in torch.overrides._get_current_function_mode_stack())
 
 
 def looked_on_by_others() -> bool:
-    """Whether calls of this thread are seen by a function mode that is no tracer."""
+    """Whether a function mode other than a tracer sees the calls of this thread."""
     return not all(isinstance(mode, Tracer) for mode in torch.overrides._get_current_function_mode_stack())
 
 
 def eagerly() -> AbstractContextManager:
-    """Inside of it what torch.compile compiled runs as it was written, so that its calls are seen."""
-    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and to import it takes seconds
+    """Run compiled code eagerly inside this context, so that its calls are seen."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it takes seconds
         return nullcontext()
     stance: AbstractContextManager = torch.compiler.set_stance("force_eager")
     return stance

@@ -1,1 +1,1 @@
-"""What all data sets share: their splits, and the places where pretrained networks lie."""
+"""Shared parts of all data sets: their splits, and the locations of pretrained networks."""

@@ -1,4 +1,4 @@
-"""Language models in one GGUF file, as llama.cpp reads them: each becomes a folder of transformers in the cache."""
+"""Language models in a GGUF file, the format of llama.cpp. Each is converted to a transformers folder in the cache."""
 
 import hashlib
 import importlib
@@ -22,18 +22,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_NEEDED = ("gguf", "accelerate")  # by transformers, to read such a file
+_NEEDED = ("gguf", "accelerate")  # packages that transformers requires to read such a file
 
 
 def unpacked(file: Path, cache_dir: Path) -> Path:
     """The folder in the cache with the model (weights in float32) and the tokenizer of a GGUF file.
 
-    It is made where there is none: transformers needs half a minute for 135M weights, and a second for the folder. The
-    weights are what the quantised ones stand for, exactly; neither half precision would hold them all.
+    It is created if necessary. transformers takes half a minute to read a GGUF file with 135M weights, and a second for
+    the folder. The weights are the exact values of the quantised ones; neither half precision could represent all of
+    them.
 
     Raises:
-        SettingError: the file is missing or cut, of an architecture that transformers does not read from GGUF, or its
-            tokenizer is not that of its weights; a package is missing; or the cache cannot be written to.
+        SettingError: If the file is missing or truncated, if transformers cannot read its architecture from GGUF, if
+            its tokenizer does not fit its weights, if a package is missing, or if the cache is not writable.
     """
     if not file.is_file():
         raise SettingError(f"model.pretrained={file}: no such GGUF file")
@@ -44,13 +45,13 @@ def unpacked(file: Path, cache_dir: Path) -> Path:
             if kept(folder, _check, "it is made anew") is None:  # another job may have made it meanwhile
                 model, tokenizer = _read(file)
                 write_whole_folder(folder, lambda partial: _save(model, tokenizer, partial))
-                log.info("%s, which was read once: %s", file, folder)
+                log.info("%s was converted once: %s", file, folder)
     return folder
 
 
 @cache
 def _digest(file: Path, size: int, changed: int) -> str:
-    """The fingerprint of the file's bytes, and of the transformers that reads them."""
+    """The fingerprint of the file's bytes and of the version of transformers."""
     from transformers import __version__
 
     with file.open("rb") as opened:
@@ -60,7 +61,7 @@ def _digest(file: Path, size: int, changed: int) -> str:
 
 
 def _alone(folder: Path) -> AcquireReturnProxy:
-    """Waits until no other process makes this folder, and holds it until the ``with`` ends."""
+    """Wait until no other process creates this folder, and lock it until the ``with`` block ends."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(folder.with_name(f"{folder.name}.lock")).acquire()
@@ -69,14 +70,14 @@ def _alone(folder: Path) -> AcquireReturnProxy:
 
 
 def _check(folder: Path) -> bool:
-    """Whether the folder is whole; raises what it meets where it is not."""
+    """Check that the folder is complete; raises an exception if it is not."""
     for name in ("config.json", "tokenizer.json"):
         json.loads((folder / name).read_text("utf-8"))
     weights = list(folder.glob("*.safetensors"))
     if not weights:
         raise ValueError("no weights")
     for part in weights:
-        with safe_open(part, framework="pt"):  # compares the size of the file with what its head says
+        with safe_open(part, framework="pt"):  # compares the size of the file with its header
             pass
     return True
 
@@ -95,14 +96,14 @@ def _read(file: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         except ImportError as error:
             raise SettingError(
                 f"model.pretrained={file}: reading a GGUF file needs the package {package}; "
-                "pip install -e '.[real]', or gguf, accelerate and sentencepiece alone"
+                "pip install -e '.[real]', or only gguf, accelerate and sentencepiece"
             ) from error
     architecture = _checked_architecture(file)
 
     def load(what: str, of: Callable[..., Any], **options: Any) -> Any:
         try:
             return of(str(file.parent), gguf_file=file.name, local_files_only=True, **options)
-        except Exception as error:  # a format with a reader for each architecture: no end to what they meet
+        except Exception as error:  # each architecture has its own reader, which may raise anything
             why = shorten(f"{type(error).__name__}: {error}", 160, placeholder=" ...")
             raise SettingError(
                 f"model.pretrained={file}: transformers cannot read the {what} of a GGUF file of architecture "
@@ -115,7 +116,7 @@ def _read(file: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
 
 
 def _checked_architecture(file: Path) -> str:
-    """What the file says it is, once it is known to be whole and its tokenizer to be that of its weights."""
+    """The architecture that the file names, after checking that it is complete and its tokenizer fits its weights."""
     from gguf import GGUFReader
 
     try:
@@ -123,21 +124,21 @@ def _checked_architecture(file: Path) -> str:
         architecture = str(reader.fields["general.architecture"].contents())
         tokens = reader.fields.get("tokenizer.ggml.tokens")
         rows = {tensor.name: int(tensor.shape[-1]) for tensor in reader.tensors}.get("token_embd.weight")
-    except Exception as error:  # of numpy, as a rule, behind the end of what is left
+    except Exception as error:  # usually numpy's, when reading beyond the end of the file
         why = shorten(f"{type(error).__name__}: {error}", 120, placeholder=" ...")
-        raise SettingError(f"model.pretrained={file}: no whole GGUF file, so cut or damaged ({why})") from error
+        raise SettingError(f"model.pretrained={file}: not a whole GGUF file, truncated or damaged ({why})") from error
     if tokens is None:
         raise SettingError(f"model.pretrained={file}: a GGUF file without a tokenizer (tokenizer.ggml.tokens)")
     if rows is not None and len(tokens.data) != rows:
         raise SettingError(
-            f"model.pretrained={file}: its tokenizer has {len(tokens.data)} tokens and its embedding {rows}: it is "
-            "another model's"
+            f"model.pretrained={file}: its tokenizer has {len(tokens.data)} tokens and its embedding {rows}: it "
+            "belongs to another model"
         )
     return architecture
 
 
 def _without_quantization(model: "PreTrainedModel") -> "PreTrainedModel":
-    """The same network as one that was never quantised, which transformers agrees to save."""
+    """The same network without the record of its quantisation, so that transformers allows saving it."""
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

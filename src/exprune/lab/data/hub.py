@@ -1,4 +1,4 @@
-"""What lies on the Hugging Face hub, in its cache, in a folder, in a GGUF file, or in an installed package."""
+"""Pretrained models from the Hugging Face hub, its cache, a folder, a GGUF file, or an installed package."""
 
 import importlib.util
 import os
@@ -15,14 +15,14 @@ _SECONDS = 3.0
 
 
 def without_hub() -> bool:
-    """Whether to look in the hub's cache alone: it is switched off, or a connection fails within 3 seconds.
+    """Whether to use the hub's cache only: it is switched off, or a connection fails within 3 seconds.
 
-    The hub's own libraries ask again and again before they say that it cannot be reached.
+    The hub's own libraries would retry many times before they report that it cannot be reached.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return True
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return False  # the proxy connects, not we
+        return False  # the proxy connects, not this process
     address = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     try:
         port = address.port or (80 if address.scheme == "http" else 443)
@@ -35,13 +35,17 @@ def without_hub() -> bool:
 def from_hub(
     name: str | None, what: str, load: Callable[..., Any], *, cache_dir: str | None = None, **options: Any
 ) -> Any:
-    """What ``load`` makes of a name on the hub, a local folder, a GGUF file, or what :func:`in_folder` says of those.
+    """Load something from the hub, from a local folder or from a GGUF file; `in_folder` explains the names.
 
     Args:
-        cache_dir: where what a GGUF file holds is kept; None: where the environment says.
+        name: The name, folder or file.
+        what: What is loaded, for messages.
+        load: Loads it from a name or folder.
+        cache_dir: Where the contents of a GGUF file are kept; None uses the environment's cache.
+        **options: Passed on to ``load``.
 
     Raises:
-        SettingError: there is no such thing to be had.
+        SettingError: If it cannot be loaded.
     """
     place = in_folder(name, cache_dir)
     try:
@@ -49,18 +53,18 @@ def from_hub(
     except (OSError, ValueError, ImportError) as error:
         raise SettingError(
             f"model.pretrained={name}: no {what} ({str(error).splitlines()[0]}); name a local folder that holds it, or "
-            f"run once where the Hugging Face hub can be reached (HF_HOME says where that is kept)"
+            f"run once with access to the Hugging Face hub (HF_HOME is where its files are kept)"
         ) from error
 
 
 def in_folder(name: str | None, cache_dir: str | None = None) -> str:
-    """The folder that a name is.
+    """The folder, or name on the hub, that a name refers to.
 
-    Of ``package:PACKAGE/PATH`` what lies at that path inside an installed package (which is not imported), of a GGUF
-    file the folder that it is unpacked into, else the name itself.
+    ``package:PACKAGE/PATH`` is a path inside of an installed package, which is not imported. A GGUF file is converted
+    to a folder. Any other name is returned unchanged.
 
     Raises:
-        SettingError: there is no name, no such package, or no such GGUF file that can be read.
+        SettingError: If the name is None, or if there is no such package or readable GGUF file.
     """
     if name is None:
         raise SettingError(

@@ -1,4 +1,4 @@
-"""The splits of a data set: their batches, and whether a task can be trained and measured on them."""
+"""Splits of a data set: their batches, and checks that a task can be trained and measured on them."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from exprune.core.errors import SettingError
 
 
 class SplitData(lightning.LightningDataModule):
-    """A data set: Lightning's three loaders, and one more. A subclass says what is in a part and how it is batched."""
+    """A data set with Lightning's three loaders and one for calibration. A subclass provides examples and batches."""
 
     def examples(self, part: str) -> Any:
-        """What ``train``, ``valid`` or ``test`` holds, to be indexed."""
+        """The examples of ``train``, ``valid`` or ``test``, as an indexable collection."""
         raise NotImplementedError
 
     def batches(self, examples: Any) -> Any:
-        """Batches of examples, in their order, to be measured on."""
+        """Batches of examples in their order, for measurements."""
         raise NotImplementedError
 
     def val_dataloader(self) -> Any:
@@ -27,7 +27,7 @@ class SplitData(lightning.LightningDataModule):
         return self.batches(self.examples("test"))
 
     def calibration_dataloader(self, inputs: int, generator: torch.Generator | None) -> Any:
-        """Some batches of the training split, of so many inputs (blocks, graphs) drawn at random."""
+        """Batches of ``inputs`` randomly drawn inputs (blocks, graphs) of the training split."""
         examples = self.examples("train")
         return self.batches(Subset(examples, torch.randperm(len(examples), generator=generator)[:inputs]))  # type: ignore[arg-type]
 
@@ -38,23 +38,23 @@ def batches_of(data: lightning.LightningDataModule, split: str) -> Any:
 
 
 def check_measurable(task: Any, batches: Any, name: str) -> None:
-    """Whether the task's metric is defined on these batches (a loader or a list), which an error calls ``name``.
+    """Check that the task's metric is defined on these batches (a loader or a list).
 
     Raises:
-        SettingError: there are none, or they have not every label that the metric needs.
+        SettingError: If there are no batches, or if they lack a label that the metric needs. The message uses ``name``.
     """
     if len(batches) == 0:
-        raise SettingError(f"{name}: there is no {task.unit} in it; use more of them (data.limit), or other data")
+        raise SettingError(f"{name}: it contains no {task.unit}; use more of them (data.limit), or other data")
     if hasattr(task, "check_labels"):
         task.check_labels(batches, name)
 
 
 def check_trainable(task: Any, data: lightning.LightningDataModule) -> None:
-    """Whether there is something to train on, and the metric by which epochs are compared is defined.
+    """Check that there is something to train on, and that the metric used to compare epochs is defined.
 
     Raises:
-        SettingError: it is not so.
+        SettingError: If not.
     """
     if len(data.train_dataloader()) == 0:
-        raise SettingError(f"training split: there is no {task.unit} in it; use more, or other data")
+        raise SettingError(f"training split: it contains no {task.unit}; use more of them, or other data")
     check_measurable(task, data.val_dataloader(), "split=valid, which training is judged by")

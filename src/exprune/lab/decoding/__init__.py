@@ -1,1 +1,1 @@
-"""Decoding a text one token at a time."""
+"""Decoding of texts, one token at a time."""

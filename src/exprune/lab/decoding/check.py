@@ -1,4 +1,4 @@
-"""Whether an experiment can be measured through the kernels of :mod:`exprune.fast`."""
+"""Check whether an experiment can be measured with the kernels of `exprune.fast`."""
 
 import importlib.util
 
@@ -11,13 +11,13 @@ from exprune.lab.tasks.task import Task
 
 
 def check_engine(cfg: DictConfig, task: Task) -> None:
-    """Raises SettingError where ``engine`` asks for what cannot be, before anything long begins."""
+    """Raise a SettingError if ``engine`` does not fit the experiment, before anything slow begins."""
     if cfg.engine.tokens is None:
         return
     if not isinstance(task, NextTokenTask) or not isinstance(task.network, OPTForCausalLM):
         raise SettingError(
-            f"engine=fast: model={cfg.model.name} on data={cfg.data.name} predicts no next token as an OPT does; "
-            "engine=simulated"
+            f"engine=fast: model={cfg.model.name} on data={cfg.data.name} is not an OPT that predicts the next token; "
+            "use engine=simulated"
         )
     if importlib.util.find_spec("numba") is None:
         raise SettingError("engine=fast needs numba: pip install 'exprune[fast]'")

@@ -1,4 +1,4 @@
-"""A language model measured through the kernels of :mod:`exprune.fast`, token by token as they decode."""
+"""Measure a language model with the kernels of `exprune.fast`, decoding token by token."""
 
 import contextlib
 import time
@@ -24,10 +24,10 @@ if TYPE_CHECKING:  # numba is optional
 
 
 def engine(subject: Subject, heuristic: Heuristic | None, head: Dominance | None) -> "faster | None":
-    """The context that runs the task's network through the kernels; None with ``engine=simulated``.
+    """The context that runs the task's network with the kernels; None with ``engine=simulated``.
 
     Raises:
-        SettingError: there is no kernel for such layers, or such a heuristic.
+        SettingError: If there is no kernel for the layers or the heuristic.
     """
     if subject.cfg.engine.tokens is None:
         return None
@@ -37,15 +37,16 @@ def engine(subject: Subject, heuristic: Heuristic | None, head: Dominance | None
 
 
 def decoded(subject: Subject, fast: "faster", examples: pd.DataFrame) -> dict[str, Any]:
-    """What the first tokens of the split become, densely and through the kernels.
+    """Decode the first tokens of the split, densely and with the kernels.
 
     Args:
-        fast: of :func:`engine`.
-        examples: every token's target, ``dense`` and ``pruned`` prediction of the passes before, and its text.
+        subject: The trained network with its data.
+        fast: The context from `engine`.
+        examples: The target, ``dense`` and ``pruned`` prediction of every token from the earlier passes, and its text.
 
     Returns:
-        The metric of both, its drop in points with a 95 % interval; ``agreement``, the share of predictions that are
-        those of the simulation; tokens per second; and each layer with the share of its weights that was read.
+        The metric of both, its drop in points with a 95 % interval; ``agreement``, the share of predictions that equal
+            those of the simulation; tokens per second; and for each layer the share of its weights that was read.
     """
     cfg, task = subject.cfg, subject.task
     assert isinstance(task, NextTokenTask)
@@ -77,13 +78,13 @@ def decoded(subject: Subject, fast: "faster", examples: pd.DataFrame) -> dict[st
 
 
 def texts_of(batches: Iterable[TokenBatch]) -> list[tuple[Tensor, Tensor]]:
-    """The tokens (length,) of each text of the batches, without padding, and the one after each."""
+    """The tokens of each text in the batches without padding (length,), and the next token of each."""
     rows = [row for batch in batches for row in zip(batch.input_ids, batch.attention_mask, batch.targets, strict=True)]
     return [(ids[: int(mask.sum())], targets[: int(mask.sum())]) for ids, mask, targets in rows]
 
 
 def predictions(decoder: Decoder, texts: list[tuple[Tensor, Tensor]], tokens: int, bar: tqdm) -> Iterator[int]:
-    """The most probable next token after each that has a target, of the first so many."""
+    """Yield the most probable next token after each of the first ``tokens`` tokens that have a target."""
     left = tokens
     for ids, targets in texts:
         decoder.reset()

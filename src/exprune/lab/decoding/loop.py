@@ -1,4 +1,4 @@
-"""An OPT that reads one token at a time, without what transformers does around it."""
+"""A decoding loop for OPT that reads one token at a time, without the overhead of transformers."""
 
 from collections.abc import Callable
 
@@ -12,16 +12,17 @@ from exprune.core.errors import SettingError
 
 
 class Decoder:
-    """Reads a text token by token, with keys and values of its own; the layers are called as the network's modules.
+    """Read a text token by token with its own key-value cache. The layers are called as the network's modules.
 
-    The weights of each layer's q, k and v come to lie in one matrix, of which the network's own are parts from then on.
+    The weights of each layer's q, k and v are moved into one matrix. The network's own weights are parts of it
+    afterwards.
 
     Args:
-        network: an OPT in eval mode.
-        empty: what makes room for these matrices, of a shape and a dtype.
+        network: An OPT in eval mode.
+        empty: Allocates these matrices, given a shape and a dtype.
 
     Attributes:
-        fused: of each layer q, k and v as one.
+        fused: A single layer for q, k and v of each decoder layer.
     """
 
     def __init__(self, network: OPTForCausalLM, empty: Callable[..., Tensor] = torch.empty) -> None:
@@ -43,10 +44,10 @@ class Decoder:
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor) -> Tensor:
-        """The logits (vocabulary,) after these tokens (length,), which follow those before.
+        """The logits (vocabulary,) after some tokens (length,) that continue the text.
 
         Raises:
-            SettingError: the text is longer than the network's positions.
+            SettingError: If the text is longer than the network's number of positions.
         """
         rows, start = len(ids), self.length
         if start + rows > self.most:
@@ -86,7 +87,7 @@ class Decoder:
 @torch.inference_mode(False)
 @torch.no_grad()
 def _fused(attention: OPTAttention, empty: Callable[..., Tensor]) -> nn.Linear:
-    """One layer that computes q, k and v, whose own weights become parts of its."""
+    """A layer that computes q, k and v together; the weights of the three layers become parts of its weight."""
     parts = (attention.q_proj, attention.k_proj, attention.v_proj)
     weight, bias = parts[0].weight, parts[0].bias
     fused = nn.Linear(weight.shape[1], 3 * len(weight), bias is not None, device="meta", dtype=weight.dtype)

@@ -1,1 +1,1 @@
-"""What is measured of a trained network, kept in one store; one measurement as a result that is printed and logged."""
+"""Evaluation: measurements of a trained network, their cache, and results that are printed and logged."""

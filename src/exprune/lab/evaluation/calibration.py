@@ -1,4 +1,4 @@
-"""Statistics for the calibrated tests, from inputs of the training split, and kept (docs/method.md, section 8)."""
+"""Statistics for the calibrated tests, measured on the training split and cached (docs/method.md, section 8)."""
 
 import functools
 import logging
@@ -24,15 +24,15 @@ from exprune.lab.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
-_VERSION = 3  # of how it is measured: gradients of language models by random signs, inputs drawn after them
+_VERSION = 3  # of the measurement; 3: language models use random signs, and calibration inputs are drawn last
 
 
 def statistics_of(subject: Subject) -> dict[str, SiteStatistics]:
-    """The statistics that ``exprune.stages``, ``order`` and ``inputs`` ask for: read where there are, else measured.
+    """The statistics for the configured stages, order and inputs: from a file or the cache, or else measured now.
 
     Raises:
-        SettingError: ``exprune.calibration`` names a file of another checkpoint, site list or setting, or no whole one;
-            there are too few inputs; or the data has no training split.
+        SettingError: If ``exprune.calibration`` names a damaged file or one of another checkpoint, site list or
+            setting; if there are too few inputs; or if the data has no training split.
     """
     cfg, about = subject.cfg, _about(subject)
     if cfg.exprune.calibration is not None:
@@ -49,7 +49,7 @@ def statistics_of(subject: Subject) -> dict[str, SiteStatistics]:
 
 
 def _inputs(subject: Subject) -> str:
-    """The fingerprint of the training inputs that are drawn to calibrate on, whatever the data is called."""
+    """The fingerprint of the training inputs that are drawn for calibration, whatever the data is called."""
     inputs, generator = _number_of_inputs(subject), torch.Generator().manual_seed(subject.cfg.seed)
     parts = [subject.data.calibration_dataloader(count, generator) for count in (_of_gradients(inputs), inputs)]
     return fingerprint(*(fingerprint(*part) for part in parts))
@@ -61,12 +61,10 @@ def _number_of_inputs(subject: Subject) -> int:
 
 
 def calibrate(subject: Subject) -> dict[str, SiteStatistics]:
-    """Measure: input variances and gradients in one pass forward and back, then the partial sums in their order.
-
-    A quarter of the inputs is enough for the first pass, which costs the most for each.
+    """Measure the statistics on training inputs; see `measure_statistics`. A quarter of them is used for the gradients.
 
     Raises:
-        SettingError: there are too few inputs, or these do not reach all sites (an expert that none is routed to).
+        SettingError: If there are too few inputs, or if they do not reach all sites (for example an unused expert).
     """
     settings, task, sites = subject.cfg.exprune, subject.task, subject.sites
     _number_of_inputs(subject)
@@ -76,7 +74,7 @@ def calibrate(subject: Subject) -> dict[str, SiteStatistics]:
     def forward(batch: Any) -> Any:
         return task.network(*task.network_inputs(batch))
 
-    def all_batches() -> Iterable:  # drawn when the gradients have drawn theirs
+    def all_batches() -> Iterable:  # drawn after the labels of the gradients
         return subject.data.calibration_dataloader(settings.inputs, generator)
 
     losses = _steps(lambda: some, subject.trainer, task, lambda batch: task.sampled_loss(batch, generator))
@@ -97,7 +95,7 @@ def _of_gradients(inputs: int) -> int:
 def _steps(
     batches: Callable[[], Iterable], trainer: lightning.Trainer, task: Task, run: Callable[[Any], Any]
 ) -> Iterator[tuple[Tensor | None, Callable[[], Any]]]:
-    """Of each batch, on the trainer's device, which of its rows are data, and what runs it in the trainer's type."""
+    """Yield for each batch its mask of data rows, and a function that runs it in the trainer's precision."""
     device = trainer.strategy.root_device
     task.to(device).eval()
 
@@ -111,7 +109,7 @@ def _steps(
 
 
 def _about(subject: Subject) -> dict[str, Any]:
-    """What statistics belong to: a file that says anything else is not theirs."""
+    """What the statistics belong to; a file with other values is refused."""
     settings, data = subject.cfg.exprune, subject.cfg.data
     return {
         "version": _VERSION,
@@ -134,6 +132,6 @@ def _read(path: Path, about: dict[str, Any]) -> dict[str, SiteStatistics]:
         if of_file.get(what) != value:
             raise SettingError(
                 f"exprune.calibration={path}: made for {what}={of_file.get(what)}, not {value}; "
-                "null makes one for this network"
+                "set it to null to calibrate this network"
             )
     return found

@@ -15,18 +15,18 @@ from exprune.lab.evaluation.result import flops_per_input
 from exprune.lab.evaluation.store import measured
 from exprune.lab.evaluation.subject import Inputs, Subject
 
-Setting = tuple[Heuristic | None, Any]  # with its gain_ratio
+Setting = tuple[Heuristic | None, Any]  # a heuristic and its gain_ratio
 
 
 @dataclass(frozen=True)
 class Point:
-    """A setting as it was measured.
+    """A measured setting.
 
     Attributes:
-        drop: of the metric, in points; infinite where the pass was ended early, bound to exceed the limit.
-        saved: the share of the FLOPs; then NaN.
-        divergence: the mean KL(dense || pruned) of the predictions; None of a task that does not measure it.
-        pruned: what the pass gave of each input; then None.
+        drop: The drop of the metric in points; infinite if the pass was ended early, because it would exceed the limit.
+        saved: The share of the FLOPs; NaN if the pass was ended early.
+        pruned: The pass; None if it was ended early.
+        divergence: The mean KL(dense || pruned) of the predictions; None if the task does not measure it.
     """
 
     drop: float
@@ -36,14 +36,16 @@ class Point:
 
 
 class _TooFar(Exception):
-    """The drop is bound to exceed the limit."""
+    """The drop will exceed the limit."""
 
 
 class Curve:
-    """What settings do on a subject's inputs, each in a pair with the dense pass. Targets, promises and searches pick.
+    """Measure settings on a subject's inputs, each paired with the dense pass, for targets, promises and searches.
 
     Args:
-        limit: points of drop beyond which a pass is not worth its end.
+        subject: The trained network with its data and sites.
+        inputs: The inputs to measure on.
+        limit: A pass is ended early when its drop is certain to exceed this number of points.
     """
 
     def __init__(self, subject: Subject, inputs: Inputs, limit: float = math.inf) -> None:
@@ -66,7 +68,7 @@ class Curve:
         return Point(drop_points(task, self.dense, pruned.predictions), saved, pruned, mean)
 
     def _watch(self, so_far: Batches) -> None:
-        # A part of the inputs may fall further short than all of them, but not by more than its share allows.
+        # The drop on the inputs so far may exceed the limit, but not by more than their share of all inputs allows.
         predictions = torch.cat([batch["prediction"] for batch in so_far]).numpy()
         done, inputs, seen = len(predictions), len(self.dense.targets), None
         if "index" in so_far[0]:  # the task's batches are not in the order of the split
@@ -75,13 +77,13 @@ class Curve:
             raise _TooFar
 
     def test(self, point: Point) -> PairedTest:
-        """The test of the metric's drop at a point.
+        """The paired test of the metric's drop at a point.
 
         Raises:
-            SettingError: the metric has none.
+            SettingError: If the metric has no such test.
         """
         task, dense, pruned = self.subject.task, self.dense, point.pruned
         assert pruned is not None
         if not hasattr(task, "drop_test"):
-            raise SettingError(f"exprune.confidence: {task.metric_name} has no paired test (Task.drop_test); null")
+            raise SettingError(f"exprune.confidence: {task.metric_name} has no paired test (Task.drop_test); set null")
         return task.drop_test(dense.predictions, pruned.predictions, dense.targets, dense.columns.get("group"))

@@ -1,4 +1,4 @@
-"""Dominance prediction of a network's head, calibrated on inputs of the training split (docs/method.md, section 8)."""
+"""Dominance prediction of a network's head, calibrated on the training split (docs/method.md, section 8)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,20 +16,20 @@ from exprune.lab.tasks.task import Task
 
 
 def check_head(cfg: DictConfig, task: Task) -> None:
-    """Raises SettingError where ``head`` asks for what this task's head cannot do, before anything long begins."""
+    """Raise a SettingError if ``head`` does not fit the task's head, before anything slow begins."""
     if cfg.head.tau is None:
         return
     if not hasattr(task, "head"):
         raise SettingError(
             f"head.tau={cfg.head.tau}: model={cfg.model.name} on data={cfg.data.name} is not judged by its largest "
-            "logit; head=none"
+            "logit; use head=none"
         )
     Dominance.check_tau(cfg.head.tau)
     HeadRecorder(task.head, cfg.head.stages)
 
 
 def without_head(cfg: DictConfig, task: Task, sites: Sequence[Site]) -> list[Site]:
-    """The sites, of which the head is none where ``head`` drops its logits: what it saves would count twice."""
+    """The sites without the head if ``head`` drops its logits, because its savings would count twice."""
     if cfg.head.tau is None:
         return list(sites)
     why = f"its logits are dropped, with head.tau={cfg.head.tau:g}"
@@ -37,10 +37,10 @@ def without_head(cfg: DictConfig, task: Task, sites: Sequence[Site]) -> list[Sit
 
 
 def dominance(cfg: DictConfig, trainer: lightning.Trainer, task: Task, data: SplitData) -> Dominance | None:
-    """What prunes the trained task's head; None with ``head=none``.
+    """The calibrated `Dominance` of the trained task's head; None with ``head=none``.
 
     Raises:
-        SettingError: there are too few calibration inputs, or the data has no training split.
+        SettingError: If there are too few calibration inputs, or if the data has no training split.
     """
     if cfg.head.tau is None:
         return None
@@ -51,7 +51,7 @@ def dominance(cfg: DictConfig, trainer: lightning.Trainer, task: Task, data: Spl
 
 
 def head_row(run: Dominance, inputs: int) -> dict[str, Any]:
-    """What happened at the head in a pass over so many inputs; FLOPs per input, of the head alone."""
+    """What happened at the head in a pass; FLOPs are per input and of the head alone."""
     return {
         "tau": run.tau,
         "outputs": run.head.out_features,

@@ -32,12 +32,22 @@ def measure(
     target: dict[str, Any] | None = None,
     head: Dominance | None = None,
 ) -> tuple[Result, pd.DataFrame]:
-    """The result of ``heuristic`` and ``head`` on a split, and every input's target and both predictions.
+    """Measure a heuristic, and optionally a pruned head, on a split.
 
-    ``target`` is what its knob was chosen for, if it was, and what that reached on the validation split.
+    Args:
+        subject: The trained network with its data and sites.
+        heuristic: The heuristic; None prunes nothing.
+        gain_ratio: Its gain ratio; see `ExPrune`.
+        split: ``"test"`` or ``"valid"``.
+        command: The command line, for the record.
+        target: The target that the heuristic's setting was found for, and what it reached on the validation split.
+        head: Drops logits of the head.
+
+    Returns:
+        The result, and a table with the target and both predictions of every input.
 
     Raises:
-        SettingError: a figure of the result is undefined.
+        SettingError: If a value of the result is NaN or infinite.
     """
     cfg, task = subject.cfg, subject.task
     run = ExPrune(subject.sites, heuristic, gain_ratio=gain_ratio)
@@ -72,7 +82,7 @@ def measure(
         versions=versions(),
         command=command,
         head=None if head is None else head_row(head, len(dense.targets)),
-        metrics={} if head is not None else _secondary(task, dense, pruned),  # they ask for all logits
+        metrics={} if head is not None else _secondary(task, dense, pruned),  # secondary metrics need all logits
         divergence=divergence_of(dense, pruned, cfg.seed),
     )
     check_defined(result)
@@ -83,14 +93,14 @@ def measure(
 
 
 def _terms_before_test(heuristic: Heuristic) -> int | None:
-    """None where there are several tests, or the input says how many."""
+    """The number of terms before the test; None if there are several tests, or if it depends on the input."""
     return None if len(heuristic.stages) > 1 or isinstance(heuristic, InputRule) else heuristic.stages[0]
 
 
 def drop_points(task: Task, dense: Pass, predictions: NDArray, which: NDArray | None = None) -> float:
-    """What the metric loses, in points, over the inputs that are predicted.
+    """The drop of the metric in points, over the inputs that are predicted.
 
-    ``which`` are these inputs, by their places in the dense pass; None: its first, or all.
+    ``which`` are the positions of these inputs in the dense pass; None means its first ones.
     """
     of = slice(len(predictions)) if which is None else which
     targets, before = dense.targets[of], dense.predictions[of]
@@ -98,15 +108,15 @@ def drop_points(task: Task, dense: Pass, predictions: NDArray, which: NDArray | 
 
 
 def check_same_inputs(dense: Pass, pruned: Pass) -> None:
-    """Whether two passes were over the same inputs, in one order.
+    """Check that two passes were over the same inputs in the same order.
 
     Raises:
-        SettingError: they were not, as where their files were mixed up.
+        SettingError: If they were not, for example because files were mixed up.
     """
     if not np.array_equal(dense.targets, pruned.targets, equal_nan=dense.targets.dtype.kind == "f"):
         raise SettingError(
             f"the dense and the pruned pass are of different inputs ({len(dense.targets)} and {len(pruned.targets)}); "
-            "delete the folder passes in paths.cache_dir, which keeps what is measured"
+            "delete the folder passes in paths.cache_dir, where passes are cached"
         )
 
 
@@ -114,7 +124,7 @@ def compare(task: Task, dense: Pass, pruned: Pass, resamples: int, seed: int) ->
     """The metric of two passes over the same inputs, with its paired bootstrap.
 
     Raises:
-        SettingError: they were not over the same inputs.
+        SettingError: If the inputs are not the same.
     """
     check_same_inputs(dense, pruned)
     of_dense, of_pruned = (task.score(one.predictions, one.targets) for one in (dense, pruned))
@@ -134,7 +144,7 @@ def compare(task: Task, dense: Pass, pruned: Pass, resamples: int, seed: int) ->
 
 
 def divergence_of(dense: Pass, pruned: Pass, seed: int) -> dict[str, Any] | None:
-    """What KL(dense || pruned) of the predictions is over the inputs; None of a task that does not measure it."""
+    """A summary of KL(dense || pruned) of the predictions; None if the task does not measure it."""
     if "divergence" not in pruned.columns:
         return None
     same = torch.from_numpy(dense.predictions == pruned.predictions)

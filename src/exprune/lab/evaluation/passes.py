@@ -1,4 +1,4 @@
-"""One pass of a task over a split: what it gave per input, and what its batches cost; kept in a file."""
+"""A pass of a task over a split: its outputs per input and the costs of its batches, kept in a file."""
 
 import contextlib
 import itertools
@@ -27,18 +27,19 @@ log = logging.getLogger(__name__)
 
 SAVE_EVERY = 60.0  # seconds
 
-Batches = list[dict[str, Any]]  # what ``predict_step`` gave for each
+Batches = list[dict[str, Any]]  # the results of ``predict_step``
 
-_OF_HEAD = ("decided", "changed", "dropped", "dense_flops", "pruned_flops")  # what Dominance counts
+_OF_HEAD = ("decided", "changed", "dropped", "dense_flops", "pruned_flops")  # the counts of Dominance
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass gave, in the order of the split.
+    """The results of a pass, in the order of the split.
 
     Attributes:
-        columns: what ``predict_step`` gave as tensors, one row per input; ``prediction`` and ``target`` among them.
-        totals: what it gave as numbers, summed over the batches, such as FLOPs.
+        columns: The tensors that ``predict_step`` returned, one row per input, with ``prediction`` and ``target``.
+        seconds: The time that the pass took.
+        totals: The numbers that it returned, such as FLOPs, summed over the batches.
     """
 
     columns: dict[str, NDArray]
@@ -63,14 +64,26 @@ def run_pass(
     watch: Callable[[Batches], None] | None = None,
     head: HeadRecorder | Dominance | None = None,
 ) -> Pass:
-    """Predict every input of ``loader``, under ``run`` and with what ``head`` does to the last layer, where given.
+    """Predict every input of a loader.
 
-    What a pass gave is kept in ``file``: at its end, every minute until then, and where ``watch`` ends it. One that is
-    there is read, with the counts of ``run`` and ``head``, and goes on where it ended. ``watch`` sees after each batch,
-    also of one that is read, what all of them gave so far; it may raise to end the pass.
+    The results are kept in ``file``: at the end of the pass, every minute until then, and when ``watch`` ends it. An
+    existing file is read, with the counts of ``run`` and ``head``, and the pass continues from there.
+
+    Args:
+        trainer: Lightning's trainer.
+        task: The task.
+        loader: The batches.
+        run: The context to run the network in, if any.
+        file: Where to keep the results; None keeps nothing.
+        watch: Called with all results so far after each batch, also for those read from the file. It may raise an
+            exception to end the pass.
+        head: A context for the head, if any.
+
+    Returns:
+        The results.
 
     Raises:
-        SettingError: the network's output for some input is NaN or infinite.
+        SettingError: If the network's output for some input is NaN or infinite.
     """
     progress = _Progress(run, file, watch, head)
     if not progress.ended:
@@ -101,7 +114,7 @@ def run_pass(
 
 
 class _Rest:
-    """The batches of a loader but for the first so many."""
+    """The batches of a loader without the first ``done``."""
 
     def __init__(self, loader: Any, done: int) -> None:
         self.loader, self.done = loader, done
@@ -114,7 +127,7 @@ class _Rest:
 
 
 class _Progress(Callback):
-    """Collects what the batches give, tells the run which rows are data, and keeps both in the file."""
+    """Collect the results of the batches, tell the run which rows are data, and keep results and counts in a file."""
 
     def __init__(
         self, run: ExPrune | None, file: Path | None, watch: Callable | None, head: HeadRecorder | Dominance | None
@@ -133,12 +146,12 @@ class _Progress(Callback):
     def _go_on(self, file: Path) -> None:
         state = torch.load(file, weights_only=True)
         if state["programs"] != programs():
-            raise ValueError("measured by other versions of exprune or what it builds on")
+            raise ValueError("measured by other versions of exprune or of the packages it uses")
         batches, before, ended = list(state["batches"]), float(state["seconds"]), bool(state["ended"])
         if len({frozenset(batch) for batch in batches}) > 1:
-            raise ValueError("its batches differ in what they hold")
+            raise ValueError("its batches hold different values")
         if not all(isinstance(value, Tensor | int | float) for batch in batches for value in batch.values()):
-            raise ValueError("its batches hold anything else than tensors and numbers")
+            raise ValueError("its batches hold something other than tensors and numbers")
         of_head = {name: state["head"][name] for name in self._counted}
         if self.run is not None:
             self.run.load_state_dict(state["run"])
@@ -169,7 +182,7 @@ class _Progress(Callback):
         index: int,
         dataloader: int = 0,
     ) -> None:
-        # Copies: of a slice of the data the file would hold all that it is a slice of.
+        # Copies, because saving a slice would save the whole tensor.
         self.batches.append({k: v.cpu().clone() if isinstance(v, Tensor) else v for k, v in outputs.items()})
         try:
             if self.watch is not None:
@@ -181,7 +194,7 @@ class _Progress(Callback):
             self.save()
 
     def end(self) -> None:
-        """All batches are there."""
+        """Mark the pass as complete, and save it."""
         self.ended = True
         self.save()
 

@@ -1,4 +1,4 @@
-"""What an evaluation prints, and what it logs to W&B."""
+"""Print the results of an evaluation, and log them to W&B."""
 
 import shutil
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from exprune.lab.tracking import only_tracks
 
 
 def print_result(result: Result, console: Console | None = None) -> None:
-    """The result as two tables: the network, and its sites."""
+    """Print the result as two tables: the network, and its sites."""
     console = console or Console(width=None if Console().is_terminal else 120)
     console.print(_summary(result))
     if result.target and "confidence" in result.target:
@@ -28,14 +28,14 @@ def print_result(result: Result, console: Console | None = None) -> None:
             console.print(f"{len(others)} more layers feed no activation: {_some(others)}", highlight=False)
     if result.flops.uncounted:
         calls = ", ".join(f"{name} ({count} calls)" for name, count in result.flops.uncounted.items())
-        console.print(f"not counted, for want of a formula: {calls}", highlight=False)
+        console.print(f"not counted, as no FLOP formula is known: {calls}", highlight=False)
     console.print("FLOPs are counted; this simulation does not run faster.", highlight=False)
     if result.engine:
         console.print(_engine(result.engine), highlight=False)
 
 
 def promise_line(promise: dict[str, Any], unit: str) -> str:
-    """A promise in words."""
+    """A promise as a sentence."""
     return (
         f"with {promise['confidence']:.4g} probability over the {promise['inputs']:,} validation {unit}s, the drop on "
         f"unseen ones like them is at most {promise['target_drop']:g} points (bound {promise['bound']:.2f}; "
@@ -44,12 +44,13 @@ def promise_line(promise: dict[str, Any], unit: str) -> str:
 
 
 def _engine(row: dict[str, Any]) -> str:
-    """One line on what the kernels made of a part of the inputs."""
+    """One line on the inputs that were run through the kernels."""
     speed, (low, high) = row["tokens_per_second"], row["interval"]
     return (
         f"{row['tokens']:,} tokens through the kernels, one at a time on {row['threads']} threads: "
-        f"{speed['pruned']:.1f} tokens/s for {speed['dense']:.1f} densely, {row['pruned']:.4f} for {row['dense']:.4f}, "
-        f"drop {row['drop']:+.2f} points [{low:+.2f}, {high:+.2f}], {row['agreement']:.2%} predicted as simulated"
+        f"{speed['pruned']:.1f} tokens/s pruned, {speed['dense']:.1f} dense; metric {row['pruned']:.4f}, dense "
+        f"{row['dense']:.4f}, "
+        f"drop {row['drop']:+.2f} points [{low:+.2f}, {high:+.2f}]; {row['agreement']:.2%} predicted as simulated"
     )
 
 
@@ -96,7 +97,7 @@ def _summary(result: Result) -> Table:
 
 
 def _setting(result: Result) -> str:
-    """The heuristic and its knobs; of one that was found for a target, also what it reached on validation."""
+    """The heuristic and its settings; if they were found for a target, also what they reached on validation."""
     knobs = {name: getattr(result, name) for name in ("tau", "lam", "n")}
     named = [f"{name} {_short(knob)}" for name, knob in knobs.items() if knob is not None]
     if result.target:
@@ -136,7 +137,7 @@ def _some(names: list[str]) -> str:
 
 @only_tracks()
 def log_result(run: Any | None, result: Result, folder: Path) -> None:
-    """Metric and FLOPs as scalars, the sites as a table, result.json as a file."""
+    """Log metric and FLOPs as scalars, the sites as a table, and result.json as a file."""
     if run is None:
         return
     values, engine = asdict(result), result.engine or {}
@@ -151,4 +152,4 @@ def log_result(run: Any | None, result: Result, folder: Path) -> None:
     columns = ["name", "kind", "eligible", "reason", "terms", "tau", "outputs", "pruned", "negative", "wrong"]
     rows = [[row[column] for column in columns] for row in result.sites]
     run.log({"sites": wandb.Table(columns=list[str | int](columns), data=rows)})
-    shutil.copy(folder / "result.json", run.dir)  # what lies there is uploaded with the run
+    shutil.copy(folder / "result.json", run.dir)  # W&B uploads the files in this folder

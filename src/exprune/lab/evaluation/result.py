@@ -1,4 +1,4 @@
-"""The outcome of one evaluation, as it stands in ``result.json``."""
+"""The result of one evaluation, as stored in ``result.json``."""
 
 import json
 import math
@@ -15,7 +15,17 @@ from exprune.lab.evaluation.passes import Pass
 
 @dataclass(frozen=True)
 class Metric:
-    """The primary metric. ``drop`` is in points (hundredths), positive where pruning is worse; intervals are 95 %."""
+    """The primary metric.
+
+    Attributes:
+        name: The name of the metric.
+        dense: Its value without ExPrune.
+        pruned: Its value with ExPrune.
+        drop: ``dense - pruned`` in points (hundredths), positive where pruning is worse.
+        interval: The 95 % interval of the drop.
+        dense_interval: The 95 % interval of ``dense``.
+        pruned_interval: The 95 % interval of ``pruned``.
+    """
 
     name: str
     dense: float
@@ -28,18 +38,22 @@ class Metric:
 
 @dataclass(frozen=True)
 class FlopsPerInput:
-    """FLOPs per input, named in ``unit``.
+    """FLOPs per input.
 
-    ``unpruned`` is the network before static pruning, ``dense`` without ExPrune, ``pruned`` with it; ``saved``
-    is a fraction of ``dense``. ``paper_scope`` holds the same in the scope of the published figure, of
-    which layers that feed no activation (``scope=all``) are no part, nor what zeros spare in other layers.
-    ``zero_skipping`` is what leaving out the products with zeros in a language model's fc2 would save beside that,
-    without (``dense``) and with ExPrune (``pruned``): exact, and part of no other figure here; None where such a layer
-    may be a site itself (``scope=all``).
-    ``without_zero_terms`` has beside the same pruned network a dense one that skips the sites' terms that are exactly
-    zero, where they are counted (``order=input``, in which the pruned one skips them); ``dense`` is charged for them.
-    ``uncounted`` names operators that nobody has a formula for, with the number of their calls: none of the figures
-    holds what they cost.
+    Attributes:
+        unit: The name of an input, such as ``image``.
+        unpruned: FLOPs of the network before static pruning.
+        dense: FLOPs without ExPrune.
+        pruned: FLOPs with ExPrune.
+        saved: The saving as a share of ``dense``.
+        paper_scope: The same in the scope of the published figure, without layers that feed no activation
+            (``scope=all``), and without what zeros save in other layers.
+        zero_skipping: What skipping products with exact zeros in a language model's fc2 would save in addition, without
+            (``dense``) and with ExPrune (``pruned``). No other value here contains it. None if these layers may be
+            pruned themselves (``scope=all``).
+        without_zero_terms: The same pruned network compared with a dense one that skips the sites' terms that are
+            exactly zero. They are counted with ``order=input`` only, where the pruned network skips them too.
+        uncounted: The number of calls of operators without a FLOP formula, whose costs are in none of the values.
     """
 
     unit: str
@@ -55,15 +69,28 @@ class FlopsPerInput:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything ``evaluate.py`` reports.
+    """Everything that ``evaluate.py`` reports.
 
-    ``head`` is what dropping logits did to the last layer and what that saves beside ``flops``, whose figures it is
-    no part of; None where all were computed. It does count in the metric.
-    ``engine`` is what a part of the inputs became through the kernels of :mod:`exprune.fast`, beside the passes that
-    all else is of; None where they were not asked for.
-    ``divergence`` is KL(dense || pruned) of a language model's predictions in nats, over its tokens: ``mean`` with its
-    ``error`` over texts (None: there is one), ``median``, ``most`` (99 %), ``largest``, and ``same``, the share of
-    tokens with the same most likely one; None where nothing was pruned, or logits were dropped.
+    Attributes that are not explained here repeat settings of the run.
+
+    Attributes:
+        inputs: The number of inputs.
+        sparsity: The share of weights removed by static pruning.
+        target: The target that the heuristic's setting was found for, and what it reached on validation; or None.
+        metric: The primary metric.
+        flops: FLOPs per input.
+        sites: One row per layer.
+        seconds: The time of both passes.
+        versions: Versions of the packages in use.
+        command: The command line.
+        head: The effect of dropping logits on the last layer, and what that saves in addition to ``flops``; None if all
+            logits were computed. It is included in the metric.
+        engine: Results of a part of the inputs run through the kernels of `exprune.fast`; None if not requested.
+        metrics: Secondary metrics.
+        divergence: KL(dense || pruned) of a language model's predictions in nats, over its tokens: ``mean`` with its
+            ``error`` over texts (None if there is one text), ``median``, ``most`` (99th percentile), ``largest``, and
+            ``same``, the share of tokens whose most likely token is unchanged. None if nothing was pruned, or if logits
+            were dropped.
     """
 
     model: str
@@ -102,7 +129,7 @@ class Result:
 
 
 def check_defined(result: Result) -> None:
-    """Raises SettingError, which names it, where a figure of the result is NaN or infinite: JSON has no such number."""
+    """Raise a SettingError that names a value of the result that is NaN or infinite, which JSON cannot represent."""
     for name, value in _numbers("", asdict(result)):
         if not math.isfinite(value):
             raise SettingError(f"{name} of {result.model} on {result.data} is {value}: undefined, so no result")
@@ -117,14 +144,14 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """The contents of a ``result.json``.
+    """Read a ``result.json``.
 
     Raises:
-        SettingError: it is missing or no result.
+        SettingError: If the file is missing, or not a result.
     """
 
     def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
+        raise ValueError(f"{constant} is not valid JSON")
 
     try:
         result = json.loads(path.read_text(), parse_constant=refuse)
@@ -135,10 +162,10 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def flops_per_input(unit: str, linear: FlopReport, dense_pass: Pass, pruned_pass: Pass) -> FlopsPerInput:
-    """Add the paper's element-wise terms, which pruning does not change, and divide by the inputs.
+    """Add the paper's element-wise terms, which pruning does not change, and divide by the number of inputs.
 
-    Where the network says nothing of those terms, they are named in ``uncounted``.
-    A task that counts its matrix products itself (``model_flops``: no padding, attention) replaces FlopCounterMode's.
+    If the network does not count those terms, they are listed in ``uncounted``. A task that counts its matrix products
+    itself (``model_flops``: without padding, with attention) replaces the count of FlopCounterMode.
     """
     totals, inputs = dense_pass.totals, len(dense_pass.targets)
     linear = replace(linear, unpruned=totals.get("model_flops", linear.unpruned))
@@ -152,7 +179,7 @@ def flops_per_input(unit: str, linear: FlopReport, dense_pass: Pass, pruned_pass
     def both(dense: int, pruned: int) -> dict[str, float]:
         return {"dense": dense / inputs, "pruned": pruned / inputs, "saved": 1 - pruned / dense}
 
-    others = [count for count in linear.sites if not count.site.before_activation]  # of scope=all
+    others = [count for count in linear.sites if not count.site.before_activation]  # only with scope=all
     skipping = None
     if "zero_skipping" in totals and not others:
         skipping = {
@@ -174,7 +201,7 @@ def flops_per_input(unit: str, linear: FlopReport, dense_pass: Pass, pruned_pass
 
 
 def site_rows(run: ExPrune) -> list[dict[str, Any]]:
-    """One row per layer: what it is, what static pruning left of it, and what happened there in the pruned pass."""
+    """One row per layer: the layer, what static pruning left of it, and what happened in the pruned pass."""
     counts: dict[str, SiteFlops] = {count.site.name: count for count in run.flops.sites}
     rows = []
     for site in run.sites:

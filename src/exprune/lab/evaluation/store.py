@@ -1,4 +1,4 @@
-"""What is measured of a network lies in the cache, under the fingerprint of everything that decides it."""
+"""The cache of measurements of a network, stored under the fingerprint of everything that determines them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from exprune.lab.evaluation.passes import Batches, Pass, run_pass
 from exprune.lab.evaluation.subject import Inputs, Subject
 from exprune.lab.fingerprint import fingerprint
 
-FOLDER = "passes"  # in the cache
+FOLDER = "passes"  # in the cache folder
 
 
 def measured(
@@ -19,16 +19,20 @@ def measured(
     watch: Callable[[Batches], None] | None = None,
     head: Dominance | None = None,
 ) -> Pass:
-    """The pass of the subject's network over the inputs, under ``run`` and ``head``, which then have its counts.
+    """The pass of a subject's network over some inputs, from the cache, or else run and stored there.
 
-    It is read where it lies in the cache; else it is run, or goes on where it was interrupted, and is kept there.
+    An interrupted pass continues where it stopped.
 
     Args:
-        run: None: the dense pass. ``gain_ratio`` is what it was made with.
-        watch: sees what the batches give, as in :func:`~exprune.lab.evaluation.passes.run_pass`.
+        subject: The trained network.
+        inputs: The inputs.
+        run: The context to run in, which gets the counts of the pass; None for the dense pass.
+        gain_ratio: The gain ratio that ``run`` was made with.
+        watch: Sees the results of the batches; see `run_pass`.
+        head: A context for the head, which gets its counts.
 
     Raises:
-        SettingError: the network's output for some input is NaN or infinite.
+        SettingError: If the network's output for some input is NaN or infinite.
     """
     of_head = None if head is None else [head.tau, head.stages, head.order, head.lines()]
     of_run = None if run is None else about(run, gain_ratio)
@@ -37,7 +41,7 @@ def measured(
 
 
 def about(run: ExPrune, gain_ratio: Any) -> list[Any]:
-    """All that tells this pruned pass from others of the network and the inputs, for its fingerprint."""
+    """Everything that distinguishes this pruned pass from others of the same network and inputs."""
     plans = {count.site.name: [count.stages, count.plan.by_input] for count in run.flops.sites}
     sites = [[site.name, site.reason, site.outcomes, plans.get(site.name)] for site in run.sites]
     return ["counted" if run.heuristic is None else "pruned", run.heuristic, run.taus, gain_ratio, sites]

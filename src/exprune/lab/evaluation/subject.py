@@ -1,4 +1,4 @@
-"""What evaluations and searches measure: a trained network with its data and its sites."""
+"""The subject of evaluations and searches: a trained network with its data and sites."""
 
 import logging
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ from exprune.lab.training.trained import weights_for
 
 log = logging.getLogger(__name__)
 
-_DENSE = ("model", "data", "static", "trainer")  # what a dense pass depends on, beside the weights and the inputs
+_DENSE = ("model", "data", "static", "trainer")  # settings that a dense pass depends on, besides weights and inputs
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Batches to measure on, known by their bytes."""
+    """Batches to measure on, identified by their bytes."""
 
     batches: Any
 
@@ -41,7 +41,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network with its data; ``weights`` is None where it came with its own."""
+    """A trained network with its data. ``weights`` is the file of its weights; None for a pretrained model."""
 
     cfg: DictConfig
     trainer: lightning.Trainer
@@ -53,7 +53,7 @@ class Subject:
 
     @property
     def checkpoint(self) -> str:
-        """What the network's weights are called."""
+        """The name of the network's weights."""
         return self.cfg.model.pretrained if self.weights is None else self.weights.name
 
     def loader(self, split: str) -> Any:
@@ -61,13 +61,13 @@ class Subject:
         return batches_of(self.data, split)
 
     def inputs(self, split: str) -> Inputs:
-        """Those of ``test`` or ``valid``."""
+        """The inputs of ``test`` or ``valid``."""
         if split not in self._inputs:
             self._inputs[split] = Inputs(self.loader(split))
         return self._inputs[split]
 
     def cached(self, name: str) -> Path:
-        """A file of the cache."""
+        """The path of a file in the cache."""
         return Path(self.cfg.paths.cache_dir).expanduser() / name
 
     @cached_property
@@ -77,17 +77,21 @@ class Subject:
 
     @cached_property
     def identity(self) -> str:
-        """The fingerprint of all that decides a dense pass beside the inputs: weights, code, settings, device."""
+        """The fingerprint of all that determines a dense pass but the inputs: weights, code, settings, device."""
         settings = [plain(self.cfg[axis]) for axis in _DENSE]
         device = self.trainer.strategy.root_device.type
         return fingerprint(device, self.network_digest, code_digest(self.task), settings)
 
 
 def prepare(cfg: DictConfig, heuristic: Heuristic | None, measured: Sequence[str] = ()) -> Subject:
-    """Load data and network, find the sites, and get trained weights, trained now where there are none.
+    """Load data and network, find the sites, and load the trained weights; without weights, train now.
 
-    Whatever is wrong with the settings is said before anything is trained. ``measured`` names splits that will be
-    measured beside ``cfg.split``.
+    Wrong settings are reported before anything is trained.
+
+    Args:
+        cfg: The configuration.
+        heuristic: The heuristic.
+        measured: Splits that will be measured in addition to ``cfg.split``.
     """
     trainer = make_trainer(cfg, devices=1, logger=False)
     data = load_data(cfg)
@@ -100,7 +104,7 @@ def prepare(cfg: DictConfig, heuristic: Heuristic | None, measured: Sequence[str
     sites = find_sites(task.network, *task.network_inputs(next(iter(loaders[cfg.split]))))
     if heuristic is not None:
         sites = select_sites(without_head(cfg, task, sites), cfg.exprune.sites, cfg.exprune.scope)
-    ExPrune(sites, heuristic, gain_ratio=plain(cfg.exprune.gain_ratio))  # what does not fit is said now
+    ExPrune(sites, heuristic, gain_ratio=plain(cfg.exprune.gain_ratio))  # raises if they do not fit together
 
     weights = weights_for(cfg, data)
     log.info("weights: %s", weights or cfg.model.pretrained)

@@ -1,1 +1,1 @@
-"""What serves one kind of example: its data, its networks, its task and the tricks of its trainings."""
+"""Examples by kind: data, networks, tasks and training methods."""

@@ -1,1 +1,1 @@
-"""Many results: gathered, as fronts, as plots and charts, as the paper's table."""
+"""Many results together: as fronts, plots, charts and the paper's table."""

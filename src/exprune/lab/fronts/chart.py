@@ -1,4 +1,4 @@
-"""Fronts as interactive charts, for W&B: the metric against FLOPs as a share of the dense network's."""
+"""Interactive charts of fronts for W&B: the metric against FLOPs as a share of the dense network's."""
 
 import itertools
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ _SYMBOLS = ("circle", "square", "triangle-up", "cross", "x")
 
 
 def front_charts(results: pd.DataFrame) -> dict[str, go.Figure]:
-    """One chart per data set and split of a table of :func:`exprune.lab.fronts.pareto.tabulate`, by their names.
+    """One chart per data set and split, by name, for a table of `exprune.lab.fronts.pareto.tabulate`.
 
-    Each network has a colour, with its dense baseline and the line one point below that; each curve has a symbol. The
-    front is a line, what it beats is faint.
+    Each network has a colour, its dense baseline, and a line one point below it. Each curve has a symbol. The front is
+    drawn as a line, and dominated points are faint.
     """
     return {f"{data}-{split}-{metric}": _chart(rows) for (data, split, metric), rows in results.groupby(PANEL)}
 
@@ -52,7 +52,7 @@ def _chart(rows: pd.DataFrame) -> go.Figure:
 
 
 def _add_points(figure: go.Figure, points: pd.DataFrame, on_front: bool, **style: str) -> None:
-    # Lists throughout: Plotly packs arrays into a binary form that older readers of its JSON do not know.
+    # Lists throughout: Plotly packs arrays into a binary form that older readers of its JSON do not understand.
     drop, low, high = (points[name] for name in ("drop_points", "drop_low", "drop_high"))
     figure.add_scatter(
         x=(1 - points["saved_percent"] / 100).tolist(),
@@ -79,9 +79,10 @@ def _hover(row: pd.Series) -> str:
 
 @only_tracks()
 def log_front(run: Any | None, results: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Results of :func:`~exprune.lab.fronts.pareto.tabulate` as charts, the table of their front, and more tables.
+    """Log results of `tabulate` as charts, with the table of their front, and further tables.
 
-    The charts are Plotly's: they lie in the run's files as a whole, so ``wandb sync`` uploads them with an offline run.
+    The charts are Plotly's. They are stored in the run's files, so that ``wandb sync`` uploads them with an offline
+    run.
     """
     if run is None:
         return
@@ -91,6 +92,6 @@ def log_front(run: Any | None, results: pd.DataFrame, tables: Mapping[str, pd.Da
 
 
 def _table(table: pd.DataFrame) -> wandb.Table:
-    """W&B knows numbers, strings and truth values alone; times become strings."""
+    """Convert to a W&B table, which only supports numbers, strings and booleans; times become strings."""
     plain = table.apply(lambda column: column if column.dtype.kind in "biuf" else column.astype(str))
     return wandb.Table(dataframe=plain)

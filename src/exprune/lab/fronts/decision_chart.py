@@ -1,8 +1,8 @@
-"""Where the neurons of a site stop, and what they output: a picture of its decision table.
+"""Plot a site's decision table: where its neurons stop, and what they output.
 
     python -m exprune.lab.fronts.decision_chart TABLES.safetensors SITE --plot decisions.png
 
-Tables are written by :func:`exprune.core.save_tables`.
+Tables are saved by `exprune.core.save_tables`.
 """
 
 import argparse
@@ -15,14 +15,14 @@ from torch import Tensor
 from exprune.core import DecisionTable, SettingError, load_tables
 from exprune.core.decisions.table import WIDTHS
 
-_SHARES = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)  # of the neurons
+_SHARES = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)  # quantiles over the neurons
 
 
 def draw(table: DecisionTable, name: str, path: Path) -> None:
-    """Write the chart of a site's table.
+    """Save the chart of a site's table.
 
-    Over the stages, of the median neuron (a band: of 90 % of them) in the usual row: what it outputs where its
-    expected pre-activation lies there. Of a layer without an activation the row's width alone decides.
+    For each stage it shows the median neuron's bounds in a row of usual width, with a band of 90 % of the neurons. If
+    the expected pre-activation is below a bound, the neuron stops. Without an activation, only the row's width matters.
     """
     import matplotlib
 
@@ -32,10 +32,10 @@ def draw(table: DecisionTable, name: str, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     if table.narrow is not None:
         _band(axes, table.narrow, "C0", "stops with its prediction below")
-        axes.set_ylabel("norm that the row has left / what is usual")
+        axes.set_ylabel("norm of the row's remaining terms / usual norm")
         axes.set_yscale("log")
     else:
-        assert table.below is not None  # where `narrow` is not
+        assert table.below is not None  # it is set unless `narrow` is
         usual = 0 if len(table.below) == 1 else int((WIDTHS - 1).abs().argmin())
         what = "its prediction" if table.predicts else "0"
         _band(axes, table.below[usual], "C0", f"stops with {what} below")
@@ -51,7 +51,7 @@ def draw(table: DecisionTable, name: str, path: Path) -> None:
 
 
 def _of_neurons(values: Tensor) -> list[Tensor]:
-    """Of (stages, outputs) the quantiles over the outputs; what is infinite lies beyond all that is not."""
+    """Quantiles over the outputs of ``values`` (stages, outputs); infinite values are placed beyond all finite ones."""
     finite = values[values.isfinite()] if values.isfinite().any() else torch.zeros(1)
     room = float(finite.max() - finite.min()) or 1.0
     limited = values.double().clamp(float(finite.min()) - room / 10, float(finite.max()) + room / 10)
@@ -68,9 +68,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m exprune.lab.fronts.decision_chart", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("tables", type=Path, help="a file of decision tables")
-    parser.add_argument("site", help="the site's name")
-    parser.add_argument("--plot", type=Path, default=Path("decisions.png"), help="where to write the picture")
+    parser.add_argument("tables", type=Path, help="file with decision tables")
+    parser.add_argument("site", help="name of the site")
+    parser.add_argument("--plot", type=Path, default=Path("decisions.png"), help="file to write the chart to")
     args = parser.parse_args()
     try:
         tables = load_tables(args.tables)

@@ -1,4 +1,4 @@
-"""From results to the paper's table: the largest saving at a drop of at most 0.1 and of at most 1 point.
+"""Make the paper's table from results: the largest saving at a drop of at most 0.1 and of at most 1 point.
 
 python -m exprune.lab.fronts.paper_table FOLDER_OR_CSV... --csv table.csv --markdown table.md
 """
@@ -17,8 +17,8 @@ from exprune.core.errors import SettingError
 from exprune.files import write_whole
 from exprune.lab.evaluation.result import read_result
 
-# Section 4 of docs/method.md: % of the FLOPs saved at a drop of at most so many points, as ranges over the networks of
-# the paper (v1 and v2 are its versions), and the data they are on; of OPT it counts fc1 alone (paper scope).
+# From docs/method.md, section 4: % of the FLOPs saved at a drop of at most so many points, as ranges over the paper's
+# networks (v1 and v2 are its versions), and the data they are measured on. For OPT, only fc1 counts (paper scope).
 PUBLISHED = {
     "dense": {0.1: "10.98-26.3 (v1), 10.98-17.33 (v2)", 1.0: "21.01-39.05 (v1), 21.61-27.16 (v2)"},
     "statically pruned": {0.1: "10.24-11.11", 1.0: "13.91-14.39"},
@@ -26,7 +26,7 @@ PUBLISHED = {
 _CIFAR10 = ("cifar10", "cifar10_jpeg")
 PUBLISHED_ON = {"gnn": ("ogbg_molhiv",), "vgg11_bn": _CIFAR10, "resnet18": _CIFAR10, "opt": ("piqa",)}
 
-# What a row of the paper's table is about. Whatever else stands in a result or a table and was not measured is a knob.
+# What identifies a row of the paper's table. Everything else in a result that was not measured is a setting.
 _ABOUT = ["model", "data", "static", "sparsity", "seed", "sites", "heuristic", "metric", "checkpoint"]
 _DEFAULTS = {"static": "none", "sparsity": 0.0, "seed": None, "sites": "", "checkpoint": ""}
 _FIGURES = ["drop_points", "drop_low", "drop_high", "saved_percent", "scope_saved_percent"]  # points, percent
@@ -41,16 +41,17 @@ _NO_KNOB = {
 
 
 def read(sources: Sequence[Path]) -> pd.DataFrame:
-    """One row per setting and split, of every ``result.json`` below the folders and every row of the tables.
+    """One row per setting and split, from every ``result.json`` below the folders and every row of the tables.
 
-    A table is the CSV of :mod:`exprune.lab.fronts.pareto`, or the ``front.csv`` of a search.
+    A table is the CSV of `exprune.lab.fronts.pareto`, or the ``front.csv`` of a search.
 
     Raises:
-        SettingError: a folder has no results, a file is broken, or two results of one setting and split differ.
+        SettingError: If a folder has no results, if a file is damaged, or if two results of one setting and split
+            differ.
     """
     rows = [row for source in sources for row in (_of_table(source) if source.suffix == ".csv" else _of_folder(source))]
     table = pd.DataFrame(rows, columns=[*_ABOUT, "setting", "split", "inputs", *_FIGURES]).astype({"seed": "Int64"})
-    # The folder of a W&B run holds a link to the result: the same row again.
+    # The folder of a W&B run contains a link to the result, which gives the same row again.
     table = table[table["heuristic"] != "none"].drop_duplicates()
     if table.empty:
         raise SettingError(f"{', '.join(map(str, sources))}: dense results alone; evaluate with exprune=stats_test")
@@ -84,7 +85,7 @@ def _of_table(path: Path) -> Iterator[dict[str, Any]]:
             row = {key: value for key, value in row.items() if pd.notna(value)}
             row |= json.loads(row.pop("knobs", "{}")) | {"sites": str(row.get("sites", ""))}
             row |= {"stages": json.loads(row["stages"])} if "stages" in row else {}
-            front = "valid_drop" in row  # has every setting on both splits
+            front = "valid_drop" in row  # a front.csv has every setting on both splits
             valid = [row["valid_drop"], row["valid_saved_percent"]] if front else _on_valid(row.get("target"))
             figures = [*(row[key] for key in _FIGURES[:-1]), row.get("scope_saved_percent")]
             yield from _rows(row, "test" if front else row["split"], figures, valid)
@@ -92,12 +93,12 @@ def _of_table(path: Path) -> Iterator[dict[str, Any]]:
         raise SettingError(
             f"{path}: no table of exprune.lab.fronts.pareto and no front.csv: it has no {error}"
         ) from error
-    except (OSError, TypeError, ValueError) as error:  # pandas' own are ValueErrors
+    except (OSError, TypeError, ValueError) as error:  # pandas raises ValueErrors
         raise SettingError(f"{path}: not a table ({str(error).strip().partition(chr(10))[0]})") from error
 
 
 def _on_valid(target: dict[str, float] | str | None) -> list[float] | None:
-    """What a knob that was found for a target reached on the validation split: points, percent."""
+    """What a setting found for a target reached on the validation split: drop in points, saving in percent."""
     if target is None:
         return None
     found = json.loads(target) if isinstance(target, str) else target
@@ -107,7 +108,7 @@ def _on_valid(target: dict[str, float] | str | None) -> list[float] | None:
 def _rows(
     fields: dict[str, Any], split: str, figures: Sequence[Any], valid: Sequence[Any] | None
 ) -> Iterator[dict[str, Any]]:
-    """A result's row, with ``figures`` as in _FIGURES, and one for its drop and saving on validation, where known."""
+    """A result's row with ``figures`` as in _FIGURES, and a row for its drop and saving on validation, if known."""
     knobs = {key: value for key, value in fields.items() if key not in _NO_KNOB and value is not None}
     about = {key: fields[key] if key in fields else _DEFAULTS[key] for key in _ABOUT}
     about["setting"] = json.dumps(knobs, sort_keys=True)
@@ -116,7 +117,7 @@ def _rows(
         valid = [row["drop_points"], row["saved_percent"]]
     else:
         yield about | row | {"split": split, "inputs": fields.get("inputs")}
-    if valid is not None:  # in a table's digits: the same from whatever it was read
+    if valid is not None:  # rounded as in tables, so that rows are the same from any source
         drop, saved = (round(float(x), 3) for x in valid)
         yield about | {"split": "valid", "drop_points": drop, "saved_percent": saved}
 
@@ -124,10 +125,10 @@ def _rows(
 def paper_table(results: pd.DataFrame) -> pd.DataFrame:
     """The setting that saves most within each drop limit, per model, data, static sparsity, seed, sites and heuristic.
 
-    Chosen by its figures on the validation split where settings were measured there and on test, else on test itself.
-    The figures are those of the test split in either case. ``setting`` is "none" where none stays within the limit.
-    ``reported_saved_percent`` and ``reported_drop_points`` are of the setting that would be chosen by its test figures
-    themselves, on the data that are reported: an optimistic reading, for comparison with published figures.
+    It is chosen by its values on the validation split if settings were measured there and on test, otherwise by those
+    on test. The reported values are always those of the test split. ``setting`` is "none" if no setting is within the
+    limit. ``reported_saved_percent`` and ``reported_drop_points`` belong to the setting that would be chosen by its
+    test values. This is an optimistic choice on the reported data, for comparison with published figures.
     """
     test, valid = (results[results["split"] == split].drop(columns="split") for split in ("test", "valid"))
     by_valid = {"drop_points": "valid_drop_points", "saved_percent": "valid_saved_percent"}
@@ -153,8 +154,8 @@ def paper_table(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _best(settings: pd.DataFrame, drop: str, saved: str, limit: float) -> dict[str, Any]:
-    """The setting that saves most within the limit; empty where none is within it."""
-    within = settings[settings[drop] < limit + 5e-4]  # the tables have three digits of a point
+    """The setting that saves most within the limit; empty if there is none."""
+    within = settings[settings[drop] < limit + 5e-4]  # tables are rounded to three digits of a point
     best = within.sort_values([saved, drop], ascending=[False, True]).drop(columns=_ABOUT).head(1)
     return best.iloc[0].to_dict() if len(best) else {}
 
@@ -166,7 +167,7 @@ def _published(model: str, data: str, static: str, limit: float) -> str:
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as it is printed, all text; columns that would say nothing are left out."""
+    """The table as text for printing, without columns that would be empty."""
 
     def number(name: str, form: str) -> pd.Series:
         return table[name].map(form.format, na_action="ignore")
@@ -188,7 +189,7 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
         text["chosen on test: saved %"] = number("reported_saved_percent", "{:.2f}").fillna("none")
     text["chosen on"] = table["chosen_on"]
     text["setting"] = table["setting"].map(lambda setting: shorten(setting, 60, placeholder=" ..."))
-    if table.duplicated([*_ABOUT[:-1], "drop_limit"]).any():  # several networks of one seed
+    if table.duplicated([*_ABOUT[:-1], "drop_limit"]).any():  # several networks with the same seed
         text["checkpoint"] = table["checkpoint"]
     return text.astype(object).where(text.notna(), "")
 
@@ -203,8 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m exprune.lab.fronts.paper_table", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("results", nargs="+", type=Path, help="folders of evaluate.py, or tables (.csv) made from them")
-    parser.add_argument("--csv", type=Path, help="write the table here, in full")
-    parser.add_argument("--markdown", type=Path, help="write the table here as it is printed")
+    parser.add_argument("--csv", type=Path, help="file to write the full table to")
+    parser.add_argument("--markdown", type=Path, help="file to write the printed table to")
     options = parser.parse_args(arguments)
     try:
         table = paper_table(read(options.results))

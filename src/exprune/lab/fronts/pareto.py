@@ -1,4 +1,4 @@
-"""From many ``result.json`` files to one table, its fronts and their plot: metric against FLOPs saved.
+"""Make one table from many ``result.json`` files, with its fronts and a plot of the metric against FLOPs saved.
 
 python -m exprune.lab.fronts.pareto FOLDER_OR_CSV... --csv table.csv --plot front.png
 """
@@ -21,11 +21,11 @@ from exprune.core.errors import SettingError
 from exprune.files import write_whole
 from exprune.lab.evaluation.result import read_result
 
-PANEL = ["data", "split", "metric"]  # what can stand in one plot
-NETWORK = ["model", "static", "sparsity", "seed", "checkpoint"]  # what has one dense baseline
-CURVE = [*NETWORK, "site_selection", "scope", "heuristic", "order", "predict"]  # what has one front
-_SINCE = {"scope": "relu", "predict": False}  # what tables that were made before these columns are of
-_MANY_TAUS = ("{", "[")  # how a table's tau begins where sites have their own
+PANEL = ["data", "split", "metric"]  # rows that fit into one plot have these in common
+NETWORK = ["model", "static", "sparsity", "seed", "checkpoint"]  # identifies a dense baseline
+CURVE = [*NETWORK, "site_selection", "scope", "heuristic", "order", "predict"]  # identifies a front
+_SINCE = {"scope": "relu", "predict": False}  # values for older tables without these columns
+_MANY_TAUS = ("{", "[")  # a table's tau begins with one of these if sites have their own
 
 
 def find_results(folder: Path) -> list[Path]:
@@ -35,10 +35,10 @@ def find_results(folder: Path) -> list[Path]:
 
 
 def gather(sources: Sequence[Path]) -> pd.DataFrame:
-    """The table of every ``result.json`` below the folders, and of such tables (CSV), which must fit into one plot.
+    """One table from every ``result.json`` below the folders and from such tables (CSV). They must fit into one plot.
 
     Raises:
-        SettingError: there is none, a file is no such table, or they are of different data, splits or metrics.
+        SettingError: If there are no results, if a file is not such a table, or if data, splits or metrics differ.
     """
     folders = [source for source in sources if source.suffix != ".csv"]
     paths = [path for folder in folders for path in find_results(folder)]
@@ -55,7 +55,7 @@ def gather(sources: Sequence[Path]) -> pd.DataFrame:
 def _read_table(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path)
-    except (OSError, ValueError) as error:  # pandas' own are ValueErrors
+    except (OSError, ValueError) as error:  # pandas raises ValueErrors
         raise SettingError(f"{path}: not a table ({str(error).strip().partition(chr(10))[0]})") from error
     table = table.assign(**{column: value for column, value in _SINCE.items() if column not in table})
     if missing := [column for column in (*PANEL, *CURVE, "saved_percent", "front") if column not in table]:
@@ -64,10 +64,7 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 
 def tabulate(results: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """One row per result, sorted by panel, curve and FLOPs saved.
-
-    ``front`` is true of a row that no other of its curve beats.
-    """
+    """One row per result, sorted by panel, curve and FLOPs saved; ``front`` marks the front of each curve."""
     table = pd.DataFrame([row(result) for result in results])
     order = [*PANEL, *CURVE, "saved_percent"]
     table = table.sort_values(order).reset_index(drop=True)
@@ -80,14 +77,14 @@ def tabulate(results: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def undominated(drop: NDArray, saved: NDArray) -> NDArray[np.bool_]:
-    """Which of some points no other beats: drops no more and saves no less, and not both equal."""
+    """Which points no other point dominates, with a drop that is no larger and a saving that is no smaller."""
     as_good = (drop <= drop[:, None]) & (saved >= saved[:, None])  # [k, j]: j as good as k in both
     better = (drop < drop[:, None]) | (saved > saved[:, None])
     return ~np.any(as_good & better, axis=1)
 
 
 def row(result: dict[str, Any]) -> dict[str, Any]:
-    """What a table says of a ``result.json``: percent of FLOPs, points of the metric."""
+    """The row of a table for a ``result.json``: FLOPs in percent, the metric in points."""
     metric, flops = result["metric"], result["flops"]
     counts = [site for site in result["sites"] if site["outputs"]]
     outputs = sum(site["outputs"] for site in counts) or 1
@@ -131,7 +128,7 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_sites(counts: list[dict[str, Any]]) -> float | None:
-    """What is saved of the FLOPs of the sites alone, %; None: an older result does not say."""
+    """The share of the sites' own FLOPs that is saved, in %; None for older results without this information."""
     flops = [site["flops"] for site in counts if site.get("flops")]
     dense = sum(one["dense"] for one in flops)
     left = sum(one["pruned"] - one["spared"] for one in flops)
@@ -139,7 +136,7 @@ def _of_sites(counts: list[dict[str, Any]]) -> float | None:
 
 
 def _skippable(flops: dict[str, Any]) -> dict[str, float | None]:
-    """What leaving out products with zeros would save beside that, without and with ExPrune, % of the dense FLOPs."""
+    """What skipping products with zeros would save in addition, without and with ExPrune, in % of the dense FLOPs."""
     skipping = flops.get("zero_skipping") or dict.fromkeys(("dense", "pruned"))
     return {
         f"skippable_{side}_percent": None if saved is None else round(100 * saved / flops["dense"], 3)
@@ -155,13 +152,13 @@ def _head(head: dict[str, Any] | None) -> dict[str, float | None]:
 
 
 def network_label(row: pd.Series) -> str:
-    """What a network is called in a legend."""
+    """The name of a network in a legend."""
     sparse = f", {row['sparsity']:.0%} sparse" if row["sparsity"] else ""
     return f"{row['model']}{sparse}" + (f", seed {row['seed']}" if row["seed"] else "")
 
 
 def curve_label(curve: pd.DataFrame) -> str:
-    """What a curve is called in a legend. Under static pruning a setting may leave some of its sites without a test."""
+    """The name of a curve in a legend. Under static pruning, some settings may leave a few of its sites untested."""
     row, sites = curve.iloc[0], curve["sites"].max()
     order = f", order {row['order']}" if row["order"] else ""
     beside = f"{', predicted' * bool(row['predict'])}{', all layers' * (row['scope'] == 'all')}"
@@ -170,7 +167,7 @@ def curve_label(curve: pd.DataFrame) -> str:
 
 
 def plot(table: pd.DataFrame, path: Path) -> None:
-    """Change of the metric (points, with the interval of the paired difference) against FLOPs saved, panel by panel."""
+    """Plot the change of the metric (points, with the interval of the paired difference) against FLOPs saved."""
     panels = list(table.groupby(PANEL))
     figure = Figure(figsize=(7 * len(panels), 5.5), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)
@@ -181,16 +178,16 @@ def plot(table: pd.DataFrame, path: Path) -> None:
 
 def _plot_panel(rows: pd.DataFrame, axes: Axes, data: str, split: str, metric: str) -> None:
     pruned = rows[rows["heuristic"] != "none"]
-    by_site = pruned["tau"].astype(str).str.startswith(_MANY_TAUS)  # a search's points are no part of a sweep's curve
+    by_site = pruned["tau"].astype(str).str.startswith(_MANY_TAUS)  # a search's points are separate from a sweep
     curves = list(pruned.groupby([*CURVE, by_site], dropna=False))
-    if len(curves) > 10:  # as many as the usual colours
+    if len(curves) > 10:  # more than the default colours
         axes.set_prop_cycle(color=colormaps["tab20"].colors)  # type: ignore[attr-defined]
     for _, curve in curves:
         drop, low, high = (curve[column] for column in ("drop_points", "drop_low", "drop_high"))
         errors = ((high - drop).clip(lower=0), (drop - low).clip(lower=0))
         style: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, "label": curve_label(curve)}
         line = axes.errorbar(curve["saved_percent"], -drop, yerr=errors, **style)[0]
-        beaten = curve[~curve["front"]]  # hollow
+        beaten = curve[~curve["front"]]  # drawn hollow
         axes.plot(beaten["saved_percent"], -beaten["drop_points"], "o", ms=2.5, color="white", zorder=line.zorder + 1)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.axhline(-1, color="grey", linewidth=0.8, linestyle="--")
@@ -199,16 +196,16 @@ def _plot_panel(rows: pd.DataFrame, axes: Axes, data: str, split: str, metric: s
     axes.set_title(f"{data}, {split} split (filled: on the front)")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)  # hides no point
+        axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)  # outside of the plot
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m exprune.lab.fronts.pareto", description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "sources", nargs="+", type=Path, help="run or sweep folders of evaluate.py, or tables made of them"
+        "sources", nargs="+", type=Path, help="run or sweep folders of evaluate.py, or tables made from them"
     )
-    parser.add_argument("--csv", type=Path, help="write the table here")
-    parser.add_argument("--plot", type=Path, help="write the plot here (png, pdf, svg)")
+    parser.add_argument("--csv", type=Path, help="file to write the table to")
+    parser.add_argument("--plot", type=Path, help="file to write the plot to (png, pdf, svg)")
     options = parser.parse_args(arguments)
     try:
         table = gather(options.sources)
@@ -218,12 +215,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             plot(table, options.plot)
     except SettingError as error:
         sys.exit(f"error: {error}")
-    columns = ["model", "sites", "heuristic", "knob", "saved_percent", "dense", "pruned", "drop_points"]
-    print(table.assign(knob=table.apply(_knob, axis=1))[[*columns, "drop_low", "drop_high"]].to_string(index=False))
+    columns = ["model", "sites", "heuristic", "setting", "saved_percent", "dense", "pruned", "drop_points"]
+    columns += ["drop_low", "drop_high"]
+    print(table.assign(setting=table.apply(_setting, axis=1))[columns].to_string(index=False))
 
 
-def _knob(row: pd.Series) -> str:
-    if pd.notna(row.get("lam")):  # an older table has none
+def _setting(row: pd.Series) -> str:
+    if pd.notna(row.get("lam")):  # older tables have no such column
         return f"lam {row['lam']:.3g}"
     return "" if pd.isna(row["tau"]) or row["tau"] == "None" else f"tau {row['tau']}"
 

@@ -1,6 +1,6 @@
-"""From the jobs of a sweep to one table of their results, its fronts, their plot and a W&B run.
+"""Gather the jobs of a sweep into one table, with its fronts, a plot and a W&B run.
 
-python -m exprune.lab.fronts.sweep FOLDER   (what a sweep does at its end, for one that was interrupted)
+python -m exprune.lab.fronts.sweep FOLDER   (a sweep does this at its end; use this if it was interrupted)
 """
 
 import argparse
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 def end_sweep(cfg: DictConfig) -> list[str]:
-    """Gather the sweep of a composed configuration (with its ``hydra`` part) and log it to W&B; never raises.
+    """Gather the sweep of a composed configuration (with its ``hydra`` part), and log it to W&B. Never raises.
 
     Returns:
-        One line for each job that failed, and for what could not be gathered.
+        One line for each failed job, and for everything that could not be gathered.
     """
     folder = Path(cfg.hydra.sweep.dir).absolute()
     failed: list[str] = []
@@ -38,22 +38,23 @@ def end_sweep(cfg: DictConfig) -> list[str]:
             about = {"overrides": list(cfg.hydra.overrides.task), "results": len(table), "failed": failed}
             with tracked_sweep(cfg, folder, about) as tracker:
                 log_front(tracker, table, {"results": table})
-    except Exception as error:  # from here Hydra would make a warning of it
+    except Exception as error:  # Hydra would turn an exception from here into a warning
         log.debug("gathering %s", folder, exc_info=error)
         failed.append(f"{folder}: {one_line(error)}")
     return failed
 
 
 def gather_sweep(folder: Path) -> tuple[pd.DataFrame | None, list[str]]:
-    """Write ``pareto.csv`` and ``pareto.png`` of the results of a sweep, which may be of many networks and data sets.
+    """Write ``pareto.csv`` and ``pareto.png`` with the results of a sweep, which may cover several networks and data
+    sets.
 
-    The results of a job that failed are left out: they may be of an earlier sweep in the same folder.
+    Results of failed jobs are left out, because they may come from an earlier sweep in the same folder.
 
     Returns:
-        The table (None without any result: nothing is written then), and one line for each job that failed.
+        The table, and one line for each failed job. The table is None, and nothing is written, if there are no results.
 
     Raises:
-        SettingError: the folder cannot be written to.
+        SettingError: If the folder is not writable.
     """
     jobs = failed_jobs(folder)
     failed = list(jobs.values())
@@ -75,7 +76,7 @@ def gather_sweep(folder: Path) -> tuple[pd.DataFrame | None, list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m exprune.lab.fronts.sweep", description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="hydra.sweep.dir of evaluate.py -m")
+    parser.add_argument("folder", type=Path, help="folder of the sweep (hydra.sweep.dir of evaluate.py -m)")
     folder = parser.parse_args(arguments).folder
     try:
         table, failed = gather_sweep(folder)

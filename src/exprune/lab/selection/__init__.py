@@ -1,1 +1,1 @@
-"""Choosing: a heuristic's knob found for a target or a promise, one tau a site by search."""
+"""Selection of settings: for a target, with a guarantee, or one tau per site by search."""

@@ -1,4 +1,4 @@
-"""The front of a search: its settings measured on validation and test, and promised on inputs that it never saw."""
+"""The front of a search, measured on validation and test, and guaranteed on inputs that the search never saw."""
 
 import json
 import shlex
@@ -24,18 +24,18 @@ from exprune.lab.selection.guarantee import how_many_promised
 from exprune.lab.selection.knobs import Maker
 from exprune.lab.studies import complete, finished
 
-GAIN_RATIOS = (0.1, 0.5)  # searched in the paper
+GAIN_RATIOS = (0.1, 0.5)  # the range searched in the paper
 
 
 def setting_of(subject: Subject, make: Maker, knobs: Mapping[str, float]) -> Setting:
-    """The setting with these knobs: ``tau/SITE`` and ``gain_ratio/SITE``."""
+    """The setting for the parameters ``tau/SITE`` and ``gain_ratio/SITE`` of a trial."""
     taus = {name.removeprefix("tau/"): value for name, value in knobs.items() if name.startswith("tau/")}
     gains = {name.removeprefix("gain_ratio/"): v for name, v in knobs.items() if name.startswith("gain_ratio/")}
     return make(tau=taus), {**gains, "*": GAIN_RATIOS[1]} if gains else plain(subject.cfg.exprune.gain_ratio)
 
 
 def front(study: optuna.Study, max_drop: float) -> list[FrozenTrial]:
-    """The complete trials that no other beats in drop and saving, up to a drop; the least saving first."""
+    """The complete trials that no other one beats in both drop and saving, up to a drop; ascending by saving."""
     best, lowest = [], float("inf")
     for trial in sorted(complete(study), key=lambda t: (-t.values[1], t.values[0])):
         if trial.values[0] < lowest:
@@ -46,10 +46,10 @@ def front(study: optuna.Study, max_drop: float) -> list[FrozenTrial]:
 
 
 def spread(study: optuna.Study, max_drop: float, count: int) -> list[FrozenTrial]:
-    """Of each of ``count`` equal ranges of saving, up to the most, the complete trial that drops least, up to a drop.
+    """The complete trial with the least drop in each of ``count`` equal ranges of saving, up to a drop.
 
-    Where trials saw a part of the inputs, luck decides which of them are on their front, and one lucky trial hides all
-    that save less.
+    If trials saw only a part of the inputs, chance decides which of them form the front, and one lucky trial hides all
+    trials that save less.
     """
     within = [trial for trial in complete(study) if trial.values[0] <= max_drop and trial.values[1] > 0]
     most = max((trial.values[1] for trial in within), default=0.0)
@@ -60,24 +60,26 @@ def spread(study: optuna.Study, max_drop: float, count: int) -> list[FrozenTrial
 
 
 def chosen_trials(study: optuna.Study, cfg: DictConfig) -> list[FrozenTrial]:
-    """The trials of the front that are measured, the least saving first.
+    """The trials of the front that will be measured, ascending by saving.
 
     Raises:
-        SettingError: there are none.
+        SettingError: If there are none.
     """
     most, count = cfg.search.max_drop, cfg.search.front
     points = front(study, most)
     if not points:
-        raise SettingError(f"search.max_drop={most}: no trial drops less; allow more trials or more points")
+        raise SettingError(f"search.max_drop={most}: no trial drops less; allow more trials or a larger drop")
     chosen = [points[k] for k in sorted({round(k) for k in np.linspace(0, len(points) - 1, count)})]
     return chosen if cfg.search.limit is None else spread(study, most, count) or chosen
 
 
 def promised_trials(chosen: list[FrozenTrial], subject: Subject, make: Maker, unseen: Inputs) -> list[int]:
-    """The numbers of the trials, in a sequence of rising savings, that ``unseen``, which no trial saw, let promise.
+    """The numbers of the trials that can be guaranteed on ``unseen``, inputs that no trial saw.
+
+    Trials are tested in order of rising savings.
 
     Raises:
-        SettingError: not even the first.
+        SettingError: If not even the first one can.
     """
     wanted = subject.cfg.exprune
     settings = (setting_of(subject, make, t.params) for t in tqdm(chosen, desc="promise", disable=None, leave=False))
@@ -90,10 +92,17 @@ def promised_trials(chosen: list[FrozenTrial], subject: Subject, make: Maker, un
 def measure_front(
     study: optuna.Study, chosen: list[FrozenTrial], subject: Subject, make: Maker, promised: list[int] | None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The chosen trials on all of validation, and those that are a front there on test: one row each.
+    """Measure the chosen trials on all of validation, and those that still form a front there on test.
 
-    ``promised`` has the numbers of the trials that are; None where no promise was asked for. Also returns the results
-    on test as :func:`~exprune.lab.fronts.pareto.tabulate` has them.
+    Args:
+        study: The study.
+        chosen: The trials.
+        subject: The trained network with its data and sites.
+        make: Makes the heuristic.
+        promised: The numbers of the guaranteed trials; None if no guarantee was requested.
+
+    Returns:
+        A table with one row per trial, and the results on test as `tabulate` returns them.
     """
     cfg = subject.cfg
     command = shlex.join(["python", "evaluate.py", *cfg.overrides])
@@ -113,9 +122,9 @@ def measure_front(
     tests, rows = measured(chosen, "test"), []
     for trial, drop, share, on_test in zip(chosen, drops, saved, tests, strict=True):
         more = {
-            "tau": None,  # stand in knobs, with the gain ratios
+            "tau": None,  # in knobs, with the gain ratios
             "gain_ratio": None,
-            "sites": sum(name.startswith("tau/") for name in trial.params),  # a gain_ratio may leave one untested
+            "sites": sum(name.startswith("tau/") for name in trial.params),  # a gain_ratio may exclude a site
             "search": cfg.search.name,
             "trials": len(finished(study)),
             "trial": trial.number,

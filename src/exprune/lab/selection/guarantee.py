@@ -1,4 +1,4 @@
-"""A knob with a promise: how far the metric drops on inputs that nobody has seen (docs/method.md, section 11)."""
+"""Choose a setting with a guaranteed drop of the metric on unseen inputs (docs/method.md, section 11)."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -19,17 +19,17 @@ from exprune.lab.selection.knobs import Maker, maker, setting_at
 
 log = logging.getLogger(__name__)
 
-_INPUTS = 64  # of the training split, enough to see what a setting saves
+_INPUTS = 64  # inputs of the training split, enough to estimate what a setting saves
 
 
 def promised(subject: Subject, drop: float, confidence: float) -> tuple[Heuristic | None, dict[str, Any]]:
-    """The heuristic with the boldest knob that is promised to drop by at most ``drop`` points; and the promise.
+    """The heuristic with the boldest setting whose drop is guaranteed to be at most ``drop`` points; and the guarantee.
 
-    Over the draw of the validation inputs, the probability is at most 1 - ``confidence`` that the knob drops by more
-    on the population that they were drawn from.
+    The probability, over the draw of the validation inputs, that the setting drops by more on their population is at
+    most 1 - ``confidence``.
 
     Raises:
-        SettingError: the validation inputs are too few for any setting, or the metric has no such test.
+        SettingError: If there are too few validation inputs for any setting, or if the metric has no such test.
     """
     cfg, name, error, unit = subject.cfg, subject.cfg.exprune.knob, 1 - confidence, subject.task.unit
     curve, make = Curve(subject, subject.inputs("valid")), maker(subject)
@@ -55,10 +55,13 @@ def promised(subject: Subject, drop: float, confidence: float) -> tuple[Heuristi
 def how_many_promised(
     curve: Curve, settings: Iterable[Setting], drop: float, error: float, first: str
 ) -> tuple[int, PairedTest, list[Point]]:
-    """How many of the settings, from cautious to bold, the curve's inputs let promise; the last one's test; all points.
+    """The number of settings, ordered from cautious to bold, that the curve's inputs guarantee.
+
+    Returns:
+        The number, the test of the last setting that passed, and the points of all settings that were tested.
 
     Raises:
-        SettingError: not even the first, which ``first`` names.
+        SettingError: If not even the first setting passes; ``first`` names it.
     """
     points = []
 
@@ -75,9 +78,9 @@ def how_many_promised(
 
 
 def grid_of(subject: Subject, make: Maker) -> list[float]:
-    """From cautious to bold: the settings as given, or so many between which what is saved rises evenly.
+    """The settings to test, from cautious to bold: those given, or so many that their savings are evenly spaced.
 
-    What they save is measured on a few inputs of the training split, so that the validation split has no say in it.
+    What they save is measured on a few inputs of the training split, so the choice does not depend on validation.
     """
     cfg = subject.cfg
     grid = plain(cfg.exprune.grid)

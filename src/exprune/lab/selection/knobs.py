@@ -1,4 +1,4 @@
-"""The heuristic of an experiment, calibrated where it needs it; its one knob by levels, from cautious to bold."""
+"""Make the heuristic of an experiment, calibrated if needed, with a given setting."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ Maker = Callable[..., Heuristic | None]
 
 
 def maker(subject: Subject) -> Maker:
-    """What makes the configured heuristic with given knobs, ready to run; its statistics are read or measured once."""
+    """A function that makes the configured heuristic with given settings. Statistics are measured only once."""
     untested = heuristic_of(subject.cfg)
     statistics = statistics_of(subject) if untested is not None and untested.needs_statistics else None
 
@@ -29,5 +29,5 @@ def maker(subject: Subject) -> Maker:
 
 
 def setting_at(cfg: DictConfig, make: Maker, knob: float) -> Setting:
-    """The setting with the heuristic's knob there."""
+    """The setting with this value of the heuristic's setting, and the configured gain ratio."""
     return make(**{cfg.exprune.knob: knob}), plain(cfg.exprune.gain_ratio)

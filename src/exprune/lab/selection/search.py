@@ -1,4 +1,4 @@
-"""Per-site search of a heuristic's knobs on the validation split (docs/method.md, section 2)."""
+"""Search a heuristic's settings per site on the validation split (docs/method.md, section 2)."""
 
 import logging
 import math
@@ -33,18 +33,21 @@ from exprune.lab.tracking import tracked
 
 log = logging.getLogger(__name__)
 
-_UNIFORM = (0.0, 0.02, 0.04, 0.1, 0.2, 0.3, 0.5, 0.75, 0.9, 1.0)  # shares of every range, tried before anything else
+_UNIFORM = (0.0, 0.02, 0.04, 0.1, 0.2, 0.3, 0.5, 0.75, 0.9, 1.0)  # shares of every range, which are tried first
 
 
 def search(cfg: DictConfig) -> pd.DataFrame:
-    """Search one tau per site (and one gain_ratio per masked site), then measure the front; returns its table.
+    """Search one tau per site (and one gain_ratio per masked site), then measure the front.
 
-    Trials run on the validation split. The front is measured on all of it, and what is still a front there once on the
-    test split.
+    Trials run on the validation split. The front is measured on all of it, and the trials that still form a front there
+    are measured once on the test split.
+
+    Returns:
+        The table of the front.
     """
     heuristic = _checked(cfg)
     subject = prepare(cfg, heuristic, ["valid", "test"])
-    run = ExPrune(subject.sites, heuristic, gain_ratio=GAIN_RATIOS[1])  # the sites that a search can use
+    run = ExPrune(subject.sites, heuristic, gain_ratio=GAIN_RATIOS[1])  # determines the sites that can be searched
     searched: list = list(subject.loader("valid"))
     unseen: list = []
     if (confidence := cfg.exprune.get("confidence")) is not None:
@@ -70,40 +73,40 @@ def search(cfg: DictConfig) -> pd.DataFrame:
         trials = trials[trials["state"].isin([state.name for state in FINISHED])]
         write_whole(folder / "trials.csv", lambda partial: trials.to_csv(partial, index=False))
         write_whole(folder / "front.csv", lambda partial: table.to_csv(partial, index=False))
-        log_front(tracker, on_test.assign(front=True), {"trials": trials})  # chosen on validation, whatever test says
+        log_front(tracker, on_test.assign(front=True), {"trials": trials})  # the front was chosen on validation
     log.info("front and trials: %s", folder)
     return table
 
 
 def _checked(cfg: DictConfig) -> Heuristic:
-    """The heuristic, where it and the settings can be searched."""
+    """The heuristic, after checking that it and the settings can be searched."""
     heuristic, name, search = heuristic_of(cfg), f"search={cfg.search.name}", cfg.search
     if heuristic is None:
-        raise SettingError(f"{name}: nothing to search with exprune=none")
+        raise SettingError(f"{name}: there is nothing to search with exprune=none")
     if heuristic.tau_range is None:
         others = "search exprune=threshold, stats_test or calibrated"
         raise SettingError(f"{name}: {type(heuristic).__name__} has no tau for each site; {others}")
     if cfg.head.tau is not None:
-        raise SettingError(f"{name}: searches the sites alone; head=none")
+        raise SettingError(f"{name}: a search covers the sites only; use head=none")
     for key in ("trials", "front", "limit"):
         if search[key] is not None and (not isinstance(search[key], int) or search[key] < 1):
-            raise SettingError(f"search.{key}={search[key]}: a whole number, at least 1")
+            raise SettingError(f"search.{key}={search[key]}: must be a whole number, at least 1")
     if cfg.exprune.get("confidence") is not None:
         check_promise(cfg)
     if not isinstance(search.max_drop, int | float) or search.max_drop < 0:
-        raise SettingError(f"search.max_drop={search.max_drop}: a number of points, at least 0")
+        raise SettingError(f"search.max_drop={search.max_drop}: must be a number of points, at least 0")
     return heuristic
 
 
 def _halves(batches: list) -> tuple[list, list]:
-    """Every other batch, and the rest; where texts may run on from batch to batch, the first ones and the rest."""
+    """Every other batch, and the rest. If texts may continue across batches, the first half and the second."""
     if batches and hasattr(batches[0], "groups"):
         return batches[: len(batches) // 2], batches[len(batches) // 2 :]
     return batches[::2], batches[1::2]
 
 
 def _spread(batches: list, limit: int | None) -> list:
-    """The batches, or evenly spread ones with about ``limit`` inputs."""
+    """The batches, or evenly spaced ones with about ``limit`` inputs."""
     if limit is None or not batches:
         return batches
     size = len(batches[0][0]) if isinstance(batches[0], tuple | list) else len(batches[0])
@@ -112,7 +115,7 @@ def _spread(batches: list, limit: int | None) -> list:
 
 
 class _Scale(Heuristic):
-    """Stops nothing; keeps how low the estimated mean terms of each site go."""
+    """A heuristic that stops nothing, and records how low the estimated mean terms of each site are."""
 
     def __init__(self, n: int) -> None:
         super().__init__(None, n)
@@ -126,12 +129,12 @@ class _Scale(Heuristic):
 
 
 def _ranges(subject: Subject, run: ExPrune, inputs: Inputs) -> dict[str, tuple[float, float]]:
-    """What each knob is searched in, from "never stops" to "stops most": by the name of its parameter.
+    """The range of each parameter of the search, from "never stops" to "stops most".
 
-    An unbounded tau (Threshold's) goes down to where 1 % of the site's mean terms lie.
+    An unbounded tau (that of Threshold) ends at the 1 % quantile of the site's mean terms.
     """
     heuristic = run.heuristic
-    assert heuristic is not None and heuristic.tau_range is not None  # searched are the taus of a test
+    assert heuristic is not None and heuristic.tau_range is not None  # _checked() ensures it
     low, high = heuristic.tau_range
     lowest = dict.fromkeys(run.taus, low)
     if not np.isfinite([low, high]).all():
@@ -150,7 +153,7 @@ def _name(about: Mapping[str, Any]) -> str:
 
 
 def _about(subject: Subject, run: ExPrune, make: Maker, inputs: Inputs) -> dict[str, Any]:
-    """What a study's trials are of, in words where there are some, and the fingerprint of all that decides them."""
+    """What determines a study's trials: readable values, and a fingerprint of everything."""
     cfg, heuristic = subject.cfg, run.heuristic
     assert heuristic is not None
     return {
@@ -177,7 +180,7 @@ def _run_trials(study: optuna.Study, curve: Curve, make: Maker, ranges: Mapping[
         setting = setting_of(subject, make, {name: trial.suggest_float(name, *both) for name, both in ranges.items()})
         try:
             ExPrune(subject.sites, setting[0], gain_ratio=setting[1])
-        except SettingError as error:  # with these gain ratios no neuron is worth a test
+        except SettingError as error:  # with these gain ratios no neuron would be tested
             raise optuna.TrialPruned from error
         point = curve.at(setting)
         if point.pruned is None:

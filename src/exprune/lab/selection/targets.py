@@ -1,4 +1,4 @@
-"""The knob for a target: what the validation split says keeps a drop, or saves a share, and no promise beyond it."""
+"""Find a setting for a target: the validation split shows that it keeps a drop or saves a share; no guarantee."""
 
 import logging
 import math
@@ -17,16 +17,19 @@ from exprune.lab.selection.knobs import maker, setting_at
 
 log = logging.getLogger(__name__)
 
-_COARSE, _FINE = 1 / 128, 1 / 1024  # steps of a knob's level; of lam a fifth and a fortieth of a decade
+_COARSE, _FINE = 1 / 128, 1 / 1024  # steps of the level; for lam, a fifth and a fortieth of a decade
 
-_BEYOND = 1.0  # points that stand out of the noise of a drop
+_BEYOND = 1.0  # points by which a drop clearly exceeds its noise
 
 
 def found(subject: Subject, target: str, value: float) -> tuple[Heuristic | None, dict[str, Any]]:
-    """The heuristic with the most that is within the drop, or the least that saves as much; and what it reached.
+    """The heuristic that saves most within the allowed change, or changes least at the required saving.
+
+    Returns:
+        The heuristic, and what it reached on the validation split.
 
     Raises:
-        SettingError: the target cannot be reached.
+        SettingError: If the target cannot be reached.
     """
     cfg = subject.cfg
     curve = Curve(subject, subject.inputs("valid"), value + _BEYOND if target == "target_drop" else math.inf)
@@ -44,8 +47,8 @@ def found(subject: Subject, target: str, value: float) -> tuple[Heuristic | None
                 return Tried(level, point.drop, point.saved)
             if point.divergence is None:
                 raise SettingError(
-                    f"exprune.target_kl={value}: {subject.cfg.data.name} measures no divergence; it is of language "
-                    "models that predict tokens"
+                    f"exprune.target_kl={value}: {subject.cfg.data.name} measures no divergence; only language models "
+                    "that predict tokens do"
                 )
             return Tried(level, point.divergence, point.saved)
 

@@ -1,1 +1,1 @@
-"""What all tasks share: what each must have, its optimiser, its metric's intervals and tests."""
+"""Shared parts of all tasks: the base class, optimisers, and the intervals and tests of metrics."""

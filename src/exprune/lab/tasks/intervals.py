@@ -1,4 +1,4 @@
-"""Metrics under resampling: paired bootstrap intervals over test examples."""
+"""Paired bootstrap intervals of metrics over test examples."""
 
 import logging
 from collections.abc import Callable
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 # (predictions (n,), targets (n,), weights (resamples, n)) -> one value per resample
 WeightedMetric = Callable[[Array, NDArray, Array], Array]
 
-_CHUNK = 250  # resamples at a time, so that memory stays small
+_CHUNK = 250  # resamples at a time, to limit memory
 
 
 def weighted_roc_auc(predictions: Array, targets: NDArray, weights: Array) -> Array:
-    """ROC-AUC of examples that count ``weights`` times, a tie counting half; nan where one class is missing.
+    """ROC-AUC of examples that count ``weights`` times. A tie counts one half. It is NaN if one class is missing.
 
-    Sorts once for all resamples; equals torchmetrics' value where every weight is 1.
+    Examples are sorted once for all resamples. If every weight is 1, the value equals that of torchmetrics.
     """
     order = np.argsort(predictions, kind="stable")
     starts = np.flatnonzero(np.diff(predictions[order], prepend=-np.inf))
@@ -40,13 +40,13 @@ def accuracy(predictions: Array, targets: NDArray) -> float:
 
 
 def weighted_accuracy(predictions: Array, targets: NDArray, weights: Array) -> Array:
-    """The share of examples, each counting ``weights`` times, whose predicted class is the target."""
+    """The share of examples, each counted ``weights`` times, whose predicted class is the target."""
     return weights @ (predictions == targets) / weights.sum(axis=1)
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """95 % percentile intervals, (low, high), in the metric's own unit."""
+    """95 % percentile intervals (low, high), in the metric's own unit."""
 
     dense: tuple[float, float]
     pruned: tuple[float, float]
@@ -62,18 +62,28 @@ def paired_bootstrap(
     seed: int,
     groups: NDArray | None = None,
 ) -> Intervals:
-    """Resample examples, the same ones for both predictions, and take the metric of each resample.
+    """Resample examples, the same ones for both predictions, and compute the metric of each resample.
 
-    ``drop`` is dense minus pruned: pairing removes the sampling noise that both share. ``groups`` (n,) says which
-    examples depend on each other (tokens of one text): whole groups are resampled then.
+    Resamples in which the metric is undefined (for example with a single class) are left out.
 
-    A resample in which the metric is undefined (one class alone) is left out of its intervals.
+    Args:
+        metric: The metric for many resamples at once.
+        dense: Predictions of the dense network (n,).
+        pruned: Predictions of the pruned network (n,).
+        targets: Targets (n,).
+        resamples: The number of resamples.
+        seed: Seed of the random draws.
+        groups: Which examples depend on each other, such as tokens of one text (n,). Whole groups are resampled. None
+            means that all examples are independent.
+
+    Returns:
+        The intervals. ``drop`` is dense minus pruned; pairing removes the sampling noise that both share.
 
     Raises:
-        SettingError: fewer than one resample, or the metric is undefined in each of them.
+        SettingError: If there is no resample, or if the metric is undefined in all of them.
     """
     if resamples < 1:
-        raise SettingError(f"bootstrap={resamples}: at least 1 resample")
+        raise SettingError(f"bootstrap={resamples}: must be at least 1 resample")
     rng = np.random.default_rng(seed)
     units = np.arange(len(targets)) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(units.max()) + 1

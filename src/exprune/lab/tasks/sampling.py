@@ -1,13 +1,14 @@
-"""What a network's Fisher information is estimated from: labels drawn from its own predictions."""
+"""Labels drawn from a network's own predictions, which its Fisher information is estimated from."""
 
 import torch
 from torch import Tensor
 
 
 def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One class per row of (rows, classes), by its probability. The generator is a CPU's.
+    """Draw one class per row of logits (rows, classes) by its probability. The generator is on the CPU.
 
-    The cumulative probabilities are inverted: for thousands of classes 4 times faster than ``torch.multinomial``.
+    The cumulative probabilities are inverted, which is 4 times faster than ``torch.multinomial`` for thousands of
+    classes.
     """
     cumulative = logits.detach().float().softmax(1).cumsum_(1)
     uniform = torch.rand(len(logits), 1, generator=generator, dtype=cumulative.dtype).to(logits.device)

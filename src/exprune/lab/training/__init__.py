@@ -1,1 +1,1 @@
-"""Weights found or made: training, static pruning, checkpoints."""
+"""Training, static pruning, and checkpoints."""

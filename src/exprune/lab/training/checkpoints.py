@@ -1,4 +1,4 @@
-"""Trained weights: which configuration they belong to, where they lie, and loading them safely."""
+"""Checkpoints of trained weights: the configuration they belong to, their location, and safe loading."""
 
 import hashlib
 import json
@@ -17,24 +17,23 @@ from exprune.core.errors import SettingError
 from exprune.files import TORCH_FILES, check_file, load_tensors, named, save_tensors
 from exprune.lab.training.masks import masked_layers, refresh_weights
 
-# Settings of a data set that its training split does not depend on, or that stand elsewhere (model.epochs, cutout).
+# Settings of a data set that do not influence training, or that appear elsewhere (model.epochs, cutout).
 _NOT_LEARNED = ("module", "task", "epochs", "cutouts", "eval_batch_size", "num_workers")
 
-_RELEASED_BYTES = 25e6  # of one file
+_RELEASED_BYTES = 25e6  # largest size of a released file
 
 
 def training_config(cfg: DictConfig) -> dict[str, Any]:
-    """The part of the configuration that decides what is learned, without the names of our classes.
+    """The part of the configuration that determines what is learned, without the names of our classes.
 
-    Settings that are null do not count, so that one more of them leaves the names of trained weights as they are.
-
+    Settings that are null do not count, so that new optional settings do not change the names of existing checkpoints.
     Data without a training split names the data that its networks are trained on (``data.trained_as``).
     """
     model = OmegaConf.to_container(cfg.model, resolve=True)
     data: Any = OmegaConf.to_container(cfg.data.get("trained_as", cfg.data), resolve=True)
     data = {key: value for key, value in data.items() if key not in _NOT_LEARNED}
     static: Any = OmegaConf.to_container(cfg.static, resolve=True)
-    static.pop("sparsities", None)  # `sparsity` is the one that holds
+    static.pop("sparsities", None)  # `sparsity` holds the value in use
     return _settings({"model": model, "data": data, "static": static, "seed": cfg.seed})
 
 
@@ -52,12 +51,12 @@ def checkpoint_name(cfg: DictConfig) -> str:
 
 
 def cached_path(cfg: DictConfig) -> Path:
-    """Where training keeps the weights of this configuration unless told otherwise."""
+    """The default file for the trained weights of this configuration, in the cache."""
     return Path(cfg.paths.cache_dir).expanduser() / "checkpoints" / f"{checkpoint_name(cfg)}.safetensors"
 
 
 def find_checkpoint(cfg: DictConfig) -> Path | None:
-    """The weights named by ``checkpoint``, else this configuration's in the cache, else the released ones."""
+    """The weights that ``checkpoint`` names, or else this configuration's in the cache, or else the released ones."""
     if cfg.checkpoint is not None:
         return Path(cfg.checkpoint).expanduser()
     cached = cached_path(cfg)
@@ -70,11 +69,11 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
 
 
 def save_weights(path: Path, network: nn.Module, cfg: DictConfig, dtype: str, history: dict[str, str]) -> Path:
-    """Write the network's floating-point tensors as ``dtype``, with its training configuration; returns the file.
+    """Save the network's floating-point tensors as ``dtype``, with the training configuration; returns the file.
 
-    Of a layer with a mask only the weights that are left are written, and the mask as bits. In float16, as weights are
-    released, no file is larger than 25 MB: there are parts then, of which the first is named to load them. A tensor
-    beyond float16's range, such as the variances of an unnormalised layer, stays as it is.
+    For a layer with a mask, only the remaining weights are saved, and the mask as bits. In float16, which is used for
+    released weights, no file exceeds 25 MB: larger networks are saved in parts, and the first part is the one to load.
+    Tensors beyond the range of float16, such as the variances of an unnormalised layer, keep their type.
     """
     target = getattr(torch, dtype)
     weights = _weights_of(network)
@@ -90,7 +89,7 @@ def save_weights(path: Path, network: nn.Module, cfg: DictConfig, dtype: str, hi
 
 
 def _weights_of(network: nn.Module) -> dict[str, Tensor]:
-    """The network's state, each tensor once: a language head that is tied to the embedding goes without saying."""
+    """The network's state, each tensor once: a language head that is tied to the embedding is left out."""
     first: dict[int, str] = {}
     state = network.state_dict(keep_vars=True)
     for name, value in state.items():
@@ -99,7 +98,7 @@ def _weights_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _within(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """As ``dtype``, if it holds floating-point numbers that do not become infinite there."""
+    """Convert to ``dtype``, unless the tensor is not floating-point or would become infinite."""
     if not tensor.is_floating_point():
         return tensor
     converted = tensor.to(dtype)
@@ -107,7 +106,7 @@ def _within(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _not_finite(weights: Mapping[str, Tensor]) -> str | None:
-    """Which of the tensors first holds values that are NaN or infinite, and how many; None where none does."""
+    """The first tensor with values that are NaN or infinite, and their number; None if there is none."""
     for name, tensor in weights.items():
         if tensor.is_floating_point() and (wrong := int((~tensor.isfinite()).sum())):
             return f"{name!r} has {wrong} of {tensor.numel()} values that are NaN or infinite"
@@ -115,13 +114,13 @@ def _not_finite(weights: Mapping[str, Tensor]) -> str | None:
 
 
 def load_weights(path: Path, network: nn.Module, model_name: str) -> dict[str, str]:
-    """Load weights in place, as float32; returns what was saved beside them.
+    """Load weights into the network, as float32; returns the metadata of the file.
 
-    Files of torch.save (``.ckpt`` of Lightning, ``.pt``, ``.pth``) are read where that executes no code.
+    Files of torch.save (``.ckpt`` of Lightning, ``.pt``, ``.pth``) are read without executing code.
 
     Raises:
-        SettingError: the file is missing or truncated, its weights are another model's, or masked where the network
-            is not, or the reverse, or not all of them are numbers.
+        SettingError: If the file is missing or truncated; if the weights belong to another model; if only one of
+            weights and network has masks; or if a weight is NaN or infinite.
     """
     return named(path, lambda path: _load(path, network, model_name))
 
@@ -142,7 +141,7 @@ def _load(path: Path, network: nn.Module, model_name: str) -> dict[str, str]:
         where = "not in the network" if name in weights else "not in the checkpoint"
         raise SettingError(f"checkpoint={path}: not the weights of model={model_name}: {name!r} is {where}")
     if (wrong := _not_finite(weights)) is not None:
-        raise SettingError(f"checkpoint={path}: {wrong}; train it anew, or name another")
+        raise SettingError(f"checkpoint={path}: {wrong}; train again, or name another checkpoint")
     for name in masked_layers(network) if ours else ():
         _unpack(weights, name, own[f"{name}.weight_mask"].shape, path)
     for name, tensor in weights.items():
@@ -151,22 +150,22 @@ def _load(path: Path, network: nn.Module, model_name: str) -> dict[str, str]:
                 f"checkpoint={path}: {name!r} has shape {tuple(tensor.shape)}, "
                 f"model={model_name} as configured needs {tuple(own[name].shape)}"
             )
-    network.load_state_dict(weights, strict=False)  # the names are checked; tied ones are left out
+    network.load_state_dict(weights, strict=False)  # the names were checked above; tied weights are left out
     refresh_weights(network)
     return metadata
 
 
 def _torch_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
-    """The network's tensors in a file of torch.save: of a checkpoint of Lightning those below ``network.``.
+    """The network's tensors from a file of torch.save. In a Lightning checkpoint, their names begin with ``network.``.
 
     Raises:
-        SettingError: there is no such file, or it holds anything else than tensors by name.
+        SettingError: If the file does not exist, or holds anything other than tensors by name.
     """
     expected = "expected a file of train.py, a checkpoint of Lightning or a saved state_dict"
     check_file(path)
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler's many errors: truncated, another format, objects that are no tensors
+    except Exception as error:  # the unpickler raises many types: truncated, another format, other objects
         raise SettingError(f"{path}: cannot be used ({_why(error)}); {expected}") from error
     if isinstance(saved, dict):
         saved = saved.get("state_dict", saved)
@@ -179,16 +178,16 @@ def _torch_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
 
 
 def _why(error: Exception) -> str:
-    """Our own words: torch advises to load it all the same."""
+    """The reason in our own words, because torch advises to load the file anyway."""
     if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"loading it would execute {code[1]}, and weights are read without executing anything"
+        return f"loading it would execute {code[1]}, and weights are read without executing code"
     if "TorchScript" in str(error):
-        return "a TorchScript archive holds code, and weights are read without executing anything"
+        return "a TorchScript archive contains code, and weights are read without executing code"
     return "truncated, or of another format"
 
 
 def _unpack(weights: dict[str, Tensor], name: str, shape: torch.Size, path: Path) -> None:
-    """Replace a layer's mask bits and the weights that are left by tensors of the weight's shape."""
+    """Replace a layer's mask bits and its remaining weights by tensors of the weight's shape."""
     bits, left = weights[f"{name}.weight_mask"], weights[f"{name}.weight_orig"]
     mask = np.unpackbits(bits.numpy()).astype(bool)
     size = shape.numel()

@@ -1,4 +1,4 @@
-"""Training a task with Lightning: best validation epoch kept, interrupted runs resumed."""
+"""Train a task with Lightning. The best validation epoch is kept, and interrupted training is resumed."""
 
 import logging
 import shutil
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 
 def make_trainer(cfg: DictConfig, **options: Any) -> lightning.Trainer:
-    """A Lightning trainer on the configured device, with a progress bar where someone watches.
+    """A Lightning trainer on the configured device, with a progress bar if the output is a terminal.
 
     Raises:
-        SettingError: the accelerator is not there, or has no such precision.
+        SettingError: If the accelerator is not available, or does not support the precision.
     """
     accelerator = cfg.trainer.accelerator
     if accelerator == "gpu" and not torch.cuda.is_available():
@@ -47,9 +47,9 @@ def make_trainer(cfg: DictConfig, **options: Any) -> lightning.Trainer:
 
 
 def _processes_of_its_own() -> LightningEnvironment:
-    """Those that Lightning starts. Else it takes each task of a SLURM allocation for a part of one distributed run."""
+    """An environment with only Lightning's own processes. By default, SLURM tasks would be one distributed run."""
     environment = LightningEnvironment()
-    environment.set_global_rank(environment.local_rank())  # at its import, Lightning has taken SLURM's
+    environment.set_global_rank(environment.local_rank())  # Lightning has read SLURM's rank when it was imported
     return environment
 
 
@@ -62,12 +62,12 @@ def fit(
     epochs: int,
     pruning: Callback | None = None,
 ) -> dict[str, str]:
-    """Train ``task`` and leave it with the weights of its best validation epoch; with ``pruning`` of its last.
+    """Train ``task``, and leave it with the weights of its best validation epoch, or with ``pruning`` of its last.
 
-    What is needed to resume lies in the cache under ``name`` until training ends.
+    Everything needed to resume is in the cache under ``name`` until training ends.
 
     Returns:
-        What is worth keeping beside the weights: that epoch and its validation metric.
+        Metadata to save with the weights: that epoch and its validation metric.
     """
     check_trainable(task, data)
     folder = Path(cfg.paths.cache_dir).expanduser() / "training" / name
@@ -82,7 +82,7 @@ def fit(
         max_epochs=epochs,
         callbacks=[
             best if pruning is None else pruning,
-            latest,  # after the best, so that it knows it
+            latest,  # after the best, so that its state is included
             *([] if sys.stderr.isatty() else [_EpochLog()]),
         ],
         logger=logger or False,
@@ -106,7 +106,7 @@ def fit(
 
 
 def _resumable(file: Path, task: Task) -> bool:
-    """Whether training can go on from a checkpoint of Lightning; the weights of the best epoch that it names count."""
+    """Check that training can resume from a Lightning checkpoint and from the best epoch's checkpoint that it names."""
     state = torch.load(file, map_location="cpu", weights_only=True)
     missing = {"epoch", "global_step", "loops", "optimizer_states", "lr_schedulers", "callbacks"} - state.keys()
     if missing:
@@ -122,7 +122,7 @@ def _resumable(file: Path, task: Task) -> bool:
 
 
 class _EpochLog(Callback):
-    """One line an epoch, where nobody watches a progress bar."""
+    """Log one line per epoch if there is no progress bar."""
 
     def on_validation_end(self, trainer: lightning.Trainer, task: Any) -> None:
         value = trainer.callback_metrics[task.monitor].item()

@@ -1,4 +1,4 @@
-"""The masks of static pruning in a network: where they sit and what they leave (docs/method.md, section 3)."""
+"""Masks of static pruning in a network (docs/method.md, section 3)."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,12 +11,12 @@ from exprune.core.errors import SettingError
 
 
 def attach_masks(network: nn.Module, dense_layers: Iterable[str]) -> None:
-    """Give every Linear and Conv2d a mask of ones, but for the layers that ``dense_layers`` names or matches.
+    """Give every Linear and Conv2d a mask of ones, except the layers that ``dense_layers`` names or matches.
 
     The masks are those of ``torch.nn.utils.prune``: parameters ``weight_orig``, buffers ``weight_mask``.
 
     Raises:
-        SettingError: no layer is left to prune.
+        SettingError: If no layer is left to prune.
     """
     layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     dense = {name for pattern in dense_layers for name in matching(pattern, list(layers))}
@@ -34,13 +34,13 @@ def masked_layers(network: nn.Module) -> dict[str, Any]:
 
 
 def refresh_weights(network: nn.Module) -> None:
-    """Apply the masks. A layer's ``weight`` is rebuilt when it runs; until then it is that of the last run."""
+    """Apply the masks. A layer's ``weight`` is otherwise only recomputed when the layer runs."""
     for module in masked_layers(network).values():
         module.weight = module.weight_orig * module.weight_mask
 
 
 def weights_left(network: nn.Module) -> dict[str, tuple[int, int]]:
-    """Of every layer with a mask, the number of weights that are left and of all."""
+    """For every layer with a mask, the number of remaining weights and of all weights."""
     return {
         name: (int(module.weight_mask.count_nonzero()), module.weight_mask.numel())
         for name, module in masked_layers(network).items()
@@ -48,6 +48,6 @@ def weights_left(network: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def sparsity(network: nn.Module) -> float:
-    """The share of the weights in masked layers that is removed; 0 without masks."""
+    """The share of weights removed in masked layers; 0 without masks."""
     counts = weights_left(network).values()
     return 1 - sum(left for left, _ in counts) / sum(total for _, total in counts) if counts else 0.0

@@ -1,4 +1,4 @@
-"""The schedules of static pruning: which trainings follow the dense one (docs/method.md, section 3)."""
+"""Schedules of static pruning: the trainings that follow the dense one (docs/method.md, section 3)."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from exprune.errors import SettingError
 
 @dataclass(frozen=True)
 class Phase:
-    """One training: ``sparsity_at(epoch)`` is the share of the weights that is gone when that epoch starts."""
+    """One training. ``sparsity_at(epoch)`` is the share of weights that is removed when that epoch starts."""
 
     name: str
     epochs: int
@@ -19,14 +19,18 @@ class Phase:
 
 
 def phases(static: DictConfig, dense_epochs: int | None) -> list[Phase]:
-    """The trainings of a schedule, in turn, after a dense one of ``dense_epochs``; None: there was none.
+    """The trainings of a schedule, in order.
 
-    ``gradual``: one training, over whose first part (``ramp``) the sparsity grows to ``sparsity``, fast first and
-    slowly at the end (a cubic). ``rounds``: in each of them ``keep_rate`` of the weights left are kept, then trained;
-    as many rounds as ``rounds`` says, or as it takes to reach ``sparsity``.
+    ``gradual`` is one training. Over its first part (``ramp``), the sparsity grows to ``sparsity`` as a cubic, fast at
+    first and slowly at the end. ``rounds`` keeps the share ``keep_rate`` of the remaining weights in each round, then
+    trains. There are ``rounds`` rounds, or as many as needed to reach ``sparsity``.
+
+    Args:
+        static: The configuration of static pruning.
+        dense_epochs: The epochs of the dense training before; None if there was none.
 
     Raises:
-        SettingError: a number is out of its range, or the schedule unknown.
+        SettingError: If a number is out of range, or if the schedule is unknown.
     """
     sparsity = _checked(static, "sparsity", lambda value: 0 <= value < 1, "at least 0, below 1")
     if static.epochs is None and dense_epochs is not None:
@@ -39,7 +43,7 @@ def phases(static: DictConfig, dense_epochs: int | None) -> list[Phase]:
         steps = max(1, round(ramp * epochs))
         return [Phase("gradual", epochs, lambda epoch: sparsity * (1 - max(0.0, 1 - (epoch + 1) / steps) ** 3))]
     if static.schedule != "rounds":
-        raise SettingError(f"static.schedule={static.schedule}: gradual or rounds")
+        raise SettingError(f"static.schedule={static.schedule}: must be gradual or rounds")
     keep_rate = _checked(static, "keep_rate", lambda value: 0 < value <= 1, "above 0, at most 1")
     if static.rounds is None:
         _checked(static, "keep_rate", lambda value: value < 1, f"below 1, to reach a sparsity of {sparsity}")
@@ -61,11 +65,11 @@ def _whole(static: DictConfig, key: str) -> int:
 def _checked(static: DictConfig, key: str, fits: Callable[[float], bool], what: str) -> float:
     value = static[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
-        raise SettingError(f"static.{key}={value!r}: {what}")
+        raise SettingError(f"static.{key}={value!r}: must be {what}")
     return value
 
 
 def check_static(cfg: DictConfig) -> None:
-    """Raises SettingError where the schedule is not as it can be."""
+    """Raise a SettingError if the schedule's settings are not valid."""
     if cfg.static.name != "none":
         phases(cfg.static, cfg.model.get("epochs"))

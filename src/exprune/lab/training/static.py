@@ -1,4 +1,4 @@
-"""Static magnitude pruning of a trained network, by rounds or gradually (docs/method.md, section 3)."""
+"""Static magnitude pruning of a trained network, in rounds or gradually (docs/method.md, section 3)."""
 
 import copy
 import logging
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def dense_config(cfg: DictConfig) -> DictConfig:
-    """The configuration of the network that static pruning starts from."""
+    """The configuration of the dense network that static pruning starts from."""
     dense = copy.deepcopy(cfg)
     with open_dict(dense):
         dense.static = {"name": "none"}
@@ -31,13 +31,13 @@ def dense_config(cfg: DictConfig) -> DictConfig:
 
 
 def prune_and_train(task: Task, data: SplitData, cfg: DictConfig, logger: Logger | None) -> dict[str, str]:
-    """Prune the trained network of ``task`` by the configured schedule; its layers end up masked.
+    """Prune the trained network of ``task`` by the configured schedule; afterwards its layers have masks.
 
-    The weights after each round stay in the cache, so that an interrupted run goes on from the last one, and runs
-    of more rounds from those of fewer.
+    The weights after each round stay in the cache. So an interrupted run continues after the last round, and runs with
+    more rounds continue those with fewer.
 
     Returns:
-        What is worth keeping beside the weights.
+        Metadata to save with the weights.
     """
     network = task.network
     attach_masks(network, cfg.static.dense_layers)
@@ -70,7 +70,8 @@ def _name_of_all_rounds(cfg: DictConfig) -> str:
 class MagnitudePruning(ModelPruning):
     """Lightning's global L1 pruning at the start of every epoch, to an absolute sparsity.
 
-    What is to go is counted from the masks as they are, so a resumed training ends up where an uninterrupted one does.
+    The number of weights to remove is computed from the present masks, so that a resumed training ends with the same
+    sparsity as an uninterrupted one.
     """
 
     def __init__(self, network: lightning.LightningModule, sparsity_at: Callable[[int], float]) -> None:
@@ -80,7 +81,7 @@ class MagnitudePruning(ModelPruning):
             parameters_to_prune=[(module, "weight") for module in masked_layers(network).values()],
             amount=self._weights_to_remove,
             use_global_unstructured=True,
-            make_pruning_permanent=False,  # the masks belong into the checkpoint
+            make_pruning_permanent=False,  # so that the masks are in the checkpoint
             use_lottery_ticket_hypothesis=False,
         )
 
@@ -90,7 +91,7 @@ class MagnitudePruning(ModelPruning):
         return max(0, left - round(total * (1 - self.sparsity_at(epoch))))
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
-        refresh_weights(self.network)  # the magnitudes of now, not of the last forward pass
+        refresh_weights(self.network)  # so that current magnitudes are used, not those of the last forward pass
         self._run_pruning(trainer.current_epoch)
         for name, (left, _) in weights_left(self.network).items():
             if left == 0:
@@ -100,4 +101,4 @@ class MagnitudePruning(ModelPruning):
                 )
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:
-        """Everything happens at the start of an epoch."""
+        """Do nothing: pruning happens at the start of an epoch."""

@@ -1,4 +1,4 @@
-"""Trained weights for a configuration: found, or made, once by however many jobs need them."""
+"""Trained weights for a configuration: found, or else trained once by the first of several jobs."""
 
 import contextlib
 import copy
@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 
 
 def weights_for(cfg: DictConfig, data: SplitData) -> Path | None:
-    """The trained weights of this configuration; trains them where there are none. None: the network has its own."""
+    """The trained weights of this configuration; trains them if there are none. None for a pretrained model."""
     path = find_checkpoint(cfg)
     if path is None and cfg.model.get("pretrained") and cfg.static.name == "none":
         return None
     if path is None:
         with _alone(cfg):
-            path = find_checkpoint(cfg)  # another job may have made it meanwhile
+            path = find_checkpoint(cfg)  # another job may have trained it meanwhile
             if path is None:
                 log.info("no trained weights for this configuration of %s on %s yet", cfg.model.name, cfg.data.name)
                 _say_of_limit(cfg)
@@ -37,7 +37,7 @@ def weights_for(cfg: DictConfig, data: SplitData) -> Path | None:
 
 
 def _say_of_limit(cfg: DictConfig) -> None:
-    """A limit makes another network: name the one without, where there is one."""
+    """Log that ``data.limit`` limits training too, and name the checkpoint without a limit if there is one."""
     if cfg.data.limit is None:
         return
     whole = copy.deepcopy(cfg)
@@ -48,9 +48,9 @@ def _say_of_limit(cfg: DictConfig) -> None:
 
 
 def train_weights(cfg: DictConfig, data: SplitData) -> Path:
-    """Train the configured network, prune it statically where that is configured, and write its weights.
+    """Train the configured network, prune it statically if configured, and save its weights.
 
-    One job at a time: all of this configuration would resume from, and write, the same files.
+    Only one job at a time can do this, because jobs with the same configuration resume from and write the same files.
     """
     with _alone(cfg):
         return _train(cfg, data)
@@ -58,7 +58,7 @@ def train_weights(cfg: DictConfig, data: SplitData) -> Path:
 
 @contextlib.contextmanager
 def _alone(cfg: DictConfig) -> Iterator[None]:
-    """Wait until no other process trains this configuration. The lock of one that is killed goes with it."""
+    """Wait until no other process trains this configuration. The lock of a killed process is released by the system."""
     lock = FileLock(cached_path(cfg).with_suffix(".lock"))
     try:
         Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def _alone(cfg: DictConfig) -> Iterator[None]:
             log.info("another job trains %s on %s: waiting for %s", cfg.model.name, cfg.data.name, lock.lock_file)
             lock.acquire(poll_interval=1.0)
     except OSError as error:
-        raise SettingError(f"{lock.lock_file}: cannot be locked ({error}); name another paths.cache_dir") from error
+        raise SettingError(f"{lock.lock_file}: cannot be locked ({error}); choose another paths.cache_dir") from error
     try:
         yield
     finally:

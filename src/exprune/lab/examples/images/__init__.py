@@ -1,1 +1,1 @@
-"""Images: digits and CIFAR-10, VGG11-BN and ResNet18, and the tricks of their recipes."""
+"""Images: digits and CIFAR-10, VGG11-BN and ResNet18, and methods of their training recipes."""

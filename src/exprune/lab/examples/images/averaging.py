@@ -1,4 +1,4 @@
-"""The mean of the weights of a training's last steps, in the way of Izmailov, Podoprikhin and others (2018)."""
+"""Averaging of the weights of the last training steps (Izmailov, Podoprikhin and others 2018)."""
 
 import itertools
 
@@ -10,18 +10,18 @@ from torch.optim.swa_utils import update_bn
 
 from exprune.lab.examples.images.cycles import tail_start
 
-_BATCHES = 120  # that BatchNorms are set from
+_BATCHES = 120  # from which the statistics of BatchNorms are computed
 
 
 class TailMean(WeightAveraging):
-    """What is validated and kept is the network itself, and in the last steps the mean of what each of them left.
+    """Validate and keep the network itself, and in the last steps the mean of the weights after each step.
 
-    The statistics of its BatchNorms are then taken anew from training images: with those of one of the steps, ResNet18
-    had 0.87 in place of 0.915.
+    The statistics of its BatchNorms are then recomputed from training images. With the statistics of a single step,
+    ResNet18 had an accuracy of 0.87 instead of 0.915.
 
     Args:
-        share: of the training's steps, how many are the last.
-        device: where the mean is kept.
+        share: The share of the training's steps that are averaged.
+        device: The device that stores the mean.
     """
 
     def __init__(self, share: float, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class TailMean(WeightAveraging):
         weight = 1 / max(1, int(step) - self.first + 1)
         if means[0].is_floating_point():
             torch._foreach_lerp_(means, current, weight)
-        else:  # how many batches a BatchNorm has seen
+        else:  # the number of batches that a BatchNorm has seen
             torch._foreach_copy_(means, current)
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, task: lightning.LightningModule) -> None:

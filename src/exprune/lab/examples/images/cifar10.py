@@ -1,4 +1,4 @@
-"""CIFAR-10: the official archive, and a mirror of JPEG files with the same images and divisions but other pixels."""
+"""CIFAR-10: the official archive, and a mirror of JPEG files with the same images and split but other pixels."""
 
 import hashlib
 import io
@@ -27,10 +27,10 @@ JPEG_SHA256 = "ccd685964d466139e29036856fb403a3cf32f606846d1ee448246186b038f60b"
 
 
 def read_cifar10(data_dir: Path, cache_dir: Path) -> Images:
-    """The official 60,000 images: ``data_dir/cifar10/cifar-10-python.tar.gz``, else downloaded; unpacked once.
+    """The official 60,000 images from ``data_dir/cifar10/cifar-10-python.tar.gz``, or else downloaded; unpacked once.
 
     Raises:
-        SettingError: the archive is not the official one, or cannot be downloaded.
+        SettingError: If the archive is not the official one, or cannot be downloaded.
     """
     given = data_dir / "cifar10" / CIFAR10.filename
     return _cached(cache_dir / "images" / "cifar10.safetensors", OFFICIAL_SHA256, lambda: _official(given, cache_dir))
@@ -40,7 +40,7 @@ def read_cifar10_jpeg(data_dir: Path, cache_dir: Path) -> Images:
     """The 60,000 images of ``data_dir/cifar10_jpeg/cifar10_jpeg.tar.xz``, decoded once and cached.
 
     Raises:
-        SettingError: the archive is missing, not the one that is known, or holds an image that does not decode.
+        SettingError: If the archive is missing or not the expected one, or if an image cannot be decoded.
     """
     archive = data_dir / "cifar10_jpeg" / "cifar10_jpeg.tar.xz"
     return _cached(cache_dir / "images" / "cifar10_jpeg.safetensors", JPEG_SHA256, lambda: _decode(archive))
@@ -77,17 +77,17 @@ def _official(given: Path, cache_dir: Path) -> dict[str, Tensor]:
         with tarfile.open(archive) as files:
             if hasattr(tarfile, "data_filter"):
                 files.extractall(folder, filter="data")
-            else:  # Python before 3.11.4; what is unpacked has the published SHA-256
+            else:  # Python before 3.11.4; the archive's SHA-256 was checked
                 files.extractall(folder)
         for part in SIZES:
-            images = CIFAR10(folder, train=part == "train")  # checks every file's MD5 before it unpickles it
+            images = CIFAR10(folder, train=part == "train")  # checks every file's MD5 before unpickling it
             tensors[part] = torch.from_numpy(images.data).permute(0, 3, 1, 2).contiguous()
             tensors[f"{part}_labels"] = torch.tensor(images.targets)
     return tensors
 
 
 def _download(url: str, archive: Path, given: Path) -> None:
-    """The whole archive or nothing: written under another name until its checksum is right."""
+    """Download the whole archive or nothing: it gets its name only after its checksum was verified."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(url, str(archive), OFFICIAL_SHA256, progress=sys.stderr.isatty())
@@ -113,14 +113,14 @@ def _decode(archive: Path) -> dict[str, Tensor]:
             if path.suffix == ".jpg" and len(path.parts) >= 3 and path.parts[-3] in images:
                 part, label, _ = path.parts[-3:]
                 if label not in CLASSES:
-                    raise SettingError(f"{member.name}: {label!r} is none of CIFAR-10's classes")
+                    raise SettingError(f"{member.name}: {label!r} is not a class of CIFAR-10")
                 images[part].append((member.name, CLASSES.index(label), _pixels(files, member)))
                 bar.update()
     tensors = {}
     for part, rows in images.items():
         if len(rows) != SIZES[part]:
             raise SettingError(f"{archive}: {len(rows)} {part} images, expected {SIZES[part]}")
-        rows.sort(key=lambda row: row[0].rpartition("/")[2] + row[0])  # classes interleaved, whatever the order
+        rows.sort(key=lambda row: row[0].rpartition("/")[2] + row[0])  # interleaves classes, in a fixed order
         tensors[part] = torch.from_numpy(np.stack([pixels for *_, pixels in rows])).permute(0, 3, 1, 2).contiguous()
         tensors[f"{part}_labels"] = torch.tensor([label for _, label, _ in rows])
     return tensors

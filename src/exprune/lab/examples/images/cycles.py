@@ -1,4 +1,4 @@
-"""The learning rate of the images' recipes: warm restarts, and a constant rate at the end."""
+"""Learning rates of the image recipes: warm restarts, and a constant rate at the end."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from exprune.lab.tasks.task import Task
 
 
 def tail_start(share: float, steps: int) -> int:
-    """The first of the last steps of a training, of whose ``steps`` they are ``share``."""
+    """The index of the first of the last steps, which are the given share of all steps."""
     return round((1 - share) * steps)
 
 
@@ -24,14 +24,14 @@ def cycles(
     tail: Mapping[str, float] | None = None,
     **options: Any,
 ) -> OptimizerLRSchedulerConfig:
-    """:func:`~exprune.lab.tasks.optimisation.one_cycle`, or several of them.
+    """One or several cycles of `one_cycle`.
 
-    At each of ``restarts``, ascending shares of the training, another cycle begins (a warm restart). The last
-    ``tail["share"]`` of the steps go at the constant rate ``tail["lr"]``.
+    At each of ``restarts``, ascending shares of the training, a new cycle begins (a warm restart). The last
+    ``tail["share"]`` of the steps have the constant rate ``tail["lr"]``.
     """
     steps = int(task.trainer.estimated_stepping_batches)
     last = steps if tail is None else tail_start(tail["share"], steps)
-    ends = sorted({*(round(restart * steps) for restart in restarts), last} - {0})  # fewer of a short training
+    ends = sorted({*(round(restart * steps) for restart in restarts), last} - {0})  # a short training may have fewer
     phases: list[LRScheduler] = [
         OneCycleLR(optimizer, max_lr=task.lr, total_steps=end - start, **options)
         for start, end in itertools.pairwise([0, *ends])

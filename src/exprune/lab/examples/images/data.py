@@ -1,4 +1,4 @@
-"""Images as tensors in memory: normalised, augmented by whole batches."""
+"""Images as tensors in memory, normalised and augmented in batches."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10, a
 
 @dataclass(frozen=True)
 class Images:
-    """``images`` (count, 3, H, W) as uint8 and ``labels`` (count,), of the training and of the test division."""
+    """``images`` (count, 3, H, W) as uint8 and ``labels`` (count,), of the training and the test set."""
 
     train: Tensor
     train_labels: Tensor
@@ -26,9 +26,10 @@ class Images:
 
 
 def augment(images: Tensor, padding: int, flip: bool, cutout: int, generator: torch.Generator) -> Tensor:
-    """A random crop of each padded image, mirrored at random, with a random square of ``cutout`` pixels set to 0.
+    """Crop each padded image at random, flip it at random, and set a random square of ``cutout`` pixels to 0.
 
-    (batch, C, H, W) -> the same shape. The square may reach over the edge, as in DeVries and Taylor 2017.
+    Images have the shape (batch, C, H, W) before and after. The square may extend over the edge, as in DeVries and
+    Taylor 2017.
     """
     batch, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (padding,) * 4)
@@ -47,21 +48,21 @@ def augment(images: Tensor, padding: int, flip: bool, cutout: int, generator: to
 
 
 def _within(size: int, span: int, batch: int, generator: torch.Generator) -> Tensor:
-    """Of each image of a batch, the ``span`` positions around a random one: (batch, size) bool."""
+    """For each image of a batch, the ``span`` positions around a random one (batch, size), bool."""
     first = torch.randint(size, (batch, 1), generator=generator) - span // 2
     positions = torch.arange(size)
     return (positions >= first) & (positions < first + span)
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """(batch, C, H, W) -> (batch, C, size, size) of the same type, antialiased where that is smaller."""
+    """Resize (batch, C, H, W) to (batch, C, size, size), with antialiasing if that is smaller."""
     return torch.nn.functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
 class ImageLoader:
-    """Batches of (normalised images, labels) from a data set of tensors in memory; shuffled and augmented for training.
+    """Batches of (normalised images, labels) from a data set in memory; shuffled and augmented for training.
 
-    ``size``, asked once an epoch, gives the side to which larger training images are reduced; 0 for no such side.
+    ``size`` is called once per epoch, and returns the side that larger training images are reduced to; 0 reduces none.
     """
 
     def __init__(
@@ -98,18 +99,22 @@ class ImageLoader:
 
 
 class ImageData(SplitData):
-    """Images in memory; the training division is split once more, by a fixed seed, into train and valid.
+    """Images in memory. The training set is split into train and valid with a fixed seed.
 
     Args:
-        read: gives the images from the data and the cache folder.
-        valid: how many training images validate.
-        padding: of the random crop.
-        flip: whether images are mirrored at random.
-        cutout: the side of the square that is blanked in each image; 0 for none.
-        reduced: ``size``, the side to which images are reduced in the first epochs of a training, which are the
-            cheaper for it ("progressive resizing"), and ``share``, how many of the epochs are those; None for none.
-        limit: keep only the first so many images of each part (for quick tries); None keeps all.
-        size: the side to which all images are brought first; None leaves them as they are.
+        read: Returns the images, given the data and the cache folder.
+        data_dir: The data folder.
+        cache_dir: The cache folder.
+        valid: The number of training images used for validation.
+        padding: The padding of the random crop.
+        flip: Whether images are flipped at random.
+        cutout: The side of the square that is blanked in each image; 0 for none.
+        reduced: ``size``, the side that images are reduced to in the first epochs of a training, which makes them
+            cheaper ("progressive resizing"), and ``share``, the share of these epochs; None reduces none.
+        batch_size: The batch size of training.
+        eval_batch_size: The batch size of measurements.
+        limit: Keep only this number of images of each part, for quick tries; None keeps all.
+        size: The side that all images are resized to first; None leaves them unchanged.
     """
 
     def __init__(
@@ -129,7 +134,7 @@ class ImageData(SplitData):
     ) -> None:
         super().__init__()
         if size is not None and size < 1:
-            raise SettingError(f"data.size={size}: a side of at least 1 pixel, or null for images as they are")
+            raise SettingError(f"data.size={size}: must be at least 1 pixel, or null for images as they are")
         self.read = read
         self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
         self.size, self.valid, self.padding, self.flip, self.cutout = size, valid, padding, flip, cutout
@@ -142,7 +147,7 @@ class ImageData(SplitData):
             return
         images = self.read(self.data_dir, self.cache_dir)
         if not 1 <= self.valid < len(images.train):
-            raise SettingError(f"data.valid={self.valid}: at least 1, and fewer than all {len(images.train)}")
+            raise SettingError(f"data.valid={self.valid}: must be at least 1, and fewer than all {len(images.train)}")
         if self.size is not None:
             images = replace(images, train=resized(images.train, self.size), test=resized(images.test, self.size))
         order = torch.randperm(len(images.train), generator=torch.Generator().manual_seed(42))
@@ -164,7 +169,7 @@ class ImageData(SplitData):
         return ImageLoader(images, self.batch_size, True, self.padding, self.flip, self.cutout, self._size)
 
     def _size(self) -> int:
-        """Of this epoch's training images; 0: as they are."""
+        """The side that this epoch's training images are reduced to; 0 if they are not."""
         if self.reduced is None or self.trainer is None or self.trainer.max_epochs is None:
             return 0
         if self.trainer.current_epoch >= self.reduced["share"] * self.trainer.max_epochs:

@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: the embedded image data."""
+"""Handwritten digits from scikit-learn: the embedded image data."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from exprune.lab.examples.images.data import Images
 
 
 def read_digits(data_dir: Path, cache_dir: Path) -> Images:
-    """1,797 real 8x8 digits, enlarged to 32x32 and three channels; every fifth one tests. Both folders go unused."""
+    """1,797 real 8x8 digits, enlarged to 3x32x32; every fifth one is for testing. Both folders are unused."""
     digits = load_digits()
     pixels = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)
     pixels = torch.nn.functional.interpolate(pixels, size=32, mode="bilinear", antialias=False)

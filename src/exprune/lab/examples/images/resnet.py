@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with BatchNorm and a shortcut, a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions with BatchNorm and a shortcut, which is a 1x1 convolution if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """3x3 stem without max pool, four stages of two blocks, mean pool, linear head: (batch, 3, 32, 32) -> classes."""
+    """A 3x3 stem without max pool, four stages of two blocks, mean pool, linear head: (batch, 3, 32, 32) -> classes."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class ResNet18(nn.Module):
         return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
     def elementwise_flops(self, images: Tensor) -> int:
-        """What the paper's accounting counts beside the convolutions and the head's products, for the whole batch."""
+        """FLOPs of the batch that the paper's accounting counts besides the products of convolutions and head."""
         height, width = images.shape[-2:]
         total = (3 + 1) * 64 * height * width  # the stem's BatchNorm and ReLU
         for block in self.blocks.children():
@@ -57,6 +57,6 @@ class ResNet18(nn.Module):
         return total * images.shape[0]
 
     def outside_paper_scope(self, images: Tensor) -> int:
-        """The stem, its BatchNorm and ReLU: FLOPs of the batch that the published figure leaves out."""
+        """FLOPs of the batch that the published figure excludes: the stem, its BatchNorm and ReLU."""
         positions = images.shape[-2] * images.shape[-1]
         return (2 * self.stem.weight.numel() + (3 + 1) * 64) * positions * images.shape[0]

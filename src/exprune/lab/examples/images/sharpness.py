@@ -9,16 +9,18 @@ from torch import nn
 
 
 def sharp(network: nn.Module, closure: Callable[[], Any], radius: float) -> Callable[[], Any]:
-    """A closure that leaves the gradients at the weights which lie ``radius`` up the gradient; costs two.
+    """A closure that computes gradients at weights moved by ``radius`` along the gradient; it computes gradients twice.
 
     Args:
-        closure: computes the network's gradients anew, and returns the loss.
+        network: The network.
+        closure: Computes the network's gradients, and returns the loss.
+        radius: The distance.
     """
 
     def sharper() -> Any:
         loss = closure()
         both = [(p.detach(), p.grad) for p in network.parameters() if p.grad is not None]
-        if not both:  # Lightning skips a batch without a loss
+        if not both:  # Lightning skips batches without a loss
             return loss
         learned, gradients = [p for p, _ in both], [gradient for _, gradient in both]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -36,7 +38,7 @@ def sharp(network: nn.Module, closure: Callable[[], Any], radius: float) -> Call
 
 @contextmanager
 def _statistics_kept(network: nn.Module) -> Iterator[None]:
-    """The running statistics of BatchNorms do not follow what happens inside: they are of the weights themselves."""
+    """Do not update the running statistics of BatchNorms inside, because they belong to the unmoved weights."""
     momenta = {m: m.momentum for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
     for module in momenta:
         module.momentum = 0.0

@@ -23,20 +23,23 @@ from exprune.lab.training.masks import masked_layers
 
 
 class ImageTask(AccuracyTask):
-    """Trains and evaluates a network that maps (batch, 3, H, W) to one logit per class.
-
-    OneCycle, with label smoothing.
+    """Train and evaluate a network that maps (batch, 3, H, W) to one logit per class. OneCycle with label smoothing.
 
     Args:
-        optimizer: ``sgd`` (Nesterov momentum) or ``adamw`` (``momentum`` is its first beta).
-        lr: the maximal learning rate.
-        warmup: the share of a cycle's steps in which the learning rate rises.
-        restart: the share of the training after which another cycle begins, or those of several; None: there is one.
-        sharpness: of the last part of the training, ``share`` of its epochs, which minimises the loss at the worst
-            weights within ``radius`` (:mod:`exprune.lab.examples.images.sharpness`) at twice the price; None for no
-            such part.
-        average: of the last part of the training, ``share`` of its steps, which go at the constant rate ``lr`` and
-            whose weights are averaged (:mod:`exprune.lab.examples.images.averaging`); None for no such part.
+        network: The network.
+        optimizer: ``sgd`` (with Nesterov momentum) or ``adamw`` (``momentum`` is its first beta).
+        lr: The maximal learning rate.
+        weight_decay: The weight decay.
+        momentum: See ``optimizer``.
+        label_smoothing: The label smoothing.
+        warmup: The share of a cycle's steps in which the learning rate rises.
+        classes: The number of classes.
+        restart: The share of the training after which another cycle begins, or several ascending ones; None for one
+            cycle.
+        sharpness: For the last ``share`` of the epochs, minimise the loss at the worst weights within ``radius``, at
+            twice the cost (`exprune.lab.examples.images.sharpness`); None for no such part.
+        average: In the last ``share`` of the steps, use the constant rate ``lr`` and average the weights
+            (`exprune.lab.examples.images.averaging`); None for no such part.
     """
 
     metric_name = "accuracy"
@@ -59,11 +62,11 @@ class ImageTask(AccuracyTask):
     ) -> None:
         super().__init__(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
         if optimizer not in ("sgd", "adamw"):
-            raise SettingError(f"model.task.optimizer={optimizer}: sgd or adamw")
+            raise SettingError(f"model.task.optimizer={optimizer}: must be sgd or adamw")
         if average is not None:
             checked_rate(average["lr"], "average.lr")
             if not 0 < average["share"] < 1:
-                raise SettingError(f"model.task.average.share={average['share']}: above 0 and below 1")
+                raise SettingError(f"model.task.average.share={average['share']}: must be above 0 and below 1")
         cycles = 1 if average is None else 1 - average["share"]
         restarts = [] if restart is None else [restart] if isinstance(restart, int | float) else list(restart)
         if not all(0 < early < late for early, late in itertools.pairwise([*restarts, cycles])):
@@ -107,7 +110,7 @@ class ImageTask(AccuracyTask):
 
     @property
     def head(self) -> nn.Linear:
-        """The layer of which only the largest output is predicted."""
+        """The layer of which only the largest output matters."""
         return self.network.head
 
     def sampled_loss(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
@@ -123,7 +126,7 @@ class ImageTask(AccuracyTask):
 
     @property
     def tail(self) -> Mapping[str, float] | None:
-        """``average``; None under static pruning, whose masks may still change: they have no mean."""
+        """``average``; None under static pruning, because weights under changing masks should not be averaged."""
         return None if masked_layers(self.network) else self.average
 
     def configure_callbacks(self) -> list[lightning.Callback]:

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Output channels of the 3x3 convolutions; M is a max pool. The second convolution of the last three blocks has a
-# BatchNorm, the others have none.
+# Output channels of the 3x3 convolutions; None is a max pool. The second convolution of each of the last three blocks
+# has a BatchNorm, the others have none.
 _LAYOUT = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)
 
 
@@ -17,7 +17,7 @@ class VGG11BN(nn.Module):
         channels, previous = 3, 0
         for entry in _LAYOUT:
             if entry is None:
-                layers.append(nn.MaxPool2d(2, ceil_mode=True))  # an image of fewer than 32 pixels is not pooled away
+                layers.append(nn.MaxPool2d(2, ceil_mode=True))  # ceil_mode keeps at least one pixel of small images
             else:
                 layers.append(nn.Conv2d(channels, entry, 3, padding=1, bias=False))
                 if previous == entry:
@@ -38,7 +38,7 @@ class VGG11BN(nn.Module):
         return self.head(F.dropout(x, self.dropout, self.training))
 
     def elementwise_flops(self, images: Tensor) -> int:
-        """What the paper's accounting counts beside the convolutions and the head's products, for the whole batch."""
+        """FLOPs of the batch that the paper's accounting counts besides the products of convolutions and head."""
         height, width = images.shape[-2:]
         total, channels = 0, 3
         for module in self.features:
@@ -52,5 +52,5 @@ class VGG11BN(nn.Module):
         return total * images.shape[0]
 
     def outside_paper_scope(self, images: Tensor) -> int:
-        """FLOPs of the batch that the published figure leaves out."""
+        """FLOPs of the batch that the published figure excludes."""
         return 0

@@ -1,1 +1,1 @@
-"""Text: the networks that predict its tokens, and two-choice questions."""
+"""Text: networks that predict its tokens, and two-choice questions."""

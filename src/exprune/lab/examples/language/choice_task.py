@@ -9,7 +9,7 @@ from exprune.lab.tasks.finite import not_finite
 
 
 class ChoiceTask(LanguageTask):
-    """Answers with the text whose tokens have the lower mean loss (docs/method.md, section 6). It does not train."""
+    """Choose the text whose tokens have the lower mean loss (docs/method.md, section 6). It does not train."""
 
     metric_name = "accuracy"
     unit = "example"

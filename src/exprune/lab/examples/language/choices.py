@@ -20,37 +20,37 @@ from exprune.lab.examples.language.tokens import NO_TARGET, PAD, START, padded
 
 @dataclass(frozen=True)
 class Question:
-    """Two texts, of which the one at ``answer`` is right."""
+    """Two texts; ``answer`` is the index of the right one."""
 
     texts: tuple[str, str]
     answer: int
 
 
 class ChoiceBatch(NamedTuple):
-    """Both sequences of some questions, one after the other, padded to one length.
+    """Both sequences of several questions, one after the other, padded to the same length.
 
     Attributes:
-        input_ids: (2 * questions, length).
-        attention_mask: the same shape, 0 where there is padding.
-        targets: the token after each; ``NO_TARGET`` where there is none.
-        answers: (questions,), which of the two is right.
-        index: (questions,), where each stands in the split.
+        input_ids: Token ids (2 * questions, length).
+        attention_mask: 0 for padding (2 * questions, length).
+        targets: The next token of each; ``NO_TARGET`` if there is none (2 * questions, length).
+        answers: Which of the two texts is right (questions,).
+        index: The position of each question in the split (questions,).
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     targets: Tensor
     answers: Tensor
-    index: Tensor  # type: ignore[assignment]  # a field, where tuples have a method
+    index: Tensor  # type: ignore[assignment]  # a field here, a method of other tuples
 
 
 def read_piqa(data_dir: Path, cache_dir: Path) -> list[Question]:
     """PIQA's validation split. A text is the goal, a line break, and one of the two solutions.
 
     Raises:
-        SettingError: the files are not PIQA's, or are neither here nor on the hub.
+        SettingError: If the files are not PIQA's, or are available neither locally nor on the hub.
     """
-    # Some solutions end in blanks, which the published FLOPs leave out.
+    # Some solutions end with blanks, which the published FLOPs do not include.
     return [
         Question((f"{row.goal}\n{row.solutions[0].strip()}", f"{row.goal}\n{row.solutions[1].strip()}"), row.answer)
         for row in piqa_rows(data_dir)
@@ -59,7 +59,7 @@ def read_piqa(data_dir: Path, cache_dir: Path) -> list[Question]:
 
 @dataclass(frozen=True)
 class PiqaRow:
-    """A question of PIQA as it was published: a goal, two solutions, of which the one at ``answer`` is right."""
+    """A question of PIQA as it was published: a goal and two solutions; ``answer`` is the index of the right one."""
 
     goal: str
     solutions: tuple[str, str]
@@ -67,10 +67,10 @@ class PiqaRow:
 
 
 def piqa_rows(data_dir: Path) -> list[PiqaRow]:
-    """``data_dir/piqa/valid.jsonl`` with ``valid-labels.lst``, else the split of the Hugging Face hub.
+    """The rows of ``data_dir/piqa/valid.jsonl`` with ``valid-labels.lst``, or else the split on the Hugging Face hub.
 
     Raises:
-        SettingError: the files are not PIQA's, or are neither here nor on the hub.
+        SettingError: If the files are not PIQA's, or are available neither locally nor on the hub.
     """
     questions, labels = data_dir / "piqa" / "valid.jsonl", data_dir / "piqa" / "valid-labels.lst"
     if not questions.is_file():
@@ -88,7 +88,7 @@ def piqa_rows(data_dir: Path) -> list[PiqaRow]:
         if wrong := next((answer for answer in answers if answer not in (0, 1)), None):
             raise ValueError(f"a label {wrong}, not 0 or 1")
         if not all(isinstance(text, str) for row in found for text in (row.goal, *row.solutions)):
-            raise TypeError("a goal or a solution that is no text")
+            raise TypeError("a goal or a solution is not a text")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingError(f"{questions.parent}: not PIQA's validation split ({error})") from error
     return found
@@ -103,17 +103,17 @@ def _piqa_from_hub(missing: Path) -> list[PiqaRow]:
             revision="refs/convert/parquet",
             local_files_only=without_hub(),
         )
-    except Exception as error:  # the hub's many errors: no network, no such file, no space
+    except Exception as error:  # the hub raises many types: no network, no such file, no space
         raise SettingError(
-            f"PIQA is missing: put valid.jsonl and valid-labels.lst into {missing.parent}, or run once where the "
-            f"Hugging Face hub can be reached (ybisk/piqa failed: {str(error).splitlines()[0]})"
+            f"PIQA is missing: put valid.jsonl and valid-labels.lst into {missing.parent}, or run once with access to "
+            f"the Hugging Face hub (ybisk/piqa failed: {str(error).splitlines()[0]})"
         ) from error
     table = pd.read_parquet(path)
     return [PiqaRow(row.goal, (row.sol1, row.sol2), int(row.label)) for row in table.itertuples()]
 
 
 def collate(chosen: Sequence[tuple[int, list[Tensor], int]]) -> ChoiceBatch:
-    """Of (index, the token ids of both texts, answer) a batch; every text begins with START."""
+    """Make a batch of (index, token ids of both texts, answer); every text begins with START."""
     lines = [torch.cat([torch.tensor([START]), ids]) for _, both, _ in chosen for ids in both]
     return ChoiceBatch(
         padded(lines, PAD),
@@ -125,14 +125,17 @@ def collate(chosen: Sequence[tuple[int, list[Tensor], int]]) -> ChoiceBatch:
 
 
 class ChoiceData(SplitData):
-    """Questions to be answered without training, the longest first; one split, ``test`` and ``valid`` alike.
+    """Questions to be answered without training, the longest first. ``test`` and ``valid`` are the same split.
 
     Args:
-        read: gives the questions from the data and the cache folder.
-        encode: gives the token ids of texts.
-        limit: keep only the first so many questions (for quick tries); None keeps all.
-        longest: leave out questions with a text of more tokens, START among them, which a network of so many positions
-            cannot read; None leaves none out.
+        read: Returns the questions, given the data and the cache folder.
+        encode: Returns the token ids of texts.
+        data_dir: The data folder.
+        cache_dir: The cache folder.
+        eval_batch_size: The batch size.
+        limit: Keep only this number of questions, for quick tries; None keeps all.
+        longest: Leave out questions with a text of more tokens, including START, which a network with this number of
+            positions cannot read; None leaves out none.
     """
 
     def __init__(

@@ -9,15 +9,13 @@ from exprune.lab.tasks.finite import not_finite
 
 
 class ContinuationTask(LanguageTask):
-    """Answers with the continuation of the larger log-likelihood (``acc``); or with that of the larger one per
-    character (``acc_norm``, beside it). It does not train."""
+    """Choose the continuation with the larger log-likelihood (``acc``), or per character (``acc_norm``)."""
 
     metric_name = "acc"
     unit = "example"
 
     def predict_step(self, batch: ContinuationBatch, index: int) -> dict[str, Tensor | int]:
-        """Per question what both metrics answer, ``loglikelihood`` (of both), ``target`` and ``number`` in the file;
-        and the batch's FLOPs."""
+        """Per question: the answers of both metrics, their log-likelihoods, the target and its number; and FLOPs."""
         logits, costs = self.counted_logits(batch)
         likelihood = -token_losses(logits, batch.targets).double().sum(1).view(-1, 2)
         return {
@@ -31,5 +29,5 @@ class ContinuationTask(LanguageTask):
         }
 
     def secondary(self, columns: dict[str, NDArray]) -> dict[str, float]:
-        """Further metrics of a whole split, from what :meth:`predict_step` gave beside the predictions."""
+        """Further metrics of a whole split, from the other columns of `predict_step`."""
         return {"acc_norm": float((columns["per_character"] == columns["target"]).mean())}

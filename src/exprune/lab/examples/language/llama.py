@@ -1,4 +1,4 @@
-"""A small Llama as transformers builds it: feed-forward layers with a gate."""
+"""A small Llama of transformers, with gated feed-forward layers."""
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -15,11 +15,17 @@ def small_llama(
     positions: int,
     activation: str,
 ) -> LlamaForCausalLM:
-    """An untrained Llama whose head is its embedding, as that of OPT.
+    """An untrained Llama whose head shares the embedding's weights, as in OPT.
 
     Args:
-        width: neurons of a feed-forward layer, each with a row of the gate, one of ``up`` and a column of ``down``.
-        activation: of the gate, by transformers' name of it.
+        vocabulary: The number of tokens.
+        hidden: The width of the residual stream.
+        layers: The number of layers.
+        heads: The number of attention heads.
+        width: The neurons of a feed-forward layer; each has a row of the gate, a row of ``up`` and a column of
+            ``down``.
+        positions: The largest number of tokens.
+        activation: The activation of the gate, by its name in transformers.
     """
     check_shape(hidden, heads, activation)
     return LlamaForCausalLM(

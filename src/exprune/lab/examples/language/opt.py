@@ -1,4 +1,4 @@
-"""OPT as transformers ships it: building one, and what it costs (docs/method.md, section 5)."""
+"""OPT of transformers: construction, and FLOPs (docs/method.md, section 5)."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +24,16 @@ def small_opt(
     dropout: float,
     activation: str | None = None,
 ) -> OPTForCausalLM:
-    """An untrained OPT with a feed-forward layer four times as wide as its hidden size.
+    """An untrained OPT whose feed-forward layers are four times as wide as its hidden size.
 
     Args:
-        activation: by transformers' name of it; None: OPT's own, a ReLU.
+        vocabulary: The number of tokens.
+        hidden: The hidden size.
+        layers: The number of layers.
+        heads: The number of attention heads.
+        positions: The largest number of tokens.
+        dropout: The dropout probability.
+        activation: The activation, by its name in transformers; None means OPT's own, ReLU.
     """
     check_shape(hidden, heads, activation)
     return OPTForCausalLM(
@@ -50,10 +56,10 @@ def small_opt(
 
 
 def check_shape(hidden: int, heads: int, activation: str | None) -> None:
-    """Whether a transformer can be built like this.
+    """Check that a transformer can be built with these sizes.
 
     Raises:
-        SettingError: it cannot.
+        SettingError: If it cannot.
     """
     if hidden % heads:
         raise SettingError(f"model.network.hidden={hidden}: not divisible by heads={heads}")
@@ -62,14 +68,14 @@ def check_shape(hidden: int, heads: int, activation: str | None) -> None:
 
 
 def pretrained_opt(name: str, dtype: str) -> OPTForCausalLM:
-    """OPT's weights from the Hugging Face hub, its cache, or a local folder.
+    """A pretrained OPT from the Hugging Face hub, its cache, or a local folder.
 
     Args:
         name: ``facebook/opt-1.3b``, ``facebook/opt-125m``, ... or a path.
         dtype: ``float32`` or ``bfloat16``.
 
     Raises:
-        SettingError: there is nothing of that name to be had, it is no OPT, or its activation is no ReLU.
+        SettingError: If it cannot be loaded, if it is not an OPT, or if its activation is not ReLU.
     """
     stored = weight_type(dtype)
     config = from_hub(name, "configuration", AutoConfig.from_pretrained)
@@ -85,14 +91,14 @@ _ACTIVATIONS = ("activation_function", "hidden_act", "activation", "hidden_activ
 
 
 def pretrained_encoding(name: str) -> Callable[[list[str]], list[Tensor]]:
-    """What turns texts into the token ids of that OPT, without a start token.
+    """A function that converts texts to token ids of that OPT, without a start token.
 
     Raises:
-        SettingError: there is no tokenizer of that name, or it does not fit an OPT.
+        SettingError: If there is no tokenizer of that name, or if it does not fit an OPT.
     """
     tokenizer = from_hub(name, "tokenizer", AutoTokenizer.from_pretrained)
     if tokenizer.convert_tokens_to_ids("</s>") != START or tokenizer.convert_tokens_to_ids("<pad>") != PAD:
-        raise SettingError(f"model.pretrained={name}: its tokenizer numbers </s> and <pad> otherwise than OPT does")
+        raise SettingError(f"model.pretrained={name}: its tokenizer has other numbers for </s> and <pad> than OPT")
 
     def encode(texts: list[str]) -> list[Tensor]:
         return [torch.tensor(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -101,10 +107,10 @@ def pretrained_encoding(name: str) -> Callable[[list[str]], list[Tensor]]:
 
 
 def check_tokens(config: PreTrainedConfig, input_ids: Tensor) -> None:
-    """Whether a language model can read these sequences, (batch, length).
+    """Check that a language model can read these sequences (batch, length).
 
     Raises:
-        SettingError: the sequences are longer than the network's positions, or hold tokens that it does not know.
+        SettingError: If the sequences exceed the network's positions, or contain tokens that it does not know.
     """
     length = input_ids.shape[1]
     positions = getattr(config, "max_position_embeddings", None) or length
@@ -119,8 +125,8 @@ def check_tokens(config: PreTrainedConfig, input_ids: Tensor) -> None:
 def opt_flops(config: OPTConfig, lengths: Sequence[int]) -> int:
     """FLOPs of all matrix products for sequences of these lengths, without padding.
 
-    The projections, attention over all pairs of positions as a dense kernel computes it, fc1, fc2, the projections in
-    and out where there are any, and the language head.
+    They include the projections, attention over all pairs of positions as a dense kernel computes it, fc1, fc2, the
+    input and output projections if there are any, and the language head.
     """
     hidden, width = config.hidden_size, config.word_embed_proj_dim or config.hidden_size
     per_token = config.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * config.ffn_dim)
@@ -130,15 +136,15 @@ def opt_flops(config: OPTConfig, lengths: Sequence[int]) -> int:
 
 
 def fc1_flops(config: OPTConfig, lengths: Sequence[int]) -> int:
-    """The share of :func:`opt_flops` that is fc1."""
+    """The part of `opt_flops` that belongs to fc1."""
     return 2 * config.hidden_size * config.ffn_dim * config.num_hidden_layers * sum(lengths)
 
 
 @contextlib.contextmanager
 def zeros_of_fc2(network: nn.Module, rows: Tensor) -> Iterator[list[Tensor]]:
-    """Counts, layer by layer, the zeros that fc2 reads in the given rows (bool, over all tokens of the batch).
+    """Count, layer by layer, the FLOPs of fc2's products with exact zeros in the given rows (bool, over all tokens).
 
-    The products with them could be left out, exactly: 2 FLOPs for each zero and output.
+    These products could be skipped without changing the result: 2 FLOPs per zero and output.
     """
     counts: list[Tensor] = []
     rows = rows.reshape(-1, 1)

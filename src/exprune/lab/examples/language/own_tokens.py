@@ -1,4 +1,4 @@
-"""Texts in the tokens of a pretrained model: to predict the next of them, or those that are masked."""
+"""Texts in the tokens of a pretrained model, for predicting the next token or masked ones."""
 
 import itertools
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from exprune.lab.examples.language.pretrained import is_masked_lm
 from exprune.lab.examples.language.stdlib import Corpus
 from exprune.lab.examples.language.tokens import NO_TARGET, Block, collate
 
-_MASKED = 0.15  # of the tokens, as BERT was trained
-_AT_ONCE = 16  # texts that a tokenizer is given
+_MASKED = 0.15  # share of masked tokens, as in BERT's training
+_AT_ONCE = 16  # texts that are tokenised at a time
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,11 @@ class OwnTokens:
     """How a model reads texts.
 
     Attributes:
-        ids: of some texts, without what stands around them.
-        before, after: what stands around a text.
-        pad: fills up a batch.
-        mask: stands for a token that is to be predicted; None: the next one is.
+        ids: Converts texts to token ids, without the tokens around a text.
+        before: The tokens before a text.
+        after: The tokens after a text.
+        pad: The token that fills up a batch.
+        mask: The token that replaces tokens to be predicted; None if the next token is predicted.
     """
 
     ids: Callable[[list[str]], list[list[int]]]
@@ -42,14 +43,15 @@ class OwnTokens:
 
 
 def own_tokens(name: str | None, cache_dir: str | None = None, only_causal: bool = False) -> OwnTokens:
-    """Those of a pretrained model's tokenizer.
+    """The reading of texts by a pretrained model's tokenizer.
 
     Args:
-        name, cache_dir: as :func:`~exprune.lab.examples.language.pretrained.pretrained_lm` takes them.
-        only_causal: refuse a model that predicts masked tokens.
+        name: See `exprune.lab.examples.language.pretrained.pretrained_lm`.
+        cache_dir: See `exprune.lab.examples.language.pretrained.pretrained_lm`.
+        only_causal: Refuse a model that predicts masked tokens.
 
     Raises:
-        SettingError: it has none, or one that lacks what is needed; or it is of a masked model that is refused.
+        SettingError: If there is no tokenizer, if it lacks a required token, or if a masked model is refused.
     """
     if only_causal:
         check_causal(name, cache_dir)
@@ -73,33 +75,36 @@ def own_tokens(name: str | None, cache_dir: str | None = None, only_causal: bool
 
 
 def own_tokenizer(name: str | None, cache_dir: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies with a pretrained model."""
+    """The tokenizer of a pretrained model."""
     return from_hub(name, "tokenizer", AutoTokenizer.from_pretrained, cache_dir=cache_dir)
 
 
 def check_causal(name: str | None, cache_dir: str | None = None) -> None:
-    """Whether a pretrained model predicts the next token.
+    """Check that a pretrained model predicts the next token.
 
     Raises:
-        SettingError: it predicts masked ones.
+        SettingError: If it predicts masked tokens.
     """
     if is_masked_lm(name, cache_dir):
         raise SettingError(
             f"model.pretrained={name}: predicts masked tokens, and this data asks for the next one; name a causal "
-            "language model, or take data=text, which serves both"
+            "language model, or use data=text, which serves both"
         )
 
 
 class OwnTokenData(SplitData):
     """Texts as blocks of a pretrained model's tokens. It does not train.
 
-    A block of a masked model has 15 % of its tokens masked, drawn with a fixed seed: at least one.
+    For a masked model, 15 % of the tokens of each block are masked, at least one, drawn with a fixed seed.
 
     Args:
-        read: gives the texts from the data and the cache folder.
-        tokens: how the model reads them.
-        context: the most tokens of a block, what stands around them included.
-        limit: keep only the first so many blocks of each part; None keeps all.
+        read: Returns the texts, given the data and the cache folder.
+        tokens: How the model reads them.
+        data_dir: The data folder.
+        cache_dir: The cache folder.
+        context: The largest number of tokens of a block, including those around the text.
+        eval_batch_size: The batch size.
+        limit: Keep only this number of blocks of each part; None keeps all.
     """
 
     def __init__(
@@ -117,7 +122,7 @@ class OwnTokenData(SplitData):
         self.folders = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
         self.room = context - len(tokens.before) - len(tokens.after)
         if self.room < 1:
-            raise SettingError(f"data.context={context}: at least {context - self.room + 1}")
+            raise SettingError(f"data.context={context}: must be at least {context - self.room + 1}")
         self.eval_batch_size, self.limit = eval_batch_size, limit
         self.blocks: dict[str, list[Block]] = {}
 
@@ -129,7 +134,7 @@ class OwnTokenData(SplitData):
     def _blocks(self, texts: list[str]) -> list[Block]:
         generator = torch.Generator().manual_seed(0)
         cut: list[Block] = []
-        some = (texts[k : k + _AT_ONCE] for k in range(0, len(texts), _AT_ONCE))  # a limit needs few of them
+        some = (texts[k : k + _AT_ONCE] for k in range(0, len(texts), _AT_ONCE))  # with a limit, only a few are needed
         for group, ids in enumerate(itertools.chain.from_iterable(map(self.tokens.ids, some))):
             for start in range(0, len(ids), self.room):
                 inside = torch.tensor(ids[start : start + self.room])
@@ -156,5 +161,5 @@ class OwnTokenData(SplitData):
         return self.blocks[part]
 
     def batches(self, examples: Any) -> DataLoader[Block]:
-        blocks: Any = sorted(examples, key=lambda block: len(block.ids))  # so that little of a batch is padding
+        blocks: Any = sorted(examples, key=lambda block: len(block.ids))  # so that batches contain little padding
         return DataLoader(blocks, self.eval_batch_size, collate_fn=partial(collate, pad=self.tokens.pad))

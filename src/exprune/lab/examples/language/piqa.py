@@ -20,15 +20,15 @@ from exprune.lab.examples.language.tokens import NO_TARGET, padded
 
 
 class ContinuationBatch(NamedTuple):
-    """Both prompts with their continuations of some questions, one after the other, padded to one length.
+    """Both prompts with their continuations for several questions, one after the other, padded to the same length.
 
     Attributes:
-        input_ids: (2 * questions, length), all tokens but the last, which nothing is predicted from.
-        attention_mask: the same shape, 0 where there is padding.
-        targets: the token after each where it is of the continuation, else ``NO_TARGET``.
-        characters: (questions, 2), how many each solution has.
-        answers: (questions,), which of the two is right.
-        numbers: (questions,), which question of the file each is, from 0.
+        input_ids: All tokens but the last, from which nothing is predicted (2 * questions, length).
+        attention_mask: 0 for padding (2 * questions, length).
+        targets: The next token if it belongs to the continuation, otherwise ``NO_TARGET`` (2 * questions, length).
+        characters: The number of characters of each solution (questions, 2).
+        answers: Which of the two solutions is right (questions,).
+        numbers: The number of each question in the file, from 0 (questions,).
     """
 
     input_ids: Tensor
@@ -41,8 +41,7 @@ class ContinuationBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Continuations:
-    """A question in tokens: of each solution the prompt with it, how many of the tokens are the prompt's, and the
-    solution's characters."""
+    """A question in tokens: for each solution, the prompt with it, the prompt's length, and the characters."""
 
     ids: tuple[Tensor, Tensor]
     prompts: tuple[int, int]
@@ -51,15 +50,15 @@ class Continuations:
 
     @property
     def longest(self) -> int:
-        """Tokens that the network reads, at most."""
+        """The largest number of tokens that the network reads."""
         return max(map(len, self.ids)) - 1
 
 
 def continuations_of(row: PiqaRow, tokenizer: PreTrainedTokenizerBase) -> Continuations:
     """A question in a model's tokens.
 
-    Prompt and continuation are read together, as the tokenizer itself begins a text, and cut where the prompt alone
-    would end.
+    Prompt and continuation are tokenised together, with the tokenizer's own beginning of a text. The continuation
+    begins where the tokens of the prompt alone would end.
     """
     prompt = f"Question: {row.goal}\nAnswer:"
     first, second = (torch.tensor(tokenizer.encode(f"{prompt} {solution}")) for solution in row.solutions)
@@ -69,7 +68,7 @@ def continuations_of(row: PiqaRow, tokenizer: PreTrainedTokenizerBase) -> Contin
 
 
 def collate(chosen: Sequence[tuple[int, Continuations]], pad: int) -> ContinuationBatch:
-    """Of (number, question) a batch, filled up with the token ``pad``."""
+    """Make a batch of (number, question), filled up with the token ``pad``."""
     lines = [(ids, prompt) for _, one in chosen for ids, prompt in zip(one.ids, one.prompts, strict=True)]
     targets = [ids[1:].clone() for ids, _ in lines]
     for target, (_, prompt) in zip(targets, lines, strict=True):
@@ -85,16 +84,19 @@ def collate(chosen: Sequence[tuple[int, Continuations]], pad: int) -> Continuati
 
 
 class PiqaData(SplitData):
-    """PIQA's validation split in a causal model's tokens: each part's questions by their length, the longest first, so
-    that little of a batch is padding and one that is too much for the memory is so at once. It does not train.
+    """PIQA's validation split in a causal model's tokens. It does not train.
 
-    There is no training split: questions of even number (from 0) are ``valid``, by which a setting is chosen, those of
-    odd number ``test``; what is calibrated on is text.
+    Questions are sorted by length, the longest first, so that batches contain little padding, and too little memory is
+    noticed at once. There is no training split: questions with even numbers (from 0) are ``valid``, for choosing
+    settings, and those with odd numbers ``test``. Calibration uses text.
 
     Args:
-        name: the model, as :func:`~exprune.lab.examples.language.pretrained.pretrained_lm` takes it.
-        text: the training split of this is calibrated on.
-        limit: keep only the first so many questions of each part (for quick tries); None keeps all.
+        name: The model; see `exprune.lab.examples.language.pretrained.pretrained_lm`.
+        text: Text whose training split is used for calibration.
+        data_dir: The data folder.
+        cache_dir: The cache folder.
+        eval_batch_size: The batch size.
+        limit: Keep only this number of questions of each part, for quick tries; None keeps all.
     """
 
     def __init__(
@@ -125,10 +127,10 @@ class PiqaData(SplitData):
             self.parts[part] = sorted(questions, key=lambda one: -one[1].longest)
 
     def _question(self, number: int, row: PiqaRow) -> Continuations:
-        """In tokens.
+        """The question in tokens.
 
         Raises:
-            SettingError: it has a solution without a token, or more tokens than the model reads.
+            SettingError: If a solution has no token, or if there are more tokens than the model can read.
         """
         found = continuations_of(row, self.tokenizer)
         if min(len(ids) - prompt for ids, prompt in zip(found.ids, found.prompts, strict=True)) < 1 or not all(
@@ -138,7 +140,7 @@ class PiqaData(SplitData):
         if self.positions is not None and found.longest > self.positions:
             raise SettingError(
                 f"PIQA, question {number + 1}: {found.longest} tokens, and the model reads {self.positions}; shorten "
-                "it, or take a model with a longer context"
+                "it, or use a model with a longer context"
             )
         return found
 
@@ -146,7 +148,7 @@ class PiqaData(SplitData):
         raise SettingError("a pretrained model is not trained here, and these are questions; train with data=stdlib")
 
     def calibration_dataloader(self, inputs: int, generator: torch.Generator | None) -> Any:
-        """Some blocks of the text's training split, drawn at random."""
+        """Randomly drawn blocks of the text's training split."""
         self.text.setup()
         return self.text.calibration_dataloader(inputs, generator)
 

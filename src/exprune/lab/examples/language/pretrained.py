@@ -1,4 +1,4 @@
-"""Any language model of transformers with its published weights, and what it costs (docs/method.md, section 10)."""
+"""Any language model of transformers with its published weights, and its FLOPs (docs/method.md, section 10)."""
 
 import inspect
 from collections.abc import Sequence
@@ -16,28 +16,29 @@ from exprune.lab.data.hub import from_hub
 
 
 def pretrained_lm(name: str | None, dtype: str, cache_dir: str | None = None) -> PreTrainedModel:
-    """A causal or masked language model, as its configuration says which.
+    """A causal or masked language model, depending on its configuration.
 
     Args:
-        name: on the Hugging Face hub, a local folder, a GGUF file, or ``package:PACKAGE/PATH`` of an installed package.
+        name: A name on the Hugging Face hub, a local folder, a GGUF file, or ``package:PACKAGE/PATH`` inside of an
+            installed package.
         dtype: ``float32`` or ``bfloat16``.
-        cache_dir: where what a GGUF file holds is kept; None: where the environment says.
+        cache_dir: Where the contents of a GGUF file are kept; None uses the environment's cache.
 
     Raises:
-        SettingError: there is nothing of that name to be had, or it is no language model.
+        SettingError: If it cannot be loaded, or if it is not a language model.
     """
     stored = weight_type(dtype)
-    transformers.logging.set_verbosity_error()  # of weights that another task of the model has
+    transformers.logging.set_verbosity_error()  # no messages about weights of the model's other tasks
     transformers.logging.disable_progress_bar()
     auto = AutoModelForMaskedLM if is_masked_lm(name, cache_dir) else AutoModelForCausalLM
     return from_hub(name, "weights", auto.from_pretrained, cache_dir=cache_dir, dtype=stored)
 
 
 def is_masked_lm(name: str | None, cache_dir: str | None = None) -> bool:
-    """Whether a model predicts masked tokens, by its configuration; else the next one.
+    """Whether a model predicts masked tokens, by its configuration; otherwise it predicts the next token.
 
     Raises:
-        SettingError: there is no such model, or it is no language model.
+        SettingError: If there is no such model, or if it is not a language model.
     """
     config = from_hub(name, "configuration", AutoConfig.from_pretrained, cache_dir=cache_dir)
     kinds = config.architectures or []
@@ -51,25 +52,25 @@ def is_masked_lm(name: str | None, cache_dir: str | None = None) -> bool:
 
 
 def weight_type(dtype: str) -> torch.dtype:
-    """What a pretrained network's weights are stored as.
+    """The dtype of a pretrained network's weights.
 
     Raises:
-        SettingError: networks are not evaluated in it.
+        SettingError: If networks are not evaluated in it.
     """
     if dtype not in ("float32", "bfloat16"):
-        raise SettingError(f"model.network.dtype={dtype}: float32 or bfloat16")
+        raise SettingError(f"model.network.dtype={dtype}: must be float32 or bfloat16")
     return getattr(torch, dtype)
 
 
 def is_masked(network: nn.Module) -> bool:
-    """Whether it predicts masked tokens; else the next one."""
+    """Whether a network predicts masked tokens; otherwise it predicts the next token."""
     return type(network).__name__.endswith("ForMaskedLM")
 
 
 def arguments(network: nn.Module, **given: Any) -> tuple[Any, ...]:
-    """The arguments of the network's forward by their places; what stands between them has its default.
+    """The arguments of the network's forward in their order, with defaults for those in between.
 
-    Where it does not name them all, they are as they stand here.
+    If the signature does not name all of them, they are passed in the order given here.
     """
     parameters = inspect.signature(network.forward).parameters
     if not given.keys() <= parameters.keys():
@@ -84,9 +85,9 @@ def arguments(network: nn.Module, **given: Any) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class FlopsOfLength:
-    """FLOPs of all matrix products of a sequence by its length, ``constant + linear * length + square * length^2``.
+    """FLOPs of all matrix products of a sequence: ``constant + linear * length + square * length^2``.
 
-    Projections, and attention over all pairs of positions, grow with nothing but the length and its square.
+    Projections grow with the length, and attention over all pairs of positions with its square.
     """
 
     constant: int
@@ -94,15 +95,15 @@ class FlopsOfLength:
     square: int
 
     def total(self, lengths: Sequence[int]) -> int:
-        """Of sequences of these lengths, without padding."""
+        """FLOPs of sequences of these lengths, without padding."""
         return sum(self.constant + self.linear * length + self.square * length * length for length in lengths)
 
 
 def measured_flops(network: PreTrainedModel) -> FlopsOfLength:
-    """Counted at three lengths. It runs the network, so what watches its calls must not watch these.
+    """Measure the FLOPs at three lengths. This runs the network, so no context should be observing its calls.
 
     Raises:
-        SettingError: a fourth length does not lie on the polynomial, as where attention looks at a window.
+        SettingError: If a fourth length does not fit the polynomial, for example because attention is windowed.
     """
     short, middle, long, check = 2, 4, 6, 8
     of = {length: _counted(network, length) for length in (short, middle, long, check)}
@@ -110,7 +111,7 @@ def measured_flops(network: PreTrainedModel) -> FlopsOfLength:
     linear = (of[middle] - of[short]) // 2 - square * (short + middle)
     found = FlopsOfLength(of[short] - linear * short - square * short * short, linear, square)
     if found.total([check]) != of[check]:
-        raise SettingError(f"{type(network).__name__}: its FLOPs are no polynomial of the length, so not known")
+        raise SettingError(f"{type(network).__name__}: its FLOPs are no polynomial of the length, so they are unknown")
     return found
 
 

@@ -11,32 +11,33 @@ from pathlib import Path
 
 from exprune.core.errors import SettingError
 
-# Not part of every installation (tests, tools, packages), or generated tables.
+# These are not part of every installation (tests, tools, packages), or are generated tables.
 _SKIPPED = {
     *("test", "tests", "idle_test", "site-packages", "dist-packages", "_bundled", "__pycache__"),
     *("encodings", "pydoc_data", "distutils", "lib2to3"),
 }
-_SHARES = {"test": 0.12, "valid": 0.06}  # of all files; the rest trains
-_DUPLICATE = 0.5  # share of a file's longer lines that another file has too
+_SHARES = {"test": 0.12, "valid": 0.06}  # of all files; the rest is for training
+_DUPLICATE = 0.5  # share of a file's longer lines that also occur in another file
 _LONGER = 20  # characters
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts by file name, in three parts, and where they come from."""
+    """Texts by file name in three parts, and their source."""
 
     source: str
     parts: Mapping[str, Mapping[str, str]]
 
 
-@functools.cache  # questions and their encoding both read it
+@functools.cache  # because questions and their encoding both read it
 def read_stdlib(data_dir: Path, cache_dir: Path) -> Corpus:
-    """The running Python's standard library; both folders go unused.
+    """The standard library of the running Python; both folders are unused.
 
-    A file's name alone decides whether it is held out, so that what one Python held out another does not train on.
+    The part of a file depends on its name only, so a file that is held out with one version of Python is never used for
+    training with another.
 
     Raises:
-        SettingError: the library's source is not installed.
+        SettingError: If the library's source is not installed.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     paths = sorted(
@@ -57,7 +58,7 @@ def read_stdlib(data_dir: Path, cache_dir: Path) -> Corpus:
 
 
 def part_of(name: str) -> str:
-    """Which part a file belongs to, by a hash of its name."""
+    """The part that a file belongs to, by a hash of its name."""
     place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
     if place < _SHARES["test"]:
         return "test"
@@ -65,9 +66,9 @@ def part_of(name: str) -> str:
 
 
 def without_duplicates(texts: Mapping[str, str], others: Iterable[str]) -> dict[str, str]:
-    """Those of ``texts`` that share less than half of their longer lines with any one of ``others``.
+    """The texts that share less than half of their longer lines with any one of ``others``.
 
-    What is left out is used nowhere, so that it stays unseen whatever another version of Python makes of it.
+    Texts that are left out are not used anywhere, so they stay unseen with every version of Python.
     """
     owners: dict[str, list[int]] = defaultdict(list)
     for index, other in enumerate(others):

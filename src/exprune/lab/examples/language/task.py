@@ -1,4 +1,4 @@
-"""Language models: what their tasks share, and the prediction of tokens, measured by accuracy."""
+"""Language models: the base class of their tasks, and token prediction measured by accuracy."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ Batch = TokenBatch | ChoiceBatch | ContinuationBatch
 
 
 class LanguageTask(AccuracyTask):
-    """What tasks of a language model share: how they call it, what its batches cost, accuracy as the metric."""
+    """Base class of language-model tasks: how the model is called, the FLOPs of batches, and accuracy as the metric."""
 
     def __init__(self, network: PreTrainedModel) -> None:
         super().__init__(network)
@@ -37,7 +37,7 @@ class LanguageTask(AccuracyTask):
             self._flops = measured_flops(self.network)
 
     def counted_logits(self, batch: Batch) -> tuple[Tensor, dict[str, int]]:
-        """The network's logits for a batch, and what it cost, as ``predict_step`` names it."""
+        """The network's logits for a batch, and its FLOPs under the names that ``predict_step`` returns."""
         lengths = batch.attention_mask.sum(1).tolist()
         if not isinstance(self.network, OPTForCausalLM):
             self.before_pass()
@@ -54,59 +54,59 @@ class LanguageTask(AccuracyTask):
         }
 
     def sampled_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """What has in expectation the squared gradients of the loss of tokens drawn from the network's own predictions.
+        """A loss with the same expected squared gradients as that of tokens drawn from the network's own predictions.
 
-        A drawn token would tell of one class in thousands: most outputs of the head would seem not to matter.
+        A drawn token would inform about one class in thousands, and most outputs of the head would appear unimportant.
         """
         logits = self._logits(batch)[batch.targets != NO_TARGET].float()
         check_finite(self, logits.amax(1), "calibration")
         return signed(logits, generator)
 
     def network_inputs(self, batch: Batch) -> tuple[Any, ...]:
-        """The arguments with which this task calls the network, which can read them.
+        """The arguments that this task calls the network with, after checking that the network can read them.
 
         Raises:
-            SettingError: it cannot: the sequences are too long, or another tokenizer's.
+            SettingError: If the sequences are too long, or belong to another tokenizer.
         """
         check_tokens(self.network.config, batch.input_ids)
         return arguments(self.network, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
 
     def data_rows(self, batch: Batch) -> Tensor:
-        """Which of the tokens are no padding: what an :class:`~exprune.core.ExPrune` counts."""
+        """Which tokens are not padding, for `ExPrune.rows`."""
         return batch.attention_mask.bool()
 
     def _logits(self, batch: Batch) -> Tensor:
-        """(texts, tokens, vocabulary)."""
+        """The logits (texts, tokens, vocabulary)."""
         return self.network(*self.network_inputs(batch)).logits
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Of every token, 0 without a target: (texts, tokens, classes) and (texts, tokens) -> (texts, tokens)."""
+    """The loss of every token (texts, tokens), 0 without a target, from logits (texts, tokens, classes)."""
     losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET, reduction="none")
     return losses.view_as(targets)
 
 
 class TokenTask(LanguageTask):
-    """Evaluates a language model on the tokens that a batch says are to be predicted: the next ones, or masked ones.
+    """Evaluate a language model on the target tokens of a batch, which are the next or masked ones.
 
-    The tokens of one text depend on each other, so intervals resample texts.
+    The tokens of one text depend on each other, so intervals resample whole texts.
     """
 
     unit = "token"
 
     def __init__(self, network: PreTrainedModel) -> None:
         super().__init__(network)
-        self._reference: Tensor | None = None  # logits of the next batch, densely
+        self._reference: Tensor | None = None  # dense logits of the next batch
         self.metric_name = "masked_token_accuracy" if is_masked(network) else "next_token_accuracy"
 
     def keep_reference(self, batch: TokenBatch) -> None:
-        """Compute what the next :meth:`predict_step` compares its logits with: those of the network as it runs now."""
+        """Compute the logits that the next `predict_step` compares with, from the network as it runs now."""
         self._reference = self._logits(batch)[batch.targets != NO_TARGET]
 
     def predict_step(self, batch: TokenBatch, index: int) -> dict[str, Tensor | int]:
         """Per token: ``prediction``, ``target``, ``loss``, ``group`` (its text); and the batch's FLOPs.
 
-        After :meth:`keep_reference` also ``divergence``, KL(reference || prediction) in nats.
+        After `keep_reference` it also returns ``divergence``, KL(reference || prediction) in nats.
         """
         logits, costs = self.counted_logits(batch)
         real = batch.targets != NO_TARGET
@@ -127,20 +127,22 @@ class TokenTask(LanguageTask):
 
     @property
     def head(self) -> nn.Linear:
-        """The layer of which only the largest output is predicted."""
+        """The layer of which only the largest output matters."""
         return self.network.get_output_embeddings()
 
     def secondary(self, columns: dict[str, NDArray]) -> dict[str, float]:
-        """Further metrics of a whole split, from what :meth:`predict_step` gave beside the predictions."""
+        """Further metrics of a whole split, from the other columns of `predict_step`."""
         return {"perplexity": float(np.exp(columns["loss"].mean()))}
 
 
 class NextTokenTask(TokenTask):
-    """Trains a language model on the token after each token, too. AdamW under OneCycle.
+    """Evaluate a language model on next tokens, and train it on them with AdamW and OneCycle.
 
     Args:
-        lr: the maximal learning rate.
-        warmup: the share of the steps in which the learning rate rises.
+        network: The language model.
+        lr: The maximal learning rate.
+        weight_decay: The weight decay.
+        warmup: The share of the steps in which the learning rate rises.
     """
 
     monitor = "valid/accuracy"

@@ -17,15 +17,19 @@ from exprune.lab.examples.language.tokens import Block, StreamLoader, blocks, co
 
 
 class TextData(SplitData):
-    """Texts cut into blocks of tokens; held-out texts are cut so that every token is predicted once.
+    """Texts cut into blocks of tokens. Held-out texts are cut so that every token is predicted exactly once.
 
     Args:
-        read: gives the texts from the data and the cache folder.
-        released: where a released tokenizer lies.
-        vocabulary: how many tokens the tokenizer knows.
-        context: the most tokens that a prediction sees.
-        limit: keep only the first so many blocks of each part (for quick tries); None keeps all.
-        epoch_blocks: how many blocks, drawn anew, make an epoch of training; None: all.
+        read: Returns the texts, given the data and the cache folder.
+        data_dir: The data folder.
+        cache_dir: The cache folder.
+        released: The folder with released tokenizers.
+        vocabulary: The number of tokens of the tokenizer.
+        context: The largest number of tokens that a prediction can see.
+        batch_size: The batch size of training.
+        eval_batch_size: The batch size of measurements.
+        limit: Keep only this number of blocks of each part, for quick tries; None keeps all.
+        epoch_blocks: The number of newly drawn blocks in a training epoch; None means all.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class TextData(SplitData):
     ) -> None:
         super().__init__()
         if vocabulary < 300 or context < 1:
-            raise SettingError(f"data.vocabulary={vocabulary}, data.context={context}: at least 300 and 1")
+            raise SettingError(f"data.vocabulary={vocabulary}, data.context={context}: must be at least 300 and 1")
         self.read = read
         self.data_dir, self.cache_dir = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
         self.released, self.vocabulary, self.context = Path(released), vocabulary, context
@@ -72,14 +76,14 @@ class TextData(SplitData):
 def encoding_of(
     read: Callable[[Path, Path], Corpus], data_dir: str, cache_dir: str, released: str, vocabulary: int
 ) -> Callable[[list[str]], list[Tensor]]:
-    """What turns texts into token ids as :class:`TextData` of the same settings does."""
+    """A function that converts texts to token ids like a `TextData` with the same settings."""
     folders = Path(data_dir).expanduser(), Path(cache_dir).expanduser()
     tokenizer = find_tokenizer(read(*folders).parts["train"].values(), vocabulary, Path(released), folders[1])
     return lambda texts: [torch.tensor(one.ids) for one in tokenizer.encode_batch(texts)]
 
 
 def continuations(read: Callable[[Path, Path], Corpus]) -> Callable[[Path, Path], list[Question]]:
-    """Gives questions in PIQA's form from held-out texts: which three lines come after these eight?
+    """A function that makes questions in PIQA's form from held-out texts: which three lines follow these eight?
 
     The wrong answer is three lines of another held-out text, drawn with a fixed seed.
     """

@@ -14,20 +14,20 @@ from torch.nn.utils.rnn import pad_sequence
 from exprune.core.errors import SettingError
 from exprune.files import kept, named, write_whole
 
-PAD, START = 1, 2  # OPT's own numbers for padding and </s>
+PAD, START = 1, 2  # OPT's numbers for padding and </s>
 _SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
-_FEWEST = 256 + len(_SPECIAL)  # tokens, however few are asked for: each byte is one
-NO_TARGET = -100  # what cross_entropy ignores
+_FEWEST = 256 + len(_SPECIAL)  # the smallest vocabulary, which has a token for each byte
+NO_TARGET = -100  # a target that cross_entropy ignores
 
 
 class TokenBatch(NamedTuple):
-    """Blocks of tokens, padded to one length.
+    """Blocks of tokens, padded to the same length.
 
     Attributes:
-        input_ids: (batch, length).
-        attention_mask: (batch, length), 0 where there is padding.
-        targets: (batch, length), the token after each; ``NO_TARGET`` where there is none to predict.
-        groups: (batch,), which text each block is from; tokens of one text depend on each other.
+        input_ids: Token ids (batch, length).
+        attention_mask: 0 for padding (batch, length).
+        targets: The next token of each; ``NO_TARGET`` if nothing is to be predicted (batch, length).
+        groups: The text of each block (batch,); tokens of the same text depend on each other.
     """
 
     input_ids: Tensor
@@ -37,16 +37,16 @@ class TokenBatch(NamedTuple):
 
 
 def find_tokenizer(texts: Iterable[str], vocabulary: int, released: Path, cache_dir: Path) -> Tokenizer:
-    """The released byte-level BPE of that size, else one trained on ``texts``, kept in the cache.
+    """The released byte-level BPE tokenizer of that size, or else one trained on ``texts`` and kept in the cache.
 
     Raises:
-        SettingError: the released one is damaged.
+        SettingError: If the released one is damaged.
     """
 
     def read(file: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(file))
         if (tokenizer.token_to_id("<pad>"), tokenizer.token_to_id("</s>")) != (PAD, START):
-            raise ValueError(f"not numbers {PAD} and {START} for <pad> and </s>")
+            raise ValueError(f"its numbers for <pad> and </s> are not {PAD} and {START}")
         if tokenizer.get_vocab_size() > max(vocabulary, _FEWEST):
             raise ValueError(f"{tokenizer.get_vocab_size()} tokens, not {vocabulary}")
         return tokenizer
@@ -67,7 +67,7 @@ def find_tokenizer(texts: Iterable[str], vocabulary: int, released: Path, cache_
 
 @dataclass(frozen=True)
 class Block:
-    """Up to ``context`` tokens of a text with the one after each."""
+    """Up to ``context`` tokens of a text, and the next token of each."""
 
     ids: Tensor
     targets: Tensor
@@ -75,7 +75,7 @@ class Block:
 
 
 def blocks(tokens: Sequence[Tensor], context: int) -> list[Block]:
-    """Every token of every text as a target once: cut into blocks that begin with what came before, or with START."""
+    """Blocks in which every token is a target once. A block begins with the previous token, or with START."""
     cut = []
     for group, ids in enumerate(tokens):
         line = torch.cat([torch.tensor([START]), ids])
@@ -86,12 +86,12 @@ def blocks(tokens: Sequence[Tensor], context: int) -> list[Block]:
 
 
 def padded(rows: list[Tensor], value: int) -> Tensor:
-    """Rows of different lengths in one matrix, filled up with ``value``."""
+    """Rows of different lengths as one matrix, filled up with ``value``."""
     return pad_sequence(rows, batch_first=True, padding_value=value)
 
 
 def collate(chosen: Sequence[Block], pad: int = PAD) -> TokenBatch:
-    """Blocks padded to the longest of them."""
+    """A batch of blocks, padded to the longest one."""
     return TokenBatch(
         padded([block.ids for block in chosen], pad),
         padded([torch.ones_like(block.ids) for block in chosen], 0),
@@ -101,11 +101,11 @@ def collate(chosen: Sequence[Block], pad: int = PAD) -> TokenBatch:
 
 
 class StreamLoader:
-    """Training batches: all texts in a random order, one after the other, cut at a random place into blocks."""
+    """Training batches: all texts in random order, concatenated, and cut into blocks from a random position."""
 
     def __init__(self, tokens: Sequence[Tensor], context: int, batch_size: int, limit: int | None) -> None:
         self.tokens, self.context, self.batch_size = tokens, context, batch_size
-        whole = sum(len(ids) + 1 for ids in tokens) // context - 1  # one block is lost to the random cut
+        whole = sum(len(ids) + 1 for ids in tokens) // context - 1  # one block is lost to the random start
         self.count = max(0, whole if limit is None else min(whole, limit))
 
     def __len__(self) -> int:
@@ -126,7 +126,7 @@ def encode(tokenizer: Tokenizer, texts: Mapping[str, str]) -> list[Tensor]:
     """The token ids of each text.
 
     Raises:
-        SettingError: a text has no token.
+        SettingError: If a text has no token.
     """
     encoded = tokenizer.encode_batch(list(texts.values()))
     for name, one in zip(texts, encoded, strict=True):

@@ -1,4 +1,4 @@
-"""WikiText-2, the tokenised version: Wikipedia's articles, rare words replaced by ``<unk>``, `` @-@ `` for a hyphen."""
+"""WikiText-2, tokenised version: Wikipedia articles with rare words as ``<unk>`` and hyphens as `` @-@ ``."""
 
 import re
 from pathlib import Path
@@ -7,18 +7,18 @@ from exprune.core.errors import SettingError
 from exprune.files import named
 from exprune.lab.examples.language.stdlib import Corpus, read_stdlib
 
-# A line by itself between empty ones: sections have more signs, and formulas stand inside of a text.
+# A line of its own between empty lines. Sections have more equals signs, and formulas occur inside of a text.
 _HEADING = re.compile(r"^ *\n = (?!= )(.*[^=\s]) = *\n(?= *$)", re.MULTILINE)
 
 
 def read_wikitext2(data_dir: Path, cache_dir: Path) -> Corpus:
-    """The articles of ``data_dir/wikitext2/valid.txt`` and ``test.txt``; the cache goes unused.
+    """The articles of ``data_dir/wikitext2/valid.txt`` and ``test.txt``; the cache folder is unused.
 
-    There is no training split. Of the validation split every other article is what is calibrated on (``train``), and
-    those between are ``valid``: no article is in both.
+    There is no training split. Every other article of the validation split is used for calibration (``train``), and the
+    others are ``valid``, so no article is in both.
 
     Raises:
-        SettingError: a file is missing, or holds no two articles.
+        SettingError: If a file is missing, or has fewer than two articles.
     """
     folder = data_dir / "wikitext2"
     if missing := [name for name in ("valid.txt", "test.txt") if not (folder / name).is_file()]:
@@ -32,7 +32,7 @@ def read_wikitext2(data_dir: Path, cache_dir: Path) -> Corpus:
 
 
 def _articles(file: Path) -> list[tuple[str, str]]:
-    """Each article's title, with its number in the file, and its text, the title included."""
+    """The title of each article, with its number in the file, and its text including the title."""
     text = file.read_text("utf-8")
     starts = [(found.start(), found[1].strip()) for found in _HEADING.finditer(text)]
     if len(starts) < 2:
@@ -45,6 +45,6 @@ def _articles(file: Path) -> list[tuple[str, str]]:
 
 
 def wikitext2_or_stdlib(data_dir: Path, cache_dir: Path) -> Corpus:
-    """WikiText-2 where it lies in the data folder, else Python's standard library."""
+    """WikiText-2 if it is in the data folder, otherwise Python's standard library."""
     there = (data_dir / "wikitext2" / "valid.txt").is_file()
     return (read_wikitext2 if there else read_stdlib)(data_dir, cache_dir)

@@ -1,1 +1,1 @@
-"""Molecules: as graphs, for the paper's GCN, and as SMILES strings, for a masked language model."""
+"""Molecules: as graphs for the paper's GCN, and as SMILES strings for a masked language model."""

@@ -1,4 +1,4 @@
-"""A SMILES string as a graph with the features of the Open Graph Benchmark (docs/method.md, section 6)."""
+"""Convert a SMILES string to a graph with the features of the Open Graph Benchmark (docs/method.md, section 6)."""
 
 import torch
 from rdkit import Chem
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from exprune.core.errors import SettingError
 
-# Each list is a vocabulary; what is not in it gets the index behind its end.
+# Each list is a vocabulary. Values that are not in it get the index after its last one.
 _CHIRALITY = [ChiralType.names[f"CHI_{name}"] for name in ("UNSPECIFIED", "TETRAHEDRAL_CW", "TETRAHEDRAL_CCW", "OTHER")]
 _HYBRIDIZATION = [HybridizationType.names[name] for name in ("SP", "SP2", "SP3", "SP3D", "SP3D2")]
 _BOND_TYPES = [BondType.SINGLE, BondType.DOUBLE, BondType.TRIPLE, BondType.AROMATIC]
-# This one has no entry for anything else: the six kinds are all that RDKit knew when OGB was made. Newer ones
-# (atropisomers) count as none.
+# This list has no index for other values: these six kinds are all that RDKit knew when OGB was made. Newer kinds
+# (atropisomers) count as NONE.
 _STEREO = [BondStereo.names[f"STEREO{name}"] for name in ("NONE", "Z", "E", "CIS", "TRANS", "ANY")]
 
 ATOM_VOCABULARY = (119, 5, 12, 12, 10, 6, 6, 2, 2)
@@ -20,10 +20,11 @@ BOND_VOCABULARY = (5, 6, 2)
 
 
 def parse(smiles: str, where: str) -> tuple[Chem.Mol, bool]:
-    """The molecule, also where RDKit's valence rules reject it (seven of HIV), and whether they accept it.
+    """The molecule, even if RDKit's valence rules reject it (as for seven molecules of HIV), and whether they accept
+    it.
 
     Raises:
-        SettingError: the string is no SMILES at all; the message begins with ``where``.
+        SettingError: If the string is not SMILES. The message begins with ``where``.
     """
     molecule = Chem.MolFromSmiles(smiles)
     if molecule is not None:
@@ -35,7 +36,7 @@ def parse(smiles: str, where: str) -> tuple[Chem.Mol, bool]:
     try:
         Chem.SanitizeMol(molecule, Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES)
     except Chem.MolSanitizeException as error:
-        raise SettingError(f"{where}: {smiles!r} is no molecule ({str(error).strip()})") from error
+        raise SettingError(f"{where}: {smiles!r} is not a valid molecule ({str(error).strip()})") from error
     return molecule, False
 
 

@@ -26,10 +26,10 @@ class CategoricalEncoder(nn.Module):
 
 
 class GraphConvolution(MessagePassing):
-    """``relu(linear(x))``, then normalised messages with bond features, and a root term.
+    """``relu(linear(x))``, followed by normalised messages with bond features and a root term.
 
-    The ReLU comes *before* the propagation, so that this layer has a neuron ExPrune can stop. Degrees count
-    the node itself; the normalisation is symmetric.
+    The ReLU comes *before* the propagation, so that this layer has neurons that ExPrune can stop. Degrees count the
+    node itself, and the normalisation is symmetric.
     """
 
     def __init__(self, hidden: int) -> None:
@@ -72,7 +72,7 @@ class GCN(nn.Module):
         return self.head(global_mean_pool(x, batch.batch, size=batch.num_graphs))
 
     def elementwise_flops(self, batch: Data) -> int:
-        """What the paper's accounting counts beside the matrix products, for the whole batch."""
+        """FLOPs of the batch that the paper's accounting counts besides the matrix products."""
         layers, hidden = len(self.convolutions), self.hidden
         per_node = len(ATOM_VOCABULARY) * hidden + 2 * hidden * layers + hidden * (layers - 1) + hidden
         per_edge = layers * (len(BOND_VOCABULARY) * hidden + 2 * len(BOND_VOCABULARY) * hidden)

@@ -1,4 +1,4 @@
-"""Molecules as PyG graphs: processed once, cached, split by scaffold."""
+"""Molecules as PyG graphs: processed once, cached, and split by scaffold."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -21,17 +21,17 @@ from exprune.lab.examples.molecules.features import featurise, parse
 from exprune.lab.examples.molecules.scaffold import checked_split, scaffold_split
 from exprune.lab.examples.molecules.smiles import Molecules
 
-_FORMAT = 3  # raise it when the processing changes, so that no old cache is read
+_FORMAT = 3  # increase this when the processing changes, so that old caches are not read
 
 
 @dataclass(frozen=True)
 class Graphs:
-    """All molecules in flat tensors, and how they are divided.
+    """All molecules in flat tensors, and their split.
 
     Attributes:
-        tensors: ``x``, ``edge_index`` and ``edge_attr`` of all graphs, ``nodes`` and ``edges`` of each, its label ``y``
-            and the number of its ``scaffold``, -1 where it has none.
-        division: the options of :func:`~exprune.lab.examples.molecules.scaffold.scaffold_split`.
+        tensors: ``x``, ``edge_index`` and ``edge_attr`` of all graphs; and for each graph its numbers of ``nodes`` and
+            ``edges``, its label ``y``, and the number of its ``scaffold``, -1 if it has none.
+        division: Options of `exprune.lab.examples.molecules.scaffold.scaffold_split`.
     """
 
     tensors: dict[str, Tensor]
@@ -44,7 +44,7 @@ class Graphs:
         return scaffold_split([None if number < 0 else number for number in scaffolds], **self.division)
 
     def part(self, name: str, limit: int | None = None) -> list[Data]:
-        """The (first so many) graphs of one part, in the order of the split."""
+        """The graphs of one part in the order of the split, at most ``limit``."""
         flat = self.tensors
         nodes = flat["nodes"].tolist()
         edges = flat["edges"].tolist()
@@ -57,10 +57,10 @@ class Graphs:
 
 
 def process(molecules: Molecules) -> Graphs:
-    """Turn every SMILES string into a graph, and number their scaffolds.
+    """Convert every SMILES string to a graph, and number the scaffolds.
 
     Raises:
-        SettingError: a string is no SMILES; names its row (from 1, the header not counted).
+        SettingError: If a string is not SMILES; the message names its row (from 1, without the header).
     """
     graphs, labels, scaffolds = [], [], []
     numbers: dict[str, int] = {}
@@ -86,7 +86,7 @@ def process(molecules: Molecules) -> Graphs:
 
 
 def cached(molecules: Molecules, name: str, cache_dir: Path, division: Mapping[str, Any] | None = None) -> Graphs:
-    """:func:`process`, or what it gave the last time for the same strings and the same RDKit."""
+    """The result of `process`, cached for the same strings and the same version of RDKit."""
     path = cache_dir / "graphs" / f"{name}-{molecules.digest()[:12]}-rdkit{rdkit.__version__}-{_FORMAT}.safetensors"
     tensors = kept(path, lambda path: _read(path, len(molecules.smiles)), "it is made anew")
     if tensors is None:
@@ -111,10 +111,16 @@ class MoleculeData(SplitData):
     """Molecular graphs with one binary label, in the scaffold split.
 
     Args:
-        read: gives the molecules from the data and the cache folder.
-        limit: keep only the first so many graphs of each part (for quick tries); None keeps all.
-        split: options of :func:`~exprune.lab.examples.molecules.scaffold.scaffold_split`; None: that of the Open Graph
-            Benchmark.
+        name: The name of the cached file.
+        read: Returns the molecules, given the data and the cache folder.
+        data_dir: The data folder.
+        cache_dir: The cache folder.
+        batch_size: The batch size of training.
+        eval_batch_size: The batch size of measurements.
+        num_workers: The number of worker processes that load batches.
+        limit: Keep only this number of graphs of each part, for quick tries; None keeps all.
+        split: Options of `exprune.lab.examples.molecules.scaffold.scaffold_split`; None means the split of the Open
+            Graph Benchmark.
     """
 
     def __init__(
@@ -149,14 +155,14 @@ class MoleculeData(SplitData):
 
     def train_dataloader(self) -> DataLoader:
         graphs = self.examples("train")
-        return self._loader(graphs, self.batch_size, shuffle=bool(graphs))  # none cannot be shuffled
+        return self._loader(graphs, self.batch_size, shuffle=bool(graphs))  # an empty list cannot be shuffled
 
     def batches(self, examples: Any) -> DataLoader:
         return self._loader(examples, self.eval_batch_size)
 
     def examples(self, part: str) -> list[Data]:
         if part not in self.parts:
-            assert self.graphs is not None  # setup() has read them
+            assert self.graphs is not None  # setup() was called
             self.parts[part] = self.graphs.part(part, self.limit)
         return self.parts[part]
 

@@ -1,4 +1,4 @@
-"""The scaffold split: molecules with one skeleton stay on one side."""
+"""The scaffold split, which keeps molecules with the same skeleton in the same part."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,17 @@ from exprune.core.errors import SettingError
 def scaffold_split(
     scaffolds: Sequence[int | str | None], train: float = 0.8, valid: float = 0.1, seed: int | None = None
 ) -> dict[str, list[int]]:
-    """Indices of ``train``, ``valid`` and ``test``: group by group, each into the first part that has room.
+    """Indices of ``train``, ``valid`` and ``test``. Each group of molecules goes into the first part that has room.
 
-    ``scaffolds`` names each molecule's group; one without a scaffold (``None``) is a group of its own. The largest
-    groups come first: ``test`` is made of skeletons that stand alone. On ogbg-molhiv this is the official split
-    (docs/method.md, section 6). With a ``seed`` only groups that would fill half of a smaller part come first, the
-    others in an order drawn by chance, so that all parts are alike.
+    By default, the largest groups come first, so ``test`` consists of skeletons that occur once. On ogbg-molhiv this is
+    the official split (docs/method.md, section 6). With a ``seed``, only groups that would fill half of a smaller part
+    come first, and the others follow in random order, so that all parts are similar.
+
+    Args:
+        scaffolds: The group of each molecule. A molecule without a scaffold (None) is a group of its own.
+        train: The share of ``train``.
+        valid: The share of ``valid``.
+        seed: See above.
     """
     groups: dict[object, list[int]] = defaultdict(list)
     for index, name in enumerate(scaffolds):
@@ -41,10 +46,10 @@ def scaffold_split(
 
 
 def checked_split(split: Mapping[str, Any] | None) -> dict[str, Any]:
-    """``data.split`` as options of :func:`scaffold_split`; None: there are none.
+    """Check ``data.split``, the options of `scaffold_split`; None means no options.
 
     Raises:
-        SettingError: they are not as they can be.
+        SettingError: If they are not valid.
     """
     if split is None:
         return {}
@@ -54,7 +59,7 @@ def checked_split(split: Mapping[str, Any] | None) -> dict[str, Any]:
     known = options.keys() <= {"train", "valid", "seed"} and isinstance(seed, int) and 0 <= seed < 2**63
     if not (known and all(isinstance(share, int | float) and share > 0 for share in shares) and sum(shares) < 1):
         raise SettingError(
-            f"data.split={split}: train and valid, shares above 0 that leave some for test, and seed, a whole "
-            "number or null; or null, for the split of the Open Graph Benchmark"
+            f"data.split={split}: give train and valid, shares above 0 that leave some for test, and seed, a whole "
+            "number or null; or give null, for the split of the Open Graph Benchmark"
         )
     return options

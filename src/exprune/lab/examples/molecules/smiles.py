@@ -1,4 +1,4 @@
-"""Where the molecules come from: SMILES strings with binary labels."""
+"""Sources of molecules: SMILES strings with binary labels."""
 
 import functools
 import hashlib
@@ -23,9 +23,12 @@ HIV_SHA256 = "b72f0cf00cd1f45ae5c415f21aef10e69187e30dd24029ddb345fbca35b0d798"
 
 @dataclass(frozen=True)
 class Molecules:
-    """SMILES strings and their labels, 0 or 1, with the name by which an error points at the source.
+    """SMILES strings and their labels, 0 or 1.
 
-    ``labels`` is a list, or a function of the molecule where computing it takes long: processing calls it.
+    Attributes:
+        source: The name of the source, for messages.
+        smiles: The strings.
+        labels: A list; or a function of the molecule, if labels are slow to compute, which is called during processing.
     """
 
     source: str
@@ -42,12 +45,12 @@ class Molecules:
 
 
 def read_hiv(data_dir: Path, cache_dir: Path) -> Molecules:
-    """MoleculeNet's HIV set, 41,127 molecules in the order of ogbg-molhiv (docs/method.md, section 6).
+    """MoleculeNet's HIV set: 41,127 molecules in the order of ogbg-molhiv (docs/method.md, section 6).
 
-    Read from ``data_dir/hiv/HIV.csv``, else from an earlier download in ``cache_dir``, else downloaded.
+    It is read from ``data_dir/hiv/HIV.csv``, or else from an earlier download in ``cache_dir``, or else downloaded.
 
     Raises:
-        SettingError: the file is missing and cannot be downloaded, or is not such a CSV.
+        SettingError: If the file is missing and cannot be downloaded, or is not such a CSV.
     """
     path = data_dir / "hiv" / "HIV.csv"
     if not path.exists():
@@ -55,7 +58,7 @@ def read_hiv(data_dir: Path, cache_dir: Path) -> Molecules:
         if kept(path, _checked, "it is downloaded anew") is None:
             _download(path, wanted=data_dir / "hiv" / "HIV.csv")
     try:
-        # index_col: else a comma at the end of each row would shift the columns
+        # Without index_col, a comma at the end of each row would shift the columns.
         table = pd.read_csv(path, index_col=False, dtype={"smiles": str})
     except (ValueError, OSError) as error:
         raise SettingError(f"{path}: not a readable CSV file ({error})".replace("\n", " ")) from error
@@ -64,7 +67,7 @@ def read_hiv(data_dir: Path, cache_dir: Path) -> Molecules:
         raise SettingError(f"{path}: no column {sorted(missing)}; it has {list(table.columns)}")
     if table.empty:
         raise SettingError(f"{path}: no rows below the header")
-    labels = pd.to_numeric(table["HIV_active"], errors="coerce")  # one that is no number makes all of them strings
+    labels = pd.to_numeric(table["HIV_active"], errors="coerce")  # one invalid label would make all of them strings
     bad = table.index[table["smiles"].isna() | ~labels.isin([0, 1])]
     if len(bad):
         row = table.loc[bad[0]].to_dict()
@@ -94,10 +97,10 @@ def _download(path: Path, wanted: Path) -> None:
 
 
 def read_nci(data_dir: Path, cache_dir: Path) -> Molecules:
-    """The 4,991 molecules of RDKit's NCI sample that parse, labelled by :func:`nih_alert`.
+    """The 4,991 valid molecules of RDKit's NCI sample, labelled by `nih_alert`.
 
-    They come with RDKit, so both folders go unused. About 26 % raise an alert: a structural label that a
-    graph network learns in minutes, for a first result without any download.
+    They are part of RDKit, so both folders are unused. About 26 % of them raise an alert. A graph network learns this
+    structural label in minutes, which gives a first result without a download.
     """
     path = Path(RDConfig.RDDataDir) / "NCI" / "first_5K.smi"
     strings = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
@@ -107,7 +110,7 @@ def read_nci(data_dir: Path, cache_dir: Path) -> Molecules:
 
 
 def nih_alert(molecule: Mol) -> int:
-    """1 where the molecule raises an alert of RDKit's NIH structural filter."""
+    """1 if the molecule raises an alert of RDKit's NIH structural filter, otherwise 0."""
     return int(_nih_catalog().HasMatch(molecule))
 
 

@@ -21,12 +21,14 @@ from exprune.lab.tasks.task import Task
 
 
 class GraphTask(Task):
-    """Trains and evaluates a network that maps a batch of graphs to one logit per graph.
+    """Train and evaluate a network that maps a batch of graphs to one logit per graph.
 
-    AdamW under OneCycle (docs/method.md, section 6).
+    Training uses AdamW with OneCycle (docs/method.md, section 6).
 
     Args:
-        lr: the maximal learning rate.
+        network: The network.
+        lr: The maximal learning rate.
+        weight_decay: The weight decay.
     """
 
     metric_name = "roc_auc"
@@ -62,7 +64,7 @@ class GraphTask(Task):
         }
 
     def check_labels(self, batches: Iterable[Batch], name: str) -> None:
-        """Raises SettingError where the graphs of ``batches``, called ``name``, have one label: there is no ROC-AUC."""
+        """Raise a SettingError if all graphs of ``batches`` have the same label, as ROC-AUC is then undefined."""
         labels = torch.cat([graphs.y.flatten() for graphs in getattr(batches, "dataset", batches)])
         if len(kinds := labels.unique()) < 2:
             raise SettingError(
@@ -71,13 +73,13 @@ class GraphTask(Task):
             )
 
     def score(self, predictions: NDArray, targets: NDArray) -> float:
-        """The metric of a whole split; nan where it has one label."""
+        """The metric of a whole split; NaN if it has only one label."""
         if targets.min() == targets.max():
             return math.nan
         return binary_auroc(torch.from_numpy(predictions), torch.from_numpy(targets)).item()
 
     def network_inputs(self, batch: Batch) -> tuple[Batch]:
-        """The arguments with which this task calls the network."""
+        """The arguments that this task calls the network with."""
         return (batch,)
 
     def sampled_loss(self, batch: Batch, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""SMILES strings as texts, and as the tokens of a BERT of molecules."""
+"""SMILES strings as texts, and as tokens of a BERT for molecules."""
 
 import re
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from exprune.lab.examples.molecules.smiles import Molecules
 
 
 def smiles_tokens(name: str | None) -> OwnTokens:
-    """Those of a BERT of molecules that lists them in ``vocab.txt``: atoms, bonds, rings, branches of SMILES strings.
+    """The tokens of a BERT for molecules, listed in its ``vocab.txt``: atoms, bonds, rings and branches of SMILES.
 
     Raises:
-        SettingError: there is no such list, or it is no text.
+        SettingError: If there is no such list, or if it is not a text file.
     """
     path = Path(in_folder(name)) / "vocab.txt"
     if not path.is_file():
@@ -34,11 +34,11 @@ def smiles_tokens(name: str | None) -> OwnTokens:
     return OwnTokens(ids, (number["[CLS]"],), (number["[SEP]"],), number["[PAD]"], number["[MASK]"])
 
 
-_SMILES = re.compile(r"\[[^\]]*\]|Br|Cl|%[0-9]{2}|.")  # an atom in brackets, one of two letters, a ring of two digits
+_SMILES = re.compile(r"\[[^\]]*\]|Br|Cl|%[0-9]{2}|.")  # an atom in brackets, a two-letter atom, a two-digit ring
 
 
 def molecule_texts(read: Callable[[Path, Path], Molecules]) -> Callable[[Path, Path], Corpus]:
-    """Gives the SMILES strings of some molecules as texts: a tenth each to validate and to test, by chance."""
+    """A function that returns SMILES strings as texts, randomly split: a tenth each for validation and test."""
 
     def texts(data_dir: Path, cache_dir: Path) -> Corpus:
         molecules = read(data_dir, cache_dir)

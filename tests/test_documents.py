@@ -80,14 +80,14 @@ def test_a_page_opens_with_what_it_answers(name: str) -> None:
 
 
 def test_tables_are_those_of_the_measurements(command: CommandLine) -> None:
-    outcome = command("results/tables.py", "--check")
+    outcome = command("results/make/tables.py", "--check")
     assert outcome.code == 0, outcome.err
 
 
 def test_a_table_that_differs_is_found(command: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     changed = tmp_path / "changed.md"
     changed.write_text((ROOT / "docs" / "results.md").read_text().replace("| Calibrated", "| Callibrated", 3))
-    monkeypatch.syspath_prepend(str(ROOT / "results"))
+    monkeypatch.syspath_prepend(str(ROOT / "results" / "make"))
     import tables
 
     monkeypatch.setattr(tables, "DOCUMENTS", (changed,))

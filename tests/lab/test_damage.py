@@ -1,4 +1,4 @@
-"""results/damage.py: what it adds up of optimal stopping, which it must not change."""
+"""results/make/damage.py: what it adds up of optimal stopping, which it must not change."""
 
 import importlib
 from types import ModuleType
@@ -15,7 +15,7 @@ STAGES = (4, 8, 16)
 
 @pytest.fixture
 def damage(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "results"))
+    monkeypatch.syspath_prepend(str(ROOT / "results" / "make"))
     return importlib.import_module("damage")
 
 

@@ -1,4 +1,4 @@
-"""results/promise.py: how often a rule's choice exceeds its target on other inputs, on settings made up for it."""
+"""results/make/promise.py: how often a rule's choice exceeds its target on other inputs, on settings made up for it."""
 
 import importlib
 import json
@@ -14,7 +14,7 @@ from tests.cli import ROOT
 
 @pytest.fixture
 def promise(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "results"))
+    monkeypatch.syspath_prepend(str(ROOT / "results" / "make"))
     module = importlib.import_module("promise")
     monkeypatch.setattr(module, "DIVISIONS", 100)
     return module

@@ -170,9 +170,9 @@ def test_a_front_and_a_table_are_read_as_results_are(tmp_path: Path) -> None:
     assert [json.loads(one) for one in of_front["setting"]] == [{"tau/a": 4}, {"tau/a": 7}]
     assert list(of_front["saved_percent"]) == [11, 21] and list(of_front["valid_drop_points"]) == [0.05, 0.8]
 
-    both = table(front, ROOT / "results" / "gnn_molhiv.csv")
+    both = table(front, ROOT / "results" / "gnn" / "one_tau.csv")
     assert set(both["chosen_on"]) == {"validation", "test (optimistic)"}
-    measured = pd.read_csv(ROOT / "results" / "gnn_molhiv.csv").query("sites == 4 and heuristic == 'Threshold'")
+    measured = pd.read_csv(ROOT / "results" / "gnn" / "one_tau.csv").query("sites == 4 and heuristic == 'Threshold'")
     best = measured[measured["drop_points"] <= 0.1].nlargest(1, "saved_percent").iloc[0]
     row = both.query("sites == '4' and heuristic == 'Threshold' and drop_limit == 0.1").iloc[0]
     assert row["saved_percent"] == best["saved_percent"] and json.loads(row["setting"])["tau"] == best["tau"]

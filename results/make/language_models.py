@@ -1,0 +1,236 @@
+"""Makes language_models/wikitext2.csv and its table: every rule, under one protocol (docs/language_models.md).
+
+    python results/make/language_models.py smollm2            # WikiText-2; goes on where it was interrupted
+    python results/make/language_models.py smollm2 --piqa     # the settings found there, on PIQA's measured half
+    python results/make/language_models.py llama              # or opt: the embedded networks, on Python's source
+    python results/make/language_models.py --table            # the table and the figure of what is measured so far
+
+Every rule has one setting. For each of four limits of the mean KL(dense || pruned) it is found on 1,022 tokens of the
+validation split, and measured once on at least 20,000 tokens of the test split; every token is pruned. All rules are
+calibrated on the same 4,096 tokens. Seed 0. EXPRUNE_DATA_DIR names the data. Takes some hours on two cores.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from composed import subject_of
+from tqdm import tqdm
+
+from exprune.core import (
+    Cats,
+    Chess,
+    ExPrune,
+    Heuristic,
+    Optimal,
+    RSparse,
+    SiteStatistics,
+    Teal,
+    TopK,
+    Wina,
+    select_sites,
+)
+from exprune.files import write_whole
+from exprune.lab.evaluation.calibration import statistics_of
+from exprune.lab.evaluation.measure import compare, divergence_of
+from exprune.lab.evaluation.passes import Pass
+from exprune.lab.evaluation.result import flops_per_input
+from exprune.lab.evaluation.store import measured
+from exprune.lab.evaluation.subject import Inputs, Subject
+
+RESULTS = Path(__file__).parents[1]
+TABLE, PIQA = RESULTS / "language_models" / "wikitext2.csv", RESULTS / "language_models" / "piqa.csv"
+LIMITS = (0.05, 0.02, 0.1, 0.01)  # nats; the order in which they are measured
+OPTIMAL = ("exprune=optimal", "exprune.lam=1e-12", "exprune.predict=true", "exprune.scope=all", "exprune.order=input")
+NETWORKS = {
+    "smollm2": ("experiment=real/smollm2", "exprune.lam=1e-12", "data.limit=44"),
+    "llama": ("model=llama", "model.epochs=4", *OPTIMAL, "exprune.inputs=16", "data.limit=80",
+              "checkpoint=checkpoints/llama-stdlib-none-seed0-ff101a98.safetensors"),
+    "opt": ("model=opt", *OPTIMAL, "exprune.inputs=16", "data.limit=80",
+            "checkpoint=checkpoints/opt-stdlib-none-seed0-20c82a39.safetensors"),
+}  # fmt: skip
+SHARES = [0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75]
+PRICES = [1e-10 * 4**step for step in range(12)]
+
+Statistics = dict[str, SiteStatistics]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One curve: the heuristic at a setting, its settings from cautious to bold, and whether the head is in play."""
+
+    make: Callable[[Statistics, float], Heuristic]
+    settings: list[float]
+    head: bool = False
+    layers: str = "*"
+
+
+RULES = {
+    "optimal": Rule(lambda of, lam: Optimal(lam, statistics=of, predict=True), PRICES),
+    "wina": Rule(lambda of, tau: Wina(tau), SHARES),
+    "teal": Rule(lambda of, tau: Teal(tau, of), SHARES),
+    "optimal, head": Rule(lambda of, lam: Optimal(lam, statistics=of, predict=True), PRICES, head=True),
+    "top-k": Rule(lambda of, tau: TopK(tau), SHARES),
+    "teal, greedy": Rule(lambda of, tau: Teal(tau, of, divide="greedy"), SHARES),
+    "r-sparse, rank 16": Rule(lambda of, tau: RSparse(tau, 16), SHARES),
+    "cats": Rule(lambda of, tau: Cats(tau, of), SHARES),
+    "chess, feed-forward": Rule(lambda of, tau: Chess(tau, of), SHARES, layers="*mlp*"),
+    "wina, head": Rule(lambda of, tau: Wina(tau), SHARES, head=True),
+}
+
+
+def both_passes(
+    subject: Subject, statistics: Statistics, rule: str, setting: float, inputs: Inputs
+) -> tuple[Pass, Pass, ExPrune]:
+    """The dense pass over some inputs, that of a rule at a setting, and what counted in it."""
+    of, head = RULES[rule], subject.task.network.get_output_embeddings()
+    sites = select_sites(subject.sites, of.layers)
+    if not of.head:
+        sites = [replace(site, reason="the head") if site.module is head else site for site in sites]
+    run = ExPrune(sites, of.make(statistics, setting), gain_ratio=1000.0)
+    return measured(subject, inputs), measured(subject, inputs, run, 1000.0), run
+
+
+def passed(subject: Subject, statistics: Statistics, rule: str, setting: float, inputs: Inputs) -> dict[str, Any]:
+    """What a rule's setting saves and changes on some inputs."""
+    start = time.perf_counter()
+    dense, pruned, run = both_passes(subject, statistics, rule, setting, inputs)
+    change = divergence_of(dense, pruned, 0)
+    assert change is not None  # of a language model
+    ratio = pruned.columns["loss"] - dense.columns["loss"]
+    return {
+        "saved": flops_per_input("token", run.flops, dense, pruned).saved,
+        **{f"kl_{name}": value for name, value in change.items()},
+        **{f"perplexity_{side}": math.exp(one.columns["loss"].mean()) for side, one in _sides(dense, pruned)},
+        **{f"accuracy_{side}": subject.task.score(one.predictions, one.targets) for side, one in _sides(dense, pruned)},
+        "ln_perplexity_ratio": float(ratio.mean()),
+        "seconds": round(time.perf_counter() - start),
+    }
+
+
+def _sides(dense: Any, pruned: Any) -> list[tuple[str, Any]]:
+    return [("dense", dense), ("pruned", pruned)]
+
+
+def found(subject: Subject, statistics: Statistics, rule: str) -> dict[float, float]:
+    """The setting for each limit, by interpolation over the logarithm of KL on the first batch of validation."""
+    inputs, settings, apart = Inputs([next(iter(subject.loader("valid")))]), [], []
+    for setting in tqdm(RULES[rule].settings, desc=f"{rule}, validation", disable=None, leave=False):
+        settings.append(setting)
+        apart.append(max(1e-9, passed(subject, statistics, rule, setting, inputs)["kl_mean"]))
+        if apart[-1] > 1.2 * max(LIMITS):
+            break
+    apart = list(np.maximum.accumulate(apart))
+    scaled = np.log(settings) if RULES[rule].settings is PRICES else np.array(settings)
+    at = {limit: float(np.interp(math.log(limit), np.log(apart), scaled)) for limit in LIMITS if limit <= apart[-1]}
+    return {limit: math.exp(x) if RULES[rule].settings is PRICES else x for limit, x in at.items()}
+
+
+def measure(network: str) -> None:
+    """Add what is missing of a network to the table, a row at a time."""
+    subject = subject_of(*NETWORKS[network])
+    statistics = statistics_of(subject)
+    settings = {rule: found(subject, statistics, rule) for rule in RULES if not _skipped(subject, rule)}
+    for limit in LIMITS:
+        for rule in settings:
+            rows = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=["network", "rule", "limit"])
+            there = (rows.network == network) & (rows.rule == rule) & (rows.limit == limit)
+            if there.any() or limit not in settings[rule]:
+                continue
+            inputs = subject.inputs("test")
+            row = {"network": network, "data": subject.cfg.data.name, "rule": rule, "limit": limit}
+            row |= {
+                "setting": settings[rule][limit],
+                **passed(subject, statistics, rule, settings[rule][limit], inputs),
+            }
+            table = pd.concat([rows, pd.DataFrame([row])], ignore_index=True)
+            write_whole(TABLE, lambda partial, table=table: table.to_csv(partial, index=False, float_format="%.6g"))
+            print(
+                f"{network} {rule} {limit}: {row['saved']:.2%} at {row['kl_mean']:.4f}, {row['seconds']} s", flush=True
+            )
+
+
+def _skipped(subject: Subject, rule: str) -> bool:
+    """CATS, and CHESS of the feed-forward layers alone, are for layers with a gate."""
+    return rule in ("cats", "chess, feed-forward") and not any(site.gated for site in subject.sites)
+
+
+def piqa(network: str, limits: tuple[float, ...] = (0.05, 0.02)) -> None:
+    """What the settings that were found for the limits do to the measured half of PIQA's questions."""
+    subject = subject_of(*(s for s in NETWORKS[network] if not s.startswith("data.limit")), "data=piqa")
+    statistics = statistics_of(subject_of(*NETWORKS[network]))
+    inputs, rows = subject.inputs("test"), pd.read_csv(TABLE)
+    for row in rows[(rows.network == network) & rows.limit.isin(limits)].sort_values("limit").itertuples():
+        old = pd.read_csv(PIQA) if PIQA.exists() else pd.DataFrame(columns=["network", "rule", "limit"])
+        if ((old.network == network) & (old.rule == row.rule) & (old.limit == row.limit)).any():
+            continue
+        dense, pruned, run = both_passes(subject, statistics, row.rule, row.setting, inputs)
+        new: dict[str, Any] = {"network": network, "rule": row.rule, "limit": row.limit, "setting": row.setting}
+        new |= {"questions": len(dense.targets), "saved": flops_per_input("example", run.flops, dense, pruned).saved}
+        for metric, column in (("acc", "prediction"), ("acc_norm", "per_character")):
+            sides = [
+                replace(one, columns={**one.columns, "prediction": one.columns[column]}) for one in (dense, pruned)
+            ]
+            of_metric = compare(subject.task, *sides, 10_000, 0)
+            low, high = of_metric.interval
+            new |= {f"{metric}_dense": of_metric.dense, f"{metric}_pruned": of_metric.pruned}
+            new |= {f"{metric}_drop": of_metric.drop, f"{metric}_drop_low": low, f"{metric}_drop_high": high}
+        table = pd.concat([old, pd.DataFrame([new])], ignore_index=True)
+        write_whole(PIQA, lambda partial, table=table: table.to_csv(partial, index=False, float_format="%.6g"))
+        print(new, flush=True)
+
+
+def at_limits(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Of each network and rule what is saved at exactly each limit: a line through the two nearest points in log KL."""
+    for (network, rule), points in rows.groupby(["network", "rule"], sort=False):
+        row: dict[str, Any] = {"network": network, "rule": rule}
+        x, y = np.log(points.kl_mean.to_numpy()), 100 * points.saved.to_numpy()
+        for limit in sorted(LIMITS):
+            near = np.argsort(np.abs(x - math.log(limit)))[:2]
+            if len(near) == 2 and abs(x[near[0]] - math.log(limit)) < math.log(1.5):
+                a, b = near
+                row[f"{limit:g}"] = round(float(y[a] + (y[b] - y[a]) * (math.log(limit) - x[a]) / (x[b] - x[a])), 1)
+        yield row
+
+
+def draw(rows: pd.DataFrame) -> None:
+    """One panel a network: what is saved against KL, a curve a rule."""
+    from matplotlib.figure import Figure
+
+    networks = list(rows.network.unique())
+    figure = Figure(figsize=(5.5 * len(networks), 4.2), layout="constrained")
+    for axes, network in zip(np.ravel(figure.subplots(1, len(networks), squeeze=False)), networks, strict=True):
+        for rule, points in rows[rows.network == network].groupby("rule", sort=False):
+            points, ours = points.sort_values("kl_mean"), rule.startswith("optimal")
+            axes.plot(100 * points.saved, points.kl_mean, "o-", ms=3, lw=2 if ours else 1, label=rule)
+        axes.set(yscale="log", title=network, xlabel="FLOPs of the whole network saved (%)")
+        axes.set_ylabel("mean KL(dense || pruned), nats")
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    write_whole(
+        RESULTS / "language_models" / "rules.png", lambda partial: figure.savefig(partial, dpi=150, format="png")
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=NETWORKS, nargs="?")
+    parser.add_argument("--piqa", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    chosen = parser.parse_args()
+    if chosen.network:
+        (piqa if chosen.piqa else measure)(chosen.network)
+    if chosen.table:
+        rows = pd.read_csv(TABLE)
+        print(pd.DataFrame(at_limits(rows)).to_markdown(index=False))
+        draw(rows)
+
+
+if __name__ == "__main__":
+    main()

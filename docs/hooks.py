@@ -24,7 +24,7 @@ SOURCES = {page: source for source, page in PAGES.items()}
 _LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 _CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.DOTALL)
 _MATHS = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
-_FRONT = re.compile(r'<img [^>]*src="([^"]*?)results/(\w+)/fronts\.png"[^>]*>')
+_FRONT = re.compile(r'<img [^>]*src="[^"]*?(\w+)/fronts\.png"[^>]*>')
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -67,8 +67,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
 def on_page_content(html: str, page: Page, **_: Any) -> str:
     """Writes formulas as MathML, which browsers draw by themselves, and puts interactive fronts beside still ones."""
     html = _MATHS.sub(lambda found: convert(_plain(found[2]), display="block" if found[1] == "div" else "inline"), html)
-    chart = '<div class="front" data-chart="{0}assets/fronts/{1}.json" data-library="{0}assets/plotly.min.js"></div>'
-    return _FRONT.sub(lambda found: chart.format(found[1], found[2]) + found[0], html)
+    root = "../" * page.url.count("/")
+    chart = f'<div class="front" data-chart="{root}assets/fronts/{{}}.json" data-library="{root}assets/plotly.min.js"></div>'
+    return _FRONT.sub(lambda found: chart.format(found[1]) + found[0], html)
 
 
 def _source(file: File) -> Path:

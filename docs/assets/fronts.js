@@ -10,8 +10,7 @@ function colours() {
 async function draw(front) {
   const chart = await (await fetch(front.dataset.chart)).json();
   front.classList.add("drawn");
-  if (front.clientWidth < 600) chart.layout.legend = { orientation: "h", y: -0.25, font: { size: 10 } };
-  await Plotly.newPlot(front, chart.data, chart.layout, { responsive: true, displaylogo: false });
+  await Plotly.newPlot(front, chart.data, chart.layout, { responsive: true, displayModeBar: false });
   Plotly.relayout(front, colours());
 }
 

@@ -64,17 +64,22 @@ def drawn(network: str) -> dict[str, Any]:
                 "text": points["setting"].tolist(),
                 "hovertemplate": "%{x:.1f} % saved, change %{y:+.2f} points<br>%{text}",
                 "mode": "markers" if curve.name == ORACLE else "lines+markers",
+                "marker": {"symbol": "star", "size": 14} if curve.name == ORACLE else {},
                 "line": {"color": COLOURS[curve.name], "width": 3 if curve.name in (SEARCHED, OURS) else 1.5},
                 "visible": True if "one tau" not in curve.name else "legendonly",
             }
         )
+    shown = pd.concat(curve.points for curve in curves(network) if "one tau" not in curve.name)
+    ends = [min(-1.5, shown["change"].min() - 0.4), max(0.8, shown["change"].max() + 0.4)]
+    point = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": -1, "y1": -1}
     layout = {
         "xaxis": {"title": {"text": "FLOPs saved, %"}, "zeroline": False},
-        "yaxis": {"title": {"text": "change of the metric, points"}, "range": [-5, 2.5], "zeroline": True},
+        "yaxis": {"title": {"text": "change of the metric, points"}, "range": ends},
+        "shapes": [point | {"line": {"dash": "dash", "width": 1, "color": "grey"}}],
         "margin": {"l": 60, "r": 10, "t": 10, "b": 50},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "legend": {"x": 1.02, "y": 1},
+        "legend": {"orientation": "h", "y": -0.2},
         "hovermode": "closest",
     }
     return {"data": data, "layout": layout}

@@ -53,23 +53,19 @@ def readme() -> str:
     for name, network in IN_README.items():
         chosen, figure = _chosen(name), WITH_RECIPES[name][1]
         saved = (max(chosen.loc[1.0, test][figure] for test in tests) for tests in (PAPER_TESTS, (BY_INPUT,)))
-        lines.append(line(network, *(f"{percent:.0f} %" for percent in saved)))
+        lines.append(line(network, *(f"{percent:.0f}\u00a0%" for percent in saved)))
     return "\n".join(lines) + "\n"
 
 
-def headline() -> str:
-    """A row a network: the paper's range, the better of its tests, and ours; savings at both limits."""
-    columns = ("", "the paper saves", "its tests, searched", "`exprune.order=layer`", "`exprune=optimal`",
-               "`exprune=magnitude`", "oracle")  # fmt: skip
+def headline(limit: float) -> str:
+    """A row a network: the better of the paper's tests, and ours, within a drop; savings and intervals."""
+    columns = ("network", "the paper's tests", "`order=layer`", "`optimal`", "`magnitude`", "oracle")
     lines = heading(*columns)
     for name, (network, figure) in WITH_RECIPES.items():
         chosen = _chosen(name)
-        best = [max(PAPER_TESTS, key=lambda test: chosen.loc[limit, test][figure]) for limit in _limits()]
-        oracle = _cell(chosen, 1.0, "Oracle", figure)
-        cells = [
-            _at_both(chosen, two, figure) for two in (best, *([test] * 2 for test in (BY_LAYER, BY_INPUT, "Magnitude")))
-        ]
-        lines.append(line(network, "<br>".join(_published(name, limit) for limit in _limits()), *cells, oracle))
+        best = max(PAPER_TESTS, key=lambda test: chosen.loc[limit, test][figure])
+        cells = [_with_interval(chosen, (limit, test), figure) for test in (best, BY_LAYER, BY_INPUT, "Magnitude")]
+        lines.append(line(network, *cells, _cell(chosen, 1.0, "Oracle", figure)))
     return "\n".join(lines) + "\n"
 
 
@@ -260,7 +256,7 @@ def passes() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "readme": readme,
-    "headline": headline,
+    **{f"headline {limit:g}": lambda limit=limit: headline(limit) for limit in (0.1, 1.0)},
     "tests": tests,
     "searches": searches,
     "passes": passes,
@@ -339,21 +335,17 @@ def _published(name: str, limit: float) -> str:
     return PUBLISHED["statically pruned" if name.endswith("_static") else "dense"][limit]
 
 
-def _at_both(chosen: pd.DataFrame, tests: Sequence[str], figure: str) -> str:
-    """What a test saves at each limit (of a dense network that skips zeros), with the interval of the change."""
-    both = list(zip(_limits(), tests, strict=True))
-    if not all(at in chosen.index for at in both):
+def _with_interval(chosen: pd.DataFrame, at: tuple[float, str], figure: str) -> str:
+    """What a test saves (of a dense network that skips zeros), with the interval of the change."""
+    if at not in chosen.index:
         return NOT_YET
-    return "<br>".join(_with_interval(chosen.loc[at], figure) for at in both)
-
-
-def _with_interval(row: pd.Series, figure: str) -> str:
+    row = chosen.loc[at]
     if pd.isna(row["saved_percent"]):
         return "none"
     without = (
         "" if pd.isna(row["without_zeros"]) or figure == "scope_saved_percent" else f" ({row['without_zeros']:.1f})"
     )
-    return f"{row[figure]:.1f}{without} {_interval(row)}"
+    return f"{row[figure]:.1f}{without}<br>{_interval(row)}"
 
 
 def _cell(chosen: pd.DataFrame, limit: float, test: str, figure: str) -> str:

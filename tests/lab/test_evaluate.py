@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from pathlib import Path
 
 import lightning
@@ -124,8 +125,10 @@ def test_sites_and_taus_by_name(command: CommandLine) -> None:
 
 
 def test_wandb_offline(command: CommandLine) -> None:
-    """The default logger writes an offline run below the run's folder, and finishes it."""
+    """The default logger writes an offline run below the run's folder, finishes it, and reports to nobody."""
+    before = set(threading.enumerate())
     outcome = command("evaluate.py", "model=gnn", "exprune.tau=0.1", *TINY)
+    assert not [thread for thread in set(threading.enumerate()) - before if "Exporting" in thread.name]
     assert outcome.code == 0, outcome.err
     assert wandb.run is None
     assert list(outcome.runs()[0].glob("wandb/offline-run-*/*.wandb"))

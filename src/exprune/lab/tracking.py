@@ -67,6 +67,9 @@ def _run(
     if logger.name == "none" or (mode := _mode(logger)) == "disabled":
         yield None
         return
+    if mode == "offline":
+        # wandb's threads would report to its servers all the same, and log each failure with its traceback.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     try:

@@ -1,4 +1,4 @@
-"""Every command, Python block, link and table of the documents is as they say."""
+"""Every command, Python block, link and table of the documents is correct."""
 
 import functools
 import re
@@ -37,7 +37,7 @@ def test_commands(command: CommandLine, words: list[str], monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("code", _blocks(README, "python"), ids=range(len(_blocks(README, "python"))))
 def test_python(code: str, tmp_path: Path) -> None:
-    """In a process of its own, as a reader runs it: nothing that these tests import helps it."""
+    """Run in a separate process, as a reader would, so that no import of these tests helps."""
     (tmp_path / "snippet.py").write_text(code)
     outcome = subprocess.run([sys.executable, "snippet.py"], cwd=tmp_path, capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stderr
@@ -45,7 +45,7 @@ def test_python(code: str, tmp_path: Path) -> None:
 
 
 def _anchors(text: str) -> set[str]:
-    """Of the headings, as GitHub makes them."""
+    """Return the anchors of the headings, as GitHub creates them."""
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

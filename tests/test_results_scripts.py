@@ -1,4 +1,4 @@
-"""The scripts that measure a released network: the settings they mean, and what they say where there is none such."""
+"""The scripts that measure a released network: their settings, and their message if there is no such network."""
 
 import subprocess
 import sys

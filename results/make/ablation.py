@@ -14,13 +14,12 @@ import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from composed import at_levels, divergence, subject_of
-from networks import SETTINGS
+from networks import INTO, SETTINGS
 from tqdm import tqdm
 
 import torch  # isort: skip
@@ -32,7 +31,6 @@ from exprune.files import write_whole
 from exprune.lab.evaluation.calibration import calibrate
 from exprune.lab.evaluation.subject import Subject
 
-RESULTS = Path(__file__).parents[1]
 STAGES = (32, 64, 128, 192, 256)
 MANY = (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448)
 LAMS = (3e-12, 1e-11, 3e-11, 1e-10)
@@ -242,7 +240,7 @@ def main() -> None:
     saved, apart = measured(network, first.sites, Oracle())
     rows.append({"variant": "oracle, from 32 terms", "saved_percent": [round(saved, 2)], "kl": [round(apart, 5)]})
     table = pd.DataFrame(rows).round(2)
-    write_whole(RESULTS / f"{options.model}/ablation.csv", lambda partial: table.to_csv(partial, index=False))
+    write_whole(INTO / f"{options.model}/ablation.csv", lambda partial: table.to_csv(partial, index=False))
     print(table.to_string(index=False))
 
 

@@ -1,15 +1,13 @@
 """Tables that answer two questions: are the published figures reproduced, and is a promise kept?"""
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from networks import NETWORKS, whole
+from networks import NETWORKS, RESULTS, whole
 from table_lines import NOT_YET, heading, line, not_yet
 
 from exprune.lab.fronts.paper_table import PUBLISHED, paper_table, read
 
-RESULTS = Path(__file__).parents[1]
 TESTS = {"threshold": "Threshold", "stats_test": "StatsTest"}
 # What is changed -> how the names of the tables begin, by network.
 CHANGES = {
@@ -81,7 +79,7 @@ def promises() -> str:
             lines.append(line(network, *cells, *drops, saved))
         first = table.iloc[0]
         made.append(
-            f"\n`bash results/make/promise.sh {name}` makes [the table](../results/{name}/promise.csv) and "
+            f"\n`python results/reproduce.py {name}/promise` makes [the table](../results/{name}/promise.csv) and "
             f"[its plot](../results/{name}/promise.png): {first['divisions']} divisions of {first['inputs']:,} inputs, "
             f"{first['validation_share']:.0%} of them for validation.\n"
         )

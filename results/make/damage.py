@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 from composed import divergence, first_batches, log_probabilities, subject_of
 from matplotlib.figure import Figure
-from networks import SETTINGS, WITHOUT_RELU
+from networks import INTO, SETTINGS, WITHOUT_RELU
 from tqdm import tqdm
 
 import torch  # isort: skip
@@ -34,7 +34,6 @@ from exprune.files import write_whole
 from exprune.lab.evaluation.subject import Subject
 from exprune.lab.selection.knobs import maker
 
-RESULTS = Path(__file__).parents[1]
 # Settings; the price at which the factors are measured, inputs of the calibration and of the validation data.
 NETWORKS: dict[str, tuple[tuple[str, ...], float, int, int]] = {
     "gnn": ((*SETTINGS["gnn"], "exprune.predict=true"), 5e-11, 500, 1000),
@@ -153,8 +152,8 @@ def main() -> None:
     parser.add_argument("network", choices=NETWORKS)
     network = parser.parse_args().network
     table = table_of(network)
-    write_whole(RESULTS / f"{network}/damage.csv", lambda partial: table.to_csv(partial, index=False))
-    plot(table, RESULTS / f"{network}/damage.png")
+    write_whole(INTO / f"{network}/damage.csv", lambda partial: table.to_csv(partial, index=False))
+    plot(table, INTO / f"{network}/damage.png")
     print(table.drop(columns="factors").to_string(index=False))
 
 

@@ -10,11 +10,10 @@ names the data.
 """
 
 import argparse
-from pathlib import Path
 
 import pandas as pd
 from composed import at_levels, divergence, first_batches, log_probabilities, subject_of
-from networks import FEED_FORWARD, STAGES, WITHOUT_RELU
+from networks import FEED_FORWARD, INTO, STAGES, WITHOUT_RELU
 from tqdm import tqdm
 
 from exprune.core import ExPrune
@@ -22,7 +21,6 @@ from exprune.files import write_whole
 from exprune.lab.evaluation.subject import plain
 from exprune.lab.selection.knobs import maker
 
-RESULTS = Path(__file__).parents[1]
 INPUTS = 2000
 LEVELS = (0.002, 0.005, 0.01, 0.02, 0.05)  # nats
 BY_INPUT = ("exprune.order=input", "exprune.scope=all")
@@ -63,7 +61,7 @@ def main() -> None:
             figures = {"saved_percent": saved, "kl": apart, "changed_percent": changed}
             rows.append({"network": network, "layers": layers, "test": test, **found, **figures})
     table = pd.DataFrame(rows).assign(inputs=len(dense))
-    write_whole(RESULTS / f"{network}/divergence.csv", lambda partial: table.to_csv(partial, index=False))
+    write_whole(INTO / f"{network}/divergence.csv", lambda partial: table.to_csv(partial, index=False))
     print(table.to_string(index=False))
 
 

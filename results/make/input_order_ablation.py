@@ -11,12 +11,11 @@ checkpoint is used; EXPRUNE_DATA_DIR names the data.
 import argparse
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from composed import at_levels, divergence, first_batches, log_probabilities, subject_of
-from networks import SETTINGS
+from networks import INTO, SETTINGS
 from tqdm import tqdm
 
 import torch  # isort: skip
@@ -29,7 +28,6 @@ from exprune.files import write_whole
 from exprune.lab.evaluation.calibration import statistics_of
 from exprune.lab.evaluation.subject import Subject
 
-RESULTS = Path(__file__).parents[1]
 FIVE, SEVEN = STAGES, STAGES_BY_INPUT
 MANY = (8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448)
 INPUTS = {"gnn": 1000, "opt": 4000, "vgg11_bn": 500, "resnet18": 250, "vgg11_bn_static": 500}
@@ -171,7 +169,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     network = options.network
-    file = RESULTS / f"{network}/input_order_ablation.csv"
+    file = INTO / f"{network}/input_order_ablation.csv"
     rows = pd.read_csv(file).to_dict("records") if file.exists() else []
     known, batches, dense = {row["variant"] for row in rows}, None, None
     for name, subject, make, knobs in tqdm(variants(network), disable=None):

@@ -15,12 +15,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from composed import subject_of
+from networks import INTO
 from tqdm import tqdm
 
 from exprune.core import (
@@ -44,8 +44,7 @@ from exprune.lab.evaluation.result import flops_per_input
 from exprune.lab.evaluation.store import measured
 from exprune.lab.evaluation.subject import Inputs, Subject
 
-RESULTS = Path(__file__).parents[1]
-TABLE, PIQA = RESULTS / "language_models" / "wikitext2.csv", RESULTS / "language_models" / "piqa.csv"
+TABLE, PIQA = INTO / "language_models" / "wikitext2.csv", INTO / "language_models" / "piqa.csv"
 LIMITS = (0.05, 0.02, 0.1, 0.01)  # nats; the order in which they are measured
 OPTIMAL = ("exprune=optimal", "exprune.lam=1e-12", "exprune.predict=true", "exprune.scope=all", "exprune.order=input")
 NETWORKS = {
@@ -213,9 +212,7 @@ def draw(rows: pd.DataFrame) -> None:
         axes.set_ylabel("mean KL(dense || pruned), nats")
         axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    write_whole(
-        RESULTS / "language_models" / "rules.png", lambda partial: figure.savefig(partial, dpi=150, format="png")
-    )
+    write_whole(INTO / "language_models" / "rules.png", lambda partial: figure.savefig(partial, dpi=150, format="png"))
 
 
 def main() -> None:

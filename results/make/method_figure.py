@@ -5,13 +5,12 @@
 The released checkpoint is used; EXPRUNE_DATA_DIR names the data.
 """
 
-from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 from composed import subject_of
 from matplotlib.figure import Figure
-from networks import SETTINGS
+from networks import INTO, SETTINGS
 
 import torch  # isort: skip
 from torch.nn import functional as F  # isort: skip
@@ -20,7 +19,6 @@ from exprune.core import Calibrated, ExPrune, Oracle
 from exprune.files import write_whole
 from exprune.lab.evaluation.calibration import calibrate
 
-RESULTS = Path(__file__).parents[1]
 SITE, NEURON, IMAGES, TAU = 3, 7, 48, 0.05  # the fourth site: convolution 5, 256 terms, without a BatchNorm
 
 
@@ -82,7 +80,7 @@ def main() -> None:
     right.set_xlabel("share of the neurons")
     right.set_title(f"all sites, {len(images)} images, calibrated tests at risk {TAU:.0%}")
     right.legend(fontsize="small", loc="lower right")
-    write_whole(RESULTS / "method.png", lambda partial: figure.savefig(partial, dpi=110, format="png"))
+    write_whole(INTO / "method.png", lambda partial: figure.savefig(partial, dpi=110, format="png"))
 
 
 if __name__ == "__main__":

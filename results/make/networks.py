@@ -1,11 +1,10 @@
-"""The measured networks: their names in the documents, and their settings of evaluate.py.
+"""The measured networks: their names in the documents, and their settings of evaluate.py."""
 
-python results/make/networks.py gnn        prints the settings, for the other scripts here
-python results/make/networks.py gelu without-relu        the same for a network whose activation need not be a ReLU
-python results/make/networks.py gelu feed-forward        the setting that selects its feed-forward layers only
-"""
+import os
+from pathlib import Path
 
-import sys
+RESULTS = Path(__file__).parents[1]
+INTO = Path(os.environ.get("EXPRUNE_RESULTS_INTO", RESULTS))  # where scripts write; results/reproduce.py --into sets it
 
 SETTINGS = {
     "gnn": ("model=gnn", "data=ogbg_molhiv"),
@@ -51,7 +50,6 @@ WITH_RECIPES = {
     "gnn_80": ("GCN, by the paper's recipe", "saved_percent"),
     "vgg11_bn_paper": ("VGG11-BN, by the paper's recipe", "saved_percent"),
 }
-# Of results/make/activations.sh and results/make/divergence.py.
 ACTIVATIONS = {
     "relu": "OPT, ReLU",
     "relu2": "OPT, squared ReLU",
@@ -67,14 +65,3 @@ ACTIVATIONS = {
 def whole(name: str) -> str:
     """The name of a network in tables about the whole of it."""
     return ACTIVATIONS[name] if name in ACTIVATIONS else WITH_RECIPES[name][0].removesuffix(", of `fc1`")
-
-
-if __name__ == "__main__":
-    name, kind = (*sys.argv[1:], "", "")[:2]
-    stages = dict.fromkeys(WITHOUT_RELU, ()) | STAGES
-    tables = {"": SETTINGS, "without-relu": WITHOUT_RELU, "feed-forward": FEED_FORWARD, "stages": stages}
-    known = tables.get(kind, SETTINGS)
-    if kind not in tables or name not in known:
-        wrong = name if kind in tables else f"{name} {kind}"
-        sys.exit(f"error: {wrong or 'no network named'}: one of {', '.join(known)}")
-    print(*known[name])

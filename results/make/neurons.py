@@ -7,12 +7,11 @@ neurons is positive for any input at any position. EXPRUNE_DATA_DIR names the da
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from composed import log_probabilities, subject_of
-from networks import SETTINGS
+from networks import INTO, SETTINGS
 from tqdm import tqdm
 
 import torch  # isort: skip
@@ -21,7 +20,7 @@ from torch import Tensor  # isort: skip
 from exprune.core import ExPrune, Oracle, Prefix
 from exprune.files import write_whole
 
-TABLE = Path(__file__).parents[1] / "neurons.csv"
+TABLE = INTO / "neurons.csv"
 
 
 class Watching(Oracle):

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from networks import INTO
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -142,7 +143,7 @@ def curve(name: str) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    file, chosen = Path(__file__).parents[1] / "own_models.csv", sys.argv[1:] or list(MODELS)
+    file, chosen = INTO / "own_models.csv", sys.argv[1:] or list(MODELS)
     old = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["model"])
     table = pd.concat([old[~old.model.isin(chosen)], *map(curve, chosen)])
     write_whole(file, lambda partial: table.to_csv(partial, index=False, float_format="%.6g"))

@@ -1,4 +1,4 @@
-"""Make a table and a plot of random divisions into validation and unseen inputs; results/make/promise.sh calls this.
+"""Make a table and a plot of random divisions into validation and unseen inputs, for results/reproduce.py.
 
     python results/make/promise.py SWEEP results/gnn/promise
 

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from networks import RESULTS
 from table_lines import heading, line
 
-RUNS = Path(__file__).parents[1] / "decoding"  # a folder a processor
+RUNS = RESULTS / "decoding"  # a folder a processor
 ARMS = ("eager", "eager, stopped", "dense", "zeros", "stopped", "head")
 
 

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 from answers import neurons, promises, reproduction
-from networks import ACTIVATIONS, NETWORKS, WITH_RECIPES, whole
+from networks import ACTIVATIONS, NETWORKS, RESULTS, WITH_RECIPES, whole
 from speed import decoding, kernels, shares
 from table_lines import NOT_YET, heading, line, not_yet
 
 from exprune.files import write_whole
 from exprune.lab.fronts.paper_table import PUBLISHED, paper_table, read
 
-RESULTS = Path(__file__).parents[1]
 DOCUMENTS = (RESULTS.parent / "docs" / "results.md", RESULTS.parent / "README.md")
 PAPER_TESTS = ("Threshold", "StatsTest")
 BY_LAYER, BY_INPUT = "Optimal, `order=layer`", "Optimal, `order=input`"
@@ -92,7 +91,7 @@ def beyond(name: str) -> str:
         on_valid = _on_valid(target) if target else ""
         saved = [f"{row['saved_percent']:.1f} %", *([f"{row[figure]:.1f} %"] if scoped else [])]
         lines.append(line(test, knob, target.get("target_drop", ""), on_valid, *saved, _measured(row)))
-    return "\n".join(lines) + "\n" + _made(table, f"{name}/beyond", f"bash results/make/beyond.sh {name}")
+    return "\n".join(lines) + "\n" + _made(table, f"{name}/beyond", f"python results/reproduce.py {name}/beyond")
 
 
 def input_order() -> str:
@@ -119,7 +118,7 @@ def input_order() -> str:
             chosen = (target["target_drop"], _knob(row), _on_valid(target)) if target else ("", "", "")
             cells = (outcomes, *chosen, saved, nonzero, _measured(row))
             lines.append(line(network, *cells))
-        made.append(_made(table, f"{name}/input_order", f"bash results/make/input_order.sh {name}"))
+        made.append(_made(table, f"{name}/input_order", f"python results/reproduce.py {name}/input_order"))
     return "\n".join(lines) + "\n" + "".join(made)
 
 
@@ -136,7 +135,7 @@ def parts() -> str:
                 cells = [f"{of_all:.1f} % at 0 nats", f"{nonzero:.1f} % of a dense network that skips zeros"]
             lines.append(line(whole(name), row["variant"].strip(), *cells))
         made.append(
-            f"\n`python results/make/input_order_ablation.py {name}` makes "
+            f"\n`python results/reproduce.py {name}/input_order_ablation` makes "
             f"[the table](../results/{name}/input_order_ablation.csv): "
             f"{table['inputs'].iloc[0]:,} inputs of the validation split.\n"
         )
@@ -153,7 +152,7 @@ def damage() -> str:
             cells = (f"{row['lam']:.3g}", f"{row['saved_percent']:.1f} %", *nats)
             lines.append(line(whole(name), *cells))
         made.append(
-            f"\n`python results/make/damage.py {name}` makes [the table](../results/{name}/damage.csv) and "
+            f"\n`python results/reproduce.py {name}/damage` makes [the table](../results/{name}/damage.csv) and "
             f"[its plot](../results/{name}/damage.png): {table['inputs'].iloc[0]:,} inputs of the validation split; "
             f"factors {table['factors'].iloc[0]}.\n"
         )
@@ -173,20 +172,18 @@ def one_tau(name: str) -> str:
         saved = [f"{row['saved_percent']:.1f} %", *([f"{row[figure]:.1f} %"] if scoped else [])]
         lines.append(line(row["heuristic"], f"{float(row['tau']):g}", *(_about(row, k) for k in beside), *saved,
                            _measured(row)))  # fmt: skip
-    scripts = {"gnn": "gnn_molhiv.sh", "opt": "opt_stdlib.sh", "vgg11_bn_static": "vgg11_bn_static_cifar10_jpeg.sh"}
-    script = scripts.get(name, f"cifar10_jpeg.sh {name}")
-    return "\n".join(lines) + "\n" + _made(table, f"{name}/one_tau", f"bash results/make/{script}")
+    return "\n".join(lines) + "\n" + _made(table, f"{name}/one_tau", f"python results/reproduce.py {name}/one_tau")
 
 
 def activations() -> str:
     """What can be saved in the feed-forward layers with each activation, as far as measured."""
-    return _without_relu("activations", "bash results/make/activations.sh {}", lambda row: "")
+    return _without_relu("activations", "python results/reproduce.py {}/activations", lambda row: "")
 
 
 def scopes() -> str:
     """What can be saved in the whole network: with sites before an activation only, and with every layer."""
     where = {"relu": ", before an activation", "all": ", every layer"}
-    return _without_relu("scopes", "bash results/make/activations.sh {} scopes", lambda row: where[row["scope"]])
+    return _without_relu("scopes", "python results/reproduce.py {}/scopes", lambda row: where[row["scope"]])
 
 
 def divergences() -> str:
@@ -199,7 +196,7 @@ def divergences() -> str:
             cells = ("not reached" if pd.isna(one) else f"{one:.1f} %" for one in saved)
             lines.append(line(whole(name), f"{row['test']}, {row['layers']}", *cells))
         made.append(
-            f"\n`python results/make/divergence.py {name}` makes [the table](../results/{name}/divergence.csv): "
+            f"\n`python results/reproduce.py {name}/divergence` makes [the table](../results/{name}/divergence.csv): "
             f"{table['inputs'].iloc[0]:,} inputs of the validation split.\n"
         )
     return "\n".join(lines) + "\n" + "".join(made)
@@ -379,9 +376,14 @@ def _made(table: pd.DataFrame, file: str, command: str) -> str:
     )
 
 
+def stale() -> list[Path]:
+    """The documents that are not what the tables give."""
+    return [path for path in DOCUMENTS if renewed(path.read_text()) != path.read_text()]
+
+
 def main(arguments: Sequence[str]) -> int:
-    stale = [path for path in DOCUMENTS if renewed(path.read_text()) != path.read_text()]
-    for path in stale:
+    found = stale()
+    for path in found:
         if "--check" in arguments:
             print(
                 f"error: {path.name}: not what results/*/*.csv give; run python results/make/tables.py", file=sys.stderr
@@ -389,7 +391,7 @@ def main(arguments: Sequence[str]) -> int:
         else:
             write_whole(path, lambda partial, path=path: partial.write_text(renewed(path.read_text())))
             print(f"{path.name}: written anew")
-    return int("--check" in arguments and bool(stale))
+    return int("--check" in arguments and bool(found))
 
 
 if __name__ == "__main__":

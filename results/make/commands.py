@@ -1,0 +1,41 @@
+"""Running the command lines of the list of measurements."""
+
+import contextlib
+import io
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from networks import RESULTS
+
+
+def command(line: str, into: Path, work: Path) -> list[str]:
+    """The words of a command line of the list."""
+    places = {"{into}": into, "{work}": work, "{results}": RESULTS}
+    words = shlex.split(line)
+    for place, path in places.items():
+        words = [word.replace(place, str(path)) for word in words]
+    return words
+
+
+def ran(words: Sequence[str], into: Path) -> int:
+    """Run a command in the repository; settings of the environment may stand before it. Its exit code."""
+    program = next(k for k, word in enumerate(words) if "=" not in word)
+    settings = dict(word.split("=", 1) for word in words[:program])
+    python = [sys.executable if word == "python" else word for word in words[program : program + 1]]
+    environment = {**os.environ, "EXPRUNE_RESULTS_INTO": str(into), **settings}
+    return subprocess.run([*python, *words[program + 1 :]], cwd=RESULTS.parent, env=environment, check=False).returncode
+
+
+def draw(line: str, into: Path) -> None:
+    """Run a command that draws. A module's in this process: what that imports takes longer than the drawing."""
+    words = command(line, into, into)
+    if words[1] == "-m":
+        with contextlib.redirect_stdout(io.StringIO()):  # the table
+            import_module(words[2]).main(words[3:])
+    elif code := ran(words, into):
+        sys.exit(f"error: {shlex.join(words)}: ended with exit code {code}")

@@ -1,0 +1,121 @@
+"""Measures what the documents report, table by table, by the list in results/make/measurements.py.
+
+    python results/reproduce.py --list              # what there is, how long it takes, which files it makes
+    python results/reproduce.py gnn/input_order     # measure it; what was interrupted goes on where it was
+    python results/reproduce.py 'gnn/*' --commands  # the commands that do so, without running them
+    python results/reproduce.py --check             # which tables, figures and documents are out of date
+    python results/reproduce.py --draw              # draw anew all figures that the tables alone decide
+
+EXPRUNE_DATA_DIR names the data. A measurement replaces its table in results; --into names another folder, for a
+comparison.
+"""
+
+import argparse
+import fnmatch
+import shlex
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent
+ROOT = RESULTS.parent
+sys.path.insert(0, str(RESULTS / "make"))
+
+from commands import command, draw, ran  # noqa: E402
+from measurements import ENTRIES, Entry  # noqa: E402
+
+
+def chosen(patterns: Sequence[str], entries: Mapping[str, Entry]) -> list[Entry]:
+    """The entries of these names; ``*`` stands for anything.
+
+    Raises:
+        SystemExit: a name is of none.
+    """
+    found: dict[str, Entry] = {}
+    for pattern in patterns:
+        names = fnmatch.filter(entries, pattern)
+        if not names:
+            near = [name for name in entries if set(name.split("/")) & set(pattern.split("/"))]
+            sys.exit(f"error: {pattern}: no such measurement; {', '.join(near) or 'see --list'}")
+        found |= {name: entries[name] for name in names}
+    return list(found.values())
+
+
+def measure(entry: Entry, into: Path, work: Path) -> None:
+    """Run what has not ended yet of an entry's steps, and put its files below a folder.
+
+    Args:
+        entry: what is measured.
+        into: the folder of its tables.
+        work: the folder of its own, which is removed at the end; what an interrupted run left there is used.
+
+    Raises:
+        SystemExit: a step failed.
+    """
+    for number, (step, line) in enumerate(entry.steps.items(), 1):
+        words = command(line, into, work)
+        done, told = work / f"{step}.done", shlex.join(words)
+        where = f"{entry.name}, {number} of {len(entry.steps)} ({step})"
+        if done.exists() and done.read_text() == told:
+            print(f"{where}: measured already", flush=True)
+            continue
+        print(f"{where}: {told}", flush=True)
+        code = ran(words, into)
+        if code:
+            sys.exit(f"error: {where}: ended with exit code {code}; started again, it goes on from here")
+        work.mkdir(parents=True, exist_ok=True)
+        done.write_text(told)
+    for file, source in entry.copies.items():
+        (into / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(work / source, into / file)
+    shutil.rmtree(work, ignore_errors=True)
+    for file in entry.makes:
+        print(f"{into / file}: {'made' if (into / file).exists() else 'missing'}")
+
+
+def told(entry: Entry) -> str:
+    """A line of --list."""
+    kinds = Counter(Path(file).suffix.lstrip(".") for file in entry.makes)
+    files = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return f"{entry.name:<36}{entry.takes:>8}  {files:<13}{entry.about}"
+
+
+def main(arguments: Sequence[str], entries: Mapping[str, Entry] = ENTRIES) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python results/reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NETWORK/WHAT", help="what is meant; all, if none is named")
+    does = parser.add_mutually_exclusive_group()
+    does.add_argument("--list", action="store_true", help="print names, times and what is shown")
+    does.add_argument("--commands", action="store_true", help="print the commands")
+    does.add_argument("--check", action="store_true", help="say what is out of date; exit code 1 if anything is")
+    does.add_argument("--draw", action="store_true", help="draw figures anew from their tables")
+    parser.add_argument("--into", type=Path, default=RESULTS, metavar="FOLDER", help="where what is made goes")
+    options = parser.parse_args(arguments)
+    found, into = chosen(options.names or ["*"], entries), options.into.resolve()
+    if options.list:
+        print(*map(told, found), sep="\n")
+    elif options.commands:
+        for entry in found:
+            print(f"# {entry.name}: {', '.join(entry.makes)}", *entry.steps.values(), sep="\n")
+    elif options.check:
+        from check import check  # with pandas and matplotlib
+
+        return check(found, documents=not options.names)
+    elif options.draw:
+        for entry in found:
+            if entry.draws:
+                draw(entry.draws, into)
+    elif not options.names:
+        parser.error("name what to measure; --list says what there is")
+    else:
+        for entry in found:
+            folder = ROOT if into == RESULTS else into
+            measure(entry, into, folder / "multirun" / entry.name.replace("/", "_"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

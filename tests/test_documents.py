@@ -1,4 +1,4 @@
-"""Every command, Python block, link and table of the documents is as they say."""
+"""Every command, Python block, link and table of the documents is correct."""
 
 import functools
 import os
@@ -55,7 +55,7 @@ def test_readme_has_no_long_line() -> None:
 
 
 def _anchors(text: str) -> set[str]:
-    """Of the headings, as GitHub makes them."""
+    """Return the anchors of the headings, as GitHub creates them."""
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

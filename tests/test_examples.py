@@ -1,4 +1,4 @@
-"""Every script of the gallery runs, says something, and is short."""
+"""Every script of the gallery runs, prints something, and is short."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Every notebook runs, from its own folder and from the repository; some are kept with what they showed."""
+"""Every notebook runs, from its own folder and from the repository; some are stored with their output."""
 
 from pathlib import Path
 

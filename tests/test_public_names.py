@@ -1,4 +1,4 @@
-"""What the packages export: a name that comes or goes is noticed, and stands in the changelog."""
+"""What the packages export: a change of names is detected and must be in the changelog."""
 
 import importlib
 

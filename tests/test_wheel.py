@@ -15,7 +15,7 @@ _WITHOUT_EXTRA = re.compile(r"^([\w.\-]+)(?!.*extra *==)")
 
 
 def _closure(name: str, known: set[str]) -> set[str]:
-    """The names of a distribution and of all that it requires, where they are installed."""
+    """Return the names of a distribution and of all its requirements that are installed."""
     try:
         required = requires(name) or []
     except PackageNotFoundError:  # for another platform

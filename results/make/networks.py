@@ -1,4 +1,4 @@
-"""The networks that are measured: what the documents call them, and the settings of evaluate.py that mean them."""
+"""The measured networks: their names in the documents, and their settings of evaluate.py."""
 
 import os
 from pathlib import Path

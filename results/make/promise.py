@@ -1,4 +1,4 @@
-"""Makes a table and a plot of random divisions into validation and unseen inputs, for results/reproduce.py.
+"""Make a table and a plot of random divisions into validation and unseen inputs, for results/reproduce.py.
 
     python results/make/promise.py SWEEP results/gnn/promise
 

@@ -1,4 +1,4 @@
-"""Terms in the order of each input against its definition: a slow loop that sorts, sums and tests."""
+"""Compares pruning in the order of each input with its definition: a slow loop that sorts, sums and tests."""
 
 import math
 import statistics
@@ -70,10 +70,10 @@ class Block(nn.Module):
 
 @dataclass
 class Row:
-    """One row: its terms of every neuron in the order of this input, and what each stage knows of it."""
+    """One row: its terms of every neuron in the order of this input, and what is known of it at each stage."""
 
     terms: list[list[float]]  # (outputs, N), sorted
-    weights: list[list[int]]  # likewise, the weights left in each
+    weights: list[list[int]]  # (outputs, N), the weights left in each term
     r: list[float]
     z: list[float]
     zeros: int
@@ -82,7 +82,7 @@ class Row:
 
 
 def terms_and_patches(model: Block, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of every row the terms of each neuron, (rows, outputs, N), and the inputs that they are of, (rows, N, K)."""
+    """Return the terms of each neuron in every row, (rows, outputs, N), and their inputs, (rows, N, K)."""
     layer, weight = model.layer, model.layer.weight.detach()
     with torch.no_grad():
         hidden = model.hidden(x)
@@ -125,7 +125,7 @@ class Line:
 
 
 def lines_of(rows: list[Row]) -> tuple[dict[tuple[int, int], Line], dict[int, float]]:
-    """By neuron and stage, from the standard library's regression; and what is usually left after each stage."""
+    """Return the line of each neuron and stage, by the standard library's regression, and the usual remaining norm."""
     lines = {}
     for n in STAGES[:3]:
         for j in range(4):
@@ -143,7 +143,7 @@ def lines_of(rows: list[Row]) -> tuple[dict[tuple[int, int], Line], dict[int, fl
 
 
 def expected_of(row: Row, j: int, n: int, line: Line, usual: float, in_steps: bool) -> tuple[float, float]:
-    """Mean and standard deviation of z, of what the tests know of a row, maybe in steps of its width."""
+    """Return the mean and sd of z given what the tests know of a row, optionally in steps of its width."""
     share = row.rest[n] / row.norm if row.norm else 0.0
     ratio = row.rest[n] / usual
     width = 0.0 if ratio <= 1e-6 else 2 ** (min(max(round(8 * math.log2(ratio)), -32), 32) / 8)
@@ -218,7 +218,7 @@ def test_every_neuron_stops_where_the_loop_stops_it(conv: bool, options: dict, k
     }
 
     def points(n: int) -> list[list[float]]:
-        """Below how many sd each row's neurons stop; what is certain has none."""
+        """Return each row's thresholds in units of sd; they mean nothing where z is certain (sd 0)."""
         if kind == "calibrated":
             return [[statistics.NormalDist().inv_cdf(0.2)] * 4] * len(rows)
         sd = torch.tensor([[sd for _, sd in row] for row in expected[n]], dtype=torch.float64)
@@ -231,7 +231,7 @@ def test_every_neuron_stops_where_the_loop_stops_it(conv: bool, options: dict, k
     below = {n: points(n) for n in STAGES[:3]}
 
     def gap(i: int, j: int, n: int) -> float:
-        """By how many sd it lies on the side of going on."""
+        """Return by how many sd the neuron lies on the side of going on."""
         mean, sd = expected[n][i][j]
         if sd == 0:
             return -math.inf if predict or mean < 0 else math.inf
@@ -275,7 +275,7 @@ def test_every_neuron_stops_where_the_loop_stops_it(conv: bool, options: dict, k
 
 
 def test_zero_terms_cost_nothing_and_are_shown_apart() -> None:
-    """Rows with 3 terms that are not zero: what stops after 4 has left out nothing but zeros."""
+    """Rows with only 3 nonzero terms: a neuron that stops after 4 leaves out nothing but zeros."""
     layer = nn.Linear(8, 5)
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), layer, nn.ReLU(), nn.Linear(5, 2))
     with torch.no_grad():
@@ -306,7 +306,7 @@ def test_zero_terms_cost_nothing_and_are_shown_apart() -> None:
 def test_sums_are_of_the_largest_terms_however_they_are_made(
     dtype: torch.dtype, gathered: float, shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gathered term by term, or as products of rows of which the rest is zero; or one stage this way, the next that."""
+    """The terms are gathered one by one, or computed as products of rows padded with zeros, or a mix of both."""
     monkeypatch.setattr(input_order, "_GATHERED", gathered)
     count, kernel, terms, outputs = shape
     torch.manual_seed(0)
@@ -488,7 +488,7 @@ def test_bad_input_is_said_in_one_line() -> None:
 
 
 class Certain(Heuristic):
-    """Stops what cannot become positive: the rest adds at most its norm times that of the neuron's weights."""
+    """Stops neurons that cannot become positive: the rest adds at most its norm times that of the neuron's weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -508,7 +508,7 @@ class Certain(Heuristic):
 @pytest.mark.parametrize("conv", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_bound_of_what_is_left_stops_nothing_positive(conv: bool, seed: int) -> None:
-    """A heuristic is given the weights as the rows meet them, scaled by a BatchNorm, so that its bound holds."""
+    """A heuristic receives the weights with the scale of a BatchNorm included, so that its bound holds."""
     torch.manual_seed(seed)
     model = scramble(Block(conv)).eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What holds of every pruned run, whatever the model."""
+"""Properties that hold for every pruned run, whatever the model."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -93,7 +93,7 @@ def test_threshold_of_minus_infinity_prunes_nothing(cnn: nn.Module, images: Tens
 @HEURISTICS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_outputs_are_zero_or_dense(heuristic: Heuristic, dtype: torch.dtype) -> None:
-    """At the first site, whose input is the same in both passes; as many are 0 as the counts say."""
+    """Tested at the first site, whose input is the same in both passes; the number of zeros matches the counts."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(9, 12, 1), nn.Conv2d(12, 8, 3), nn.ReLU()).to(dtype)
     x = 5 * torch.randn(4, 9, 6, 6).to(dtype)
@@ -110,7 +110,7 @@ def test_outputs_are_zero_or_dense(heuristic: Heuristic, dtype: torch.dtype) -> 
 
 
 def test_a_stopped_neuron_is_zero_even_where_the_rest_overflows() -> None:
-    """The remaining terms are never computed: that their sum would be infinite does not matter."""
+    """The remaining terms are never computed, so an infinite sum does not matter."""
     model = nn.Sequential(nn.Linear(1, 6, bias=False), nn.Linear(6, 2, bias=False), nn.ReLU())
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0], [1.0], [1.0], [1.0], [3e38], [3e38]]))
@@ -157,7 +157,7 @@ def test_chunks_change_nothing(
 
 @pytest.mark.parametrize("residual", [(2, 5), (5,), (1, 5), (2, 1), (2, 3, 5), (1, 3, 5), (3, 1, 1), (2, 1, 5)])
 def test_chunks_and_residuals_that_broadcast(residual: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A residual of fewer dimensions, or of size 1 in some, is the same for the rows it is the same for."""
+    """A residual with fewer dimensions, or with dimensions of size 1, is broadcast over the rows."""
 
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -224,7 +224,7 @@ def test_another_model_s_sites_are_refused(cnn: nn.Module, images: Tensor) -> No
 
 
 def state(model: nn.Module) -> dict[str, Any]:
-    """Everything about a model that somebody could have changed."""
+    """Collects everything about a model that a run could have changed."""
     hooks = {
         (name, kind): list(getattr(module, kind).items())
         for name, module in model.named_modules()
@@ -252,7 +252,7 @@ def assert_same_state(model: nn.Module, before: dict[str, Any]) -> None:
 
 @pytest.fixture
 def hooked(cnn: nn.Module) -> nn.Module:
-    """The CNN with hooks of its owner's."""
+    """The CNN with hooks registered by its owner."""
     cnn.block1.conv1.register_forward_hook(lambda *_: None)
     cnn.block2.conv2.register_forward_pre_hook(lambda *_: None)
     cnn.register_forward_hook(lambda module, args, kwargs, out: None, with_kwargs=True, always_call=True)
@@ -298,7 +298,7 @@ def break_module(model: nn.Module, images: Tensor) -> None:
 
 
 def break_layer(model: nn.Module, images: Tensor) -> None:
-    """Inside of a layer's own forward, after its pre-hooks."""
+    """Raise inside a layer's own forward, after its pre-hooks."""
     layer = model.block2.conv2
     layer.forward = Breaking().forward
     try:
@@ -340,7 +340,7 @@ def test_an_exception_leaves_nothing_behind(
 
 
 class Calling(nn.Module):
-    """A model whose forward is a function of another."""
+    """A model whose forward calls a function on another model."""
 
     def __init__(self, function: Callable[[nn.Module, Tensor], None], model: nn.Module) -> None:
         super().__init__()
@@ -359,13 +359,13 @@ def test_an_exception_in_find_sites_leaves_the_model_as_it_was(hooked: nn.Module
 
 
 def test_an_exception_that_is_caught_inside(cnn: nn.Module, images: Tensor) -> None:
-    """A layer that has raised is not taken for one that still runs."""
+    """A layer that has raised is not treated as one that is still running."""
     run = ExPrune(find_sites(cnn, images), StatsTest(0.25, n=N))
     with torch.no_grad(), run:
         with pytest.raises(ZeroDivisionError):
             break_layer(cnn, images)
         before = counts(run)
-        F.relu(F.linear(torch.randn(4, 9), torch.randn(5, 9)))  # nobody's layer
+        F.relu(F.linear(torch.randn(4, 9), torch.randn(5, 9)))  # belongs to no layer
         after = counts(run)
     assert after.pop("dense") == before.pop("dense") + 2 * 4 * 5 * 9
     assert after.pop("pruned") == before.pop("pruned") + 2 * 4 * 5 * 9
@@ -511,7 +511,7 @@ def test_rows_are_set_anew_for_every_batch(sequences: list[Tensor]) -> None:
 
 
 def test_rows_of_images(cnn: nn.Module, images: Tensor) -> None:
-    """A row of a Conv2d is an image."""
+    """For a Conv2d a row is an image."""
     sites = find_sites(cnn, images)
     mask = torch.tensor([1, 0, 1, 1, 0, 0, 1, 1], dtype=torch.bool)
     run = ExPrune(sites, StatsTest(0.25, n=N), rows=mask)
@@ -539,7 +539,7 @@ def test_a_mask_of_another_length_is_refused(sequences: list[Tensor], length: in
 
 @pytest.fixture(scope="module", params=["resnet18", "vgg11_bn", "transformer", "small CNN", "grouped", "attention"])
 def counted(request: pytest.FixtureRequest) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Models of others, with their inputs."""
+    """Models from other libraries, with their inputs."""
     torch.manual_seed(0)
     image = torch.randn(2, 3, 32, 32)
     if request.param == "vgg11_bn":
@@ -561,7 +561,7 @@ def counted(request: pytest.FixtureRequest) -> Iterator[tuple[nn.Module, Tensor]
 
 
 class Mixed(nn.Module):
-    """Linear algebra that is no layer: attention, einsum, Conv1d, a bare linear, addmm."""
+    """Linear algebra outside of Linear and Conv2d layers: attention, einsum, Conv1d, a bare linear, addmm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -609,7 +609,7 @@ def test_dense_is_what_flop_counter_mode_counts(
 def test_a_larger_tau_prunes_a_superset(
     taus: tuple[float, float], seed: int, n: int, heuristic: type[Heuristic]
 ) -> None:
-    """At a single site, whose input is the same in both passes."""
+    """Tested at a single site, whose input is the same in both passes."""
     low, high = sorted(taus)
     if heuristic is Threshold:
         low, high = low - 0.5, high - 0.5
@@ -629,7 +629,7 @@ def test_a_larger_tau_prunes_a_superset(
 
 
 def test_tau_matters() -> None:
-    """Every step of alpha prunes more, on enough neurons."""
+    """Every increase of alpha prunes more, given enough neurons."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 60), nn.ReLU()).double()
     x = torch.randn(100, 3, dtype=torch.float64)
@@ -641,7 +641,7 @@ def test_tau_matters() -> None:
 
 
 class Pooled(nn.Module):
-    """Layers with a row for each token, then with one for each text."""
+    """Layers with a row for each token, followed by a layer with a row for each text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -659,7 +659,7 @@ def test_a_layer_behind_a_pooling_has_a_row_for_each_input(order: str) -> None:
     model, x = Pooled().eval(), torch.randn(120, 5, 6)
     rows = torch.ones(120, 5, dtype=torch.bool)
     rows[::2, 3:] = False
-    rows[::10] = False  # an input that is none at all
+    rows[::10] = False  # an input without any row
     sites = find_sites(model, x)
     orders = {site.name: order for site in sites} if order == "input" else None
     with torch.no_grad(), Recorder(sites, (4, 8), orders) as recorder:

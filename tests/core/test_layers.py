@@ -29,7 +29,7 @@ N = 3
 
 
 class Behind(nn.Module):
-    """A layer behind a stem, in front of ``after``."""
+    """A layer after a stem and before ``after``."""
 
     def __init__(self, stem: nn.Module, layer: nn.Module, after: nn.Module | Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Behind(nn.Module):
 
 
 def agrees(model: nn.Module, site: Site, x: Tensor, terms: Tensor, a: Tensor | float, b: Tensor | float) -> None:
-    """Threshold and StatsTest stop what the definition says."""
+    """Threshold and StatsTest stop exactly the neurons that the definition stops."""
     for heuristic, gap, cost in (
         (Threshold(-0.05, n=N), threshold_gap(-0.05), 1),
         (StatsTest(0.3, n=N), stats_gap(0.3), 2 * N + 6),
@@ -140,7 +140,7 @@ def test_two_weights_of_one_module_are_two_layers() -> None:
 
 
 def test_weights_of_another_module() -> None:
-    """A tied head: computed outside of the module whose weight it is."""
+    """A tied head, computed outside the module that owns the weight."""
 
     class Tied(nn.Module):
         def __init__(self) -> None:

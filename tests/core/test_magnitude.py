@@ -1,4 +1,4 @@
-"""Leaving out small inputs against its definition: a slow loop that compares, leaves out and sums."""
+"""Compares leaving out small inputs with its definition: a slow loop that compares, leaves out and sums."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Networks with static masks: the terms that are left, the tests that pay, FLOPs over non-zero weights alone."""
+"""Networks with static masks: the remaining terms, the tests that pay, and FLOPs over nonzero weights alone."""
 
 import math
 from collections.abc import Callable
@@ -95,7 +95,7 @@ def test_any_mask(
 @pytest.mark.parametrize("gain_ratio", [1.0, 1000.0])
 @pytest.mark.parametrize("kind", ["linear", "conv2d"])
 def test_stages_under_a_mask(kind: str, gain_ratio: float) -> None:
-    """Several stages; output channels run out of terms at different ones."""
+    """Several stages; output channels run out of terms at different stages."""
     heuristic = Threshold(-0.02, n=2)
     heuristic.stages = (2, 4, 7)
     case = Case(kind, terms=40 if kind == "linear" else 20, outputs=9, leading=(6,))
@@ -124,7 +124,7 @@ def test_a_mask_of_ones_changes_nothing(kind: Callable, tau: float) -> None:
 
 
 def test_zeros_of_layers_that_are_no_sites_count() -> None:
-    """The stem and the head, masked, against a direct count of their multiply-adds; without a heuristic too."""
+    """The stem and the head, masked, against a direct count of their multiply-adds; also without a heuristic."""
     torch.manual_seed(0)
     model, x = scramble(SmallCNN().double(), 0).eval(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
     sites = find_sites(model, x)
@@ -147,7 +147,7 @@ def test_wrong_gain_ratio(gain_ratio: object) -> None:
 
 
 def test_gain_ratio_of_each_site() -> None:
-    """Where it asks for more than is left, the site runs dense and says so."""
+    """Where the gain ratio asks for more terms than are left, the site runs dense and says so."""
     torch.manual_seed(0)
     model, x = SmallCNN().eval(), torch.randn(1, 3, 6, 6)
     for module in (model.block1.conv1, model.block1.conv2):

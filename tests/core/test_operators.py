@@ -1,4 +1,4 @@
-"""Every operator of torch: one of four kinds, by rules that leave no unknown one uncounted and unnamed."""
+"""Every operator of torch is of one of four kinds; no unknown operator is both uncounted and unnamed."""
 
 import re
 from collections import Counter
@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 def overloads(namespace: str) -> Iterator[OpOverload]:
-    """All of a namespace, those of TorchScript's interpreter among them."""
+    """Return all operators of a namespace, including those of TorchScript's interpreter."""
     names = {*torch._C._dispatch_get_all_op_names(), *(s.name for s in torch._C._jit_get_all_schemas())}
     packets = {name.split("::")[1].split(".")[0] for name in names if name.startswith(f"{namespace}::")}
     for packet in (getattr(getattr(torch.ops, namespace), name) for name in sorted(packets)):
@@ -31,7 +31,7 @@ ATEN = list(overloads("aten"))
 
 
 def dispatched(op: OpOverload) -> bool:
-    """Whether a mode can meet it."""
+    """Return whether a dispatch mode can see the operator."""
     return bool(torch._C._dispatch_has_kernel(op.name()))
 
 
@@ -155,7 +155,7 @@ def flops_of_known(x: tuple[int, ...], **kwargs: object) -> int:
 
 @pytest.mark.parametrize("name", ["mystery", "nms", "view", "relu"])
 def test_an_operator_of_an_unknown_library_is_named(name: str) -> None:
-    """Whatever it is called, and whatever its schema says: no name and no schema of others is vouched for."""
+    """Named whatever its name and its schema say: neither is trusted for an unknown library."""
     assert counted(getattr(theirs, name), torch.ones(3, 3)) == (0, {f"exprune_operators.{name}": 1})
 
 
@@ -175,7 +175,7 @@ def test_operators_of_torchvision() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")
 def test_operators_that_hide_their_products_are_named() -> None:
-    """They say that they are made of others, and multiply where no mode sees it."""
+    """They are declared as composed of other operators, but multiply where no mode sees it."""
     weight = torch.randint(-3, 3, (5, 4), dtype=torch.int8)
     try:
         packed = torch.fbgemm_pack_quantized_matrix(weight)

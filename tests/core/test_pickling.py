@@ -1,4 +1,4 @@
-"""Results, sites and runs travel between processes."""
+"""Results, sites and runs can be sent between processes."""
 
 import copy
 import io
@@ -19,7 +19,7 @@ from tests.core.networks import SmallCNN, counts, pruned_pass, refusal, scramble
 
 
 class Swish(nn.Module):
-    """An activation that is no call of torch."""
+    """An activation that does not call any activation function of torch."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.7 * x)

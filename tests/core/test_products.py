@@ -1,4 +1,4 @@
-"""Products of rows with weights, whichever library makes them."""
+"""Products of rows with weights, by each of the libraries that can compute them."""
 
 import pytest
 import torch

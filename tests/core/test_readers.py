@@ -1,4 +1,4 @@
-"""Whoever reads or changes a pre-activation is seen, by whatever way it gets hold of it."""
+"""Every way to read or change a pre-activation is detected."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Output:
 
 
 class Reader(nn.Module):
-    """``read(self, z)`` does something with the pre-activation, and says what goes out beside the logits."""
+    """``read(self, z)`` uses the pre-activation and returns what the model returns beside the logits."""
 
     def __init__(self, read: Callable[[nn.Module, Tensor], object]) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def test_a_hook_that_keeps_it() -> None:
 
 
 class InPlace(nn.Module):
-    """Changes what the test reads, before the ReLU."""
+    """Changes the value that the test reads, before the ReLU."""
 
     def __init__(self, change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ def test_without_such_a_change_it_is_a_site() -> None:
 
 
 class Frozen(nn.Module):
-    """A convolution behind torchvision's frozen BatchNorm, which multiplies by one number per channel."""
+    """A convolution followed by torchvision's frozen BatchNorm, which multiplies by one number per channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ def test_products_and_sums_with_one_number_per_channel(how: str) -> None:
 
 
 def test_a_gate_made_of_the_input_is_no_constant() -> None:
-    """Squeeze and excitation: one number per channel of one input, here of the only one."""
+    """Squeeze and excitation: one number per channel for each input; here there is only one input."""
 
     class Gated(nn.Module):
         def __init__(self) -> None:

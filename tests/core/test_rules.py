@@ -1,4 +1,4 @@
-"""Rules that choose inputs, or neurons by their gate, against slow loops that choose, sum and count."""
+"""Compares rules that choose inputs, or neurons by their gate, with slow loops that choose, sum and count."""
 
 import math
 from collections.abc import Callable
@@ -62,7 +62,7 @@ class MLP(nn.Module):
 
 
 def network(kind: type[nn.Module], seed: int) -> tuple[nn.Module, Tensor, list[Site], Statistics]:
-    """A network, 120 rows, all of its layers as sites, and what was measured of them on those rows."""
+    """Return a network, 120 rows, all of its layers as sites, and the statistics measured on those rows."""
     torch.manual_seed(seed)
     model = kind().double().eval()
     x = torch.randn(120, 3, dtype=torch.float64)
@@ -78,12 +78,13 @@ def network(kind: type[nn.Module], seed: int) -> tuple[nn.Module, Tensor, list[S
 
 
 class Loop:
-    """A layer after the other, a row at a time; what was spent is summed up.
+    """Computes one layer after the other, row by row, and adds up the FLOPs.
 
     Args:
-        chosen: of a layer's name, its weights and a row's inputs: which inputs are evaluated, FLOPs of choosing, and
-            the matrix that the others go through instead; None: they are left out.
-        dropped: of a layer's name and its activation's outputs: which of them become 0, FLOPs of telling.
+        chosen: function of a layer's name, its weights and a row's inputs. It returns which inputs are evaluated, the
+            FLOPs of the choice, and the matrix that the other inputs go through (None: they are left out).
+        dropped: function of a layer's name and its activation's outputs. It returns which outputs become 0 and the
+            FLOPs of the decision.
     """
 
     def __init__(self, model: nn.Module, chosen: Callable, dropped: Callable) -> None:
@@ -139,13 +140,13 @@ def largest(scores: list[float], tau: float) -> list[bool]:
 
 
 def selection(kept: list[bool]) -> int:
-    """Floyd and Rivest's comparisons; where all are kept there is nothing to select."""
+    """Floyd and Rivest's number of comparisons; where all inputs are kept nothing has to be selected."""
     n, k = len(kept), sum(kept)
     return 0 if k == n else n + min(k, n - k)
 
 
 def references(sites: list[Site], measured: Statistics, tau: float) -> dict[str, tuple[InputRule, Callable, Callable]]:
-    """Of every rule the heuristic, and what :class:`Loop` is to do."""
+    """Return the heuristic of every rule, and the :class:`Loop` that it is compared with."""
     by, teal, cats, chess = by_name(sites), Teal(tau, measured), Cats(tau, measured), Chess(tau, measured)
 
     def small(name: str, weight: Tensor, x: list[float]) -> tuple[list[bool], int, None]:
@@ -220,7 +221,7 @@ def test_what_leaves_nothing_out_changes_nothing(rule: str, kind: type[nn.Module
 
 @pytest.mark.parametrize("rule", [Cats, Chess])
 def test_a_factor_that_comes_first_is_left_out_as_well(rule: type[Cats]) -> None:
-    """Model and figures are the same: a kernel computes the gate first, whatever the simulation does."""
+    """The result and the FLOPs are the same in both orders, because a kernel computes the gate first in any case."""
     results = []
     for factor_first in (False, True):
         model, x, sites, measured = network(lambda first=factor_first: SwiGLU(first), 3)
@@ -244,7 +245,7 @@ def test_the_factor_and_the_reader_need_not_be_sites(rule: type[Cats]) -> None:
 @pytest.mark.parametrize(("conv", "options"), CASES)
 @pytest.mark.parametrize("tau", [0.4, 1.0])
 def test_a_full_rank_leaves_nothing_out(conv: bool, options: dict, tau: float) -> None:
-    """Of convolutions, behind a BatchNorm, with a residual, under a mask: the rest goes through the weights."""
+    """Convolutions, with a BatchNorm, a residual or a mask: the remaining inputs go through the low-rank weights."""
     model, x, site = block(conv, **options)
     with torch.no_grad():
         want = model(x)
@@ -291,7 +292,7 @@ def test_rows_without_a_number_are_not_counted() -> None:
 @given(seed=st.integers(0, 30), tau=st.floats(0.05, 0.95))
 @settings(max_examples=15, deadline=None)
 def test_a_block_is_divided_at_the_least_error(seed: int, tau: float) -> None:
-    """TEAL's steps, each of a 64th of a layer's inputs to the layer that adds least for its FLOPs, end as we do."""
+    """TEAL's steps, each of 1/64 of the inputs of the layer that adds the least error per FLOP, end the same way."""
     _, _, sites, measured = network(SwiGLU, seed)
     block = [replace(site, layer=replace(site.layer, name=f"layers.0.{site.name}")) for site in sites]
     measured = {f"layers.0.{name}": of for name, of in measured.items()}
@@ -300,7 +301,7 @@ def test_a_block_is_divided_at_the_least_error(seed: int, tau: float) -> None:
     left, spent = dict.fromkeys(flops, 0), 0.0
 
     def added(site: Site) -> float:
-        """Expected loss of the next step, for each FLOP that it saves."""
+        """Return the expected loss of the next step for each FLOP that it saves."""
         of, at = measured[site.name], left[site.name]
         weight = site.weight.detach()
         price = sum(g * float(row.square().mean()) for g, row in zip(of.gradient.tolist(), weight, strict=True))

@@ -1,4 +1,4 @@
-"""Which layers are found, in models as their authors wrote them, and why the others are not."""
+"""Which layers are found in models as their authors wrote them, and why the others are not."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +27,7 @@ def feeding_a_relu(sites: list[Site]) -> list[str]:
 
 
 def complete(model: nn.Module, sites: list[Site]) -> bool:
-    """Every Linear and Conv2d is listed once, eligible or with a reason of one line; others have a reason."""
+    """Every Linear and Conv2d is listed once, as eligible or with a reason in one line."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     assert sorted(site.name for site in sites if site.name in layers) == sorted(layers)
     for site in sites:
@@ -50,7 +50,7 @@ def complete(model: nn.Module, sites: list[Site]) -> bool:
 
 
 def without_values(build: Callable[[], nn.Module]) -> nn.Module:
-    """A model whose values do not matter, without its slow initialisation."""
+    """Build a model whose values do not matter, without its slow initialisation."""
     with torch.device("meta"):
         model = build()
     return model.to_empty(device="cpu").eval()
@@ -78,7 +78,7 @@ def test_resnet18() -> None:
 
 
 def test_resnet50() -> None:
-    """The shortcut has more terms than conv3 in every stage but the first, and is still the shortcut."""
+    """The shortcut has more terms than conv3 in every stage but the first, and is still recognised as the shortcut."""
     model = without_values(resnet50)
     sites = find_sites(model, torch.randn(1, 3, 32, 32))
     assert complete(model, sites)
@@ -110,7 +110,7 @@ def test_vgg11_bn() -> None:
 
 
 def test_mobilenet_v2() -> None:
-    """ReLU6 behind expansions and depthwise convolutions; linear bottlenecks, added to each other without a ReLU."""
+    """ReLU6 after expansions and depthwise convolutions; linear bottlenecks, added to each other without a ReLU."""
     model = without_values(mobilenet_v2)
     sites = find_sites(model, torch.randn(1, 3, 32, 32))
     assert complete(model, sites)
@@ -193,7 +193,7 @@ def test_gcn() -> None:
 
 
 class Shared(nn.Module):
-    """One ReLU module behind two layers; ``layer`` is the second."""
+    """One ReLU module used after two layers; ``layer`` is the second."""
 
     def __init__(self, relu: nn.Module | Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -321,7 +321,7 @@ def test_another_activation_is_named(module: nn.Module) -> None:
 
 
 class Lambda(nn.Module):
-    """A function as a module."""
+    """Wraps a function in a module."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -335,7 +335,7 @@ class Lambda(nn.Module):
 
 
 class Model(nn.Module):
-    """A stem and two layers of one size; ``body(model, hidden)`` says what happens to them."""
+    """A stem and two layers of one size; ``body(model, hidden)`` connects them."""
 
     def __init__(self, body: Callable[["Model", Tensor], Any]) -> None:
         super().__init__()
@@ -486,7 +486,7 @@ def input_changed(model: Model, h: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("body", [residual_changed, input_changed])
 def test_an_input_or_residual_changed_in_place(body: Callable) -> None:
-    """What the partial sums are computed from is gone when the ReLU comes."""
+    """The operands of the partial sums have been overwritten by the time the ReLU runs."""
     assert "in place" in reason_of(Model(body), "a", X)
 
 
@@ -558,7 +558,7 @@ def test_of_two_layers_that_are_added_one_is_the_site(body: Callable, site: str,
 
 
 def test_a_layer_added_to_itself_is_not_called_a_shortcut() -> None:
-    """z + z is no residual; it reaches the ReLU through something else than BatchNorm and additions."""
+    """z + z is no residual; z reaches the ReLU through something other than BatchNorm and additions."""
     reason = reason_of(Model(lambda model, h: F.relu((z := model.a(h)) + z)), "a", X)
     assert "shortcut" not in reason
 
@@ -612,7 +612,7 @@ def test_learned_embeddings_are_not_raw(kind: type[nn.Module]) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_norm_without_running_statistics(training: bool) -> None:
-    """It uses those of the batch in eval mode, too: no affine map of the sum."""
+    """The BatchNorm uses the batch's statistics in eval mode, too, so it is no affine map of the sum."""
     model = nn.Sequential(
         nn.Linear(3, 6),
         nn.Linear(6, 5),
@@ -629,7 +629,7 @@ def test_batch_norm_without_running_statistics(training: bool) -> None:
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_batch_norm_over_the_sequence_is_not_over_the_channels(dims: int) -> None:
-    """BatchNorm1d takes (batch, channels, length); a Linear's channels come last."""
+    """BatchNorm1d takes (batch, channels, length), but a Linear's channels come last."""
     model = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU())
     sites = find_sites(model, torch.randn(*[6] * (dims - 1), 3))
     assert eligible(sites) == (["1"] if dims == 2 else [])
@@ -750,7 +750,7 @@ def test_a_layer_under_two_names_is_one_site() -> None:
 
 
 class Wrapped(nn.Linear):
-    """A subclass with a forward of its own, as adapters have."""
+    """A subclass with its own forward, as adapters have."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight * 2, self.bias)
@@ -794,7 +794,7 @@ def test_modules_compiled_after_their_sites_were_found(part: str) -> None:
 
 
 class CompiledForward(Shared):
-    """Its forward is compiled, the module knows nothing of it."""
+    """Its forward is compiled, which the module itself does not show."""
 
     forward = torch.compile(Shared.forward)
 
@@ -842,7 +842,7 @@ def test_named_examples() -> None:
 
 
 def test_sites_compare_by_what_they_say() -> None:
-    """Two models of one class have equal sites, and a site's text names no module."""
+    """Two models of one class have equal sites, and the text of a site names no module."""
     first, second = (find_sites(Model(in_chain), X) for _ in range(2))
     assert first == second
     assert "Linear(" not in repr(first)

@@ -1,4 +1,4 @@
-"""Decision tables: written, read, applied again, refused."""
+"""Decision tables: written, read, applied again, and refused where they do not fit."""
 
 import pickle
 from dataclasses import replace
@@ -34,7 +34,7 @@ STAGES = (2, 4, 6)
 
 
 class Network(nn.Module):
-    """A ReLU, a gate with its factor, and layers that feed no activation."""
+    """A network with a ReLU, a gate with its factor, and layers that feed no activation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def test_what_was_read_decides_as_what_was_written(order: str, predict: bool, tm
 
 
 def test_what_its_author_solves_is_applied() -> None:
-    """A heuristic that gives a table, in place of a decision after each stage."""
+    """A heuristic that returns a table instead of deciding after each stage."""
 
     class HalfSum(Heuristic):
         def solve(self, site: Site, plan: Plan, tau: object) -> DecisionTable:
@@ -144,7 +144,7 @@ def test_every_table_can_be_drawn(order: str, tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("order", ["input", "layer"])
 def test_a_layer_whose_terms_are_nearly_all_zero(order: str) -> None:
-    """But for two of them, so that nothing is left after the first stage; it is solved, and its outputs stay."""
+    """All terms but two are zero, so nothing is left after the first stage; the site is solved and its outputs stay."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.GELU(), nn.Linear(8, 5), nn.ReLU())
     with torch.no_grad():

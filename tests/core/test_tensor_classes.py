@@ -1,4 +1,4 @@
-"""Weights and inputs of classes of their own: counted and pruned as plain ones are, or refused when sites are found."""
+"""Weights and inputs of tensor subclasses are counted and pruned like plain tensors, or refused by find_sites."""
 
 import copy
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class Images(nn.Module):
 
 
 class Plain(Tensor):
-    """Adds nothing."""
+    """A subclass that adds nothing."""
 
 
 class Logging(Tensor):
@@ -50,7 +50,7 @@ class OwnParameter(nn.Parameter):
 
 
 class Wrapped(Tensor):
-    """Holds another tensor, on which it computes."""
+    """A subclass that holds another tensor and computes on it."""
 
     held: Tensor
 
@@ -70,7 +70,7 @@ class Wrapped(Tensor):
 
 
 class Exclusive(Wrapped):
-    """Computes with its own kind alone, as DTensor does."""
+    """A subclass that computes only with its own kind, as DTensor does."""
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -80,7 +80,7 @@ class Exclusive(Wrapped):
 
 
 class Quantised(Tensor):
-    """8 bits a weight, and a scale for each output, as torchao keeps them."""
+    """Weights with 8 bits each and a scale for each output, as torchao stores them."""
 
     bits: Tensor
     scale: Tensor
@@ -126,7 +126,7 @@ class ForProductsAlone(Quantised):
 
 
 class InOtherUnits(Tensor):
-    """A thousand of it are one."""
+    """A subclass in another unit: a value of 1,000 means 1."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

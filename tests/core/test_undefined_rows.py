@@ -1,4 +1,4 @@
-"""One row that holds NaN, infinities or what cannot be squared: the other rows and the model's own answer stay."""
+"""One row holds NaN, infinities or huge values: the other rows and the model's own answer do not change."""
 
 import math
 import re
@@ -42,7 +42,7 @@ VALUES = [math.nan, -math.nan, math.inf, -math.inf, 1e25, -1e25, 1e38]
 
 
 class Net(nn.Module):
-    """Two layers before an activation, the second with a residual."""
+    """Two layers before an activation; the second has a residual."""
 
     def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ def test_one_row_in_the_order_of_each_input(name: str, scope: str, dtype: torch.
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_one_row_in_another_order(name: str, value: float) -> None:
-    """Of a neuron that stops, the terms that are not evaluated may be anything."""
+    """For a neuron that stops, the terms that are not evaluated may have any value."""
     torch.manual_seed(0)
     make, shape = NETWORKS[name]
     model, x = make().eval(), torch.randn(10, *shape)

@@ -1,4 +1,4 @@
-"""Unusual input: the right answer, or one line."""
+"""Unusual input gives the right answer, or an error message of one line."""
 
 import numpy as np
 import pytest
@@ -114,7 +114,7 @@ def test_nested_tensors(net: Net) -> None:
 
 @pytest.mark.parametrize("conv", [False, True])
 def test_calibration_on_inputs_without_a_batch(conv: bool) -> None:
-    """One input after the other teaches what a batch of them does."""
+    """Inputs that come one by one give the same statistics as a batch of them."""
     torch.manual_seed(0)
     if conv:
         model, x = nn.Sequential(nn.Conv2d(2, 9, 1), nn.Conv2d(9, 8, 3), nn.ReLU()), torch.randn(30, 2, 6, 6)

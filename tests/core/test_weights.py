@@ -1,4 +1,4 @@
-"""Whose weight a call uses: the same function, written with parameters of all kinds and with Linear modules."""
+"""Which weight a call uses: the same function written with parameters of all kinds and with Linear modules."""
 
 import copy
 import pickle
@@ -18,7 +18,7 @@ HIDDEN, N = 24, 8
 
 
 class Stem(nn.Module):
-    """A layer behind a hidden one, so that its inputs are units."""
+    """A layer after a hidden layer, so that its inputs are units."""
 
     def __init__(self, layer: nn.Module, hidden: int = HIDDEN) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Stem(nn.Module):
 
 
 class Plain(nn.Module):
-    """The sum of ReLUs of Linear layers with these weights: what the others compute, too."""
+    """The sum of ReLUs of Linear layers with these weights, which the other modules compute, too."""
 
     def __init__(self, weights: list[Tensor]) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Plain(nn.Module):
 
 
 class Written(nn.Module):
-    """A module with parameters of its own, and a forward."""
+    """A module with its own parameters and its own forward."""
 
     def __init__(self, forward: Callable[["Written", Tensor], Tensor], **parameters: Tensor | nn.Module) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Written(nn.Module):
 
 
 def relus(x: Tensor, *weights: Tensor) -> Tensor:
-    """Of weights (inputs, outputs)."""
+    """Uses weights of shape (inputs, outputs)."""
     return sum(F.relu(x @ weight) for weight in weights)
 
 
@@ -166,7 +166,7 @@ def sites_of(model: nn.Module, *x: Tensor) -> dict[str, Site]:
 
 
 def made(kind: str) -> tuple[Stem, Stem]:
-    """A network with such a layer, and the same function in Linear modules."""
+    """Return a network with such a layer, and the same function in Linear modules."""
     make, _, weights = KINDS[kind]
     torch.manual_seed(0)
     layer = make()
@@ -286,7 +286,7 @@ def test_what_computes_a_weight_is_no_layer_that_is_pruned() -> None:
 
 
 class Conditional(nn.Linear):
-    """The input enters its weight."""
+    """Its weight depends on the input."""
 
     def __init__(self, how: str) -> None:
         super().__init__(HIDDEN, HIDDEN)
@@ -315,7 +315,7 @@ def test_a_weight_that_an_input_enters(how: str) -> None:
 
 
 class GCN(nn.Module):
-    """Written by hand, as the paper's: relu(linear), then propagation; and once more with a dense layer behind."""
+    """Written by hand, as in the paper: relu(linear), then propagation; and once more with a dense layer after it."""
 
     def __init__(self, propagate: Callable, features: Callable | None = None) -> None:
         super().__init__()
@@ -366,7 +366,7 @@ def test_sparse_features_are_named_and_refuse_nothing_else() -> None:
 
 
 def test_a_part_used_outside_of_its_module() -> None:
-    """A module's forward that is called directly: said, for a slice of a parameter as for a whole one."""
+    """A call of a module's forward is reported for a slice of a parameter as for a whole parameter."""
     make, _, _ = KINDS["a root and a stack"]
 
     class Direct(Stem):
@@ -384,7 +384,7 @@ def test_a_part_used_outside_of_its_module() -> None:
 
 @pytest.mark.parametrize("how", ["eager", "grouped_mm"])
 def test_stacked_experts_of_transformers(how: str) -> None:
-    """Mixtral's experts lie in two parameters: each is a layer of its own where it is computed on its own."""
+    """Mixtral's experts lie in two parameters; each expert that is computed on its own is a layer of its own."""
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_local_experts": 3}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 50, "hidden_act": "relu"}
     torch.manual_seed(0)

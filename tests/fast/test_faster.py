@@ -1,4 +1,4 @@
-"""Decoding by kernels, against float64 by hand, the simulation and the model; what it refuses; what it leaves."""
+"""Decoding with kernels, compared with float64 by hand, the simulation and the model; and what is refused."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -42,7 +42,7 @@ class Squared(nn.Module):
 
 
 class Net(nn.Module):
-    """A stem, and two layers around a ReLU, whose neurons are mostly negative."""
+    """A stem, and two layers around a ReLU whose neurons are mostly negative."""
 
     def __init__(self, hidden: int = 40, neurons: int = 77, bias: bool = True, activation: type[nn.Module] = nn.ReLU):
         super().__init__()
@@ -59,7 +59,7 @@ class Net(nn.Module):
 
 
 def made(seed: int = 0, order: str = "layer", **settings: Any) -> tuple[Net, list[Site], dict[str, Any]]:
-    """A network, its site, and the statistics of that."""
+    """Return a network, its site, and the statistics of the site."""
     torch.manual_seed(seed)
     model = Net(**settings).eval()
     sites = select_sites(find_sites(model, torch.randn(4, 12)), "mlp.0")
@@ -87,13 +87,13 @@ HEURISTICS = {
 
 @pytest.fixture(autouse=True)
 def one_thread_again() -> Iterator[None]:
-    """A test may set more."""
+    """A test may set more variables."""
     yield
     torch.set_num_threads(1)
 
 
 def test_every_kernel_is_compiled_before_the_first_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or the first timing of a fresh installation is that of the compiler."""
+    """Otherwise the first timing after an installation would include the compilation."""
     called = []
 
     def spy(name: str, kernel: Callable[..., int]) -> Callable[..., int]:
@@ -179,7 +179,7 @@ def test_stops_nothing_at_no_price(rows: int, activation: type[nn.Module]) -> No
 
 
 def relu_site(model: Net) -> Site:
-    """As if it were followed by a ReLU alone: the squared one is no outcome of find_sites yet."""
+    """Return the site as if a plain ReLU followed it: find_sites does not return a squared ReLU yet."""
     plain = Net().eval()
     (site,) = select_sites([s for s in find_sites(plain, torch.randn(4, 12)) if s.name == "mlp.0"], "mlp.0")
     return replace(site, layer=replace(site.layer, stored=replace(site.stored, module=model.mlp[0])))

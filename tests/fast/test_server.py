@@ -25,7 +25,7 @@ X = torch.randn(1, 12, generator=torch.Generator().manual_seed(0))
 
 
 def served(threads: int, work: Callable[[int], Any], items: int) -> list[Any]:
-    """What so many threads that begin together make of the items."""
+    """Return what the given number of threads, which start together, make of the items."""
     together = threading.Barrier(threads)
     with ThreadPoolExecutor(threads, initializer=together.wait) as pool:
         return list(pool.map(work, range(items)))

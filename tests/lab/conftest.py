@@ -1,4 +1,4 @@
-"""A trainer as the commands make it."""
+"""Creates a trainer as the commands do."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +12,6 @@ from exprune.lab.training.fit import make_trainer
 
 @pytest.fixture
 def cpu_trainer() -> Callable[..., lightning.Trainer]:
-    """Makes a trainer on the CPU, of Lightning's options; Lightning's own would look for a cluster around the tests."""
+    """Creates a trainer on the CPU with options of Lightning; Lightning's own would look for a cluster."""
     settings = OmegaConf.create({"trainer": {"accelerator": "cpu", "precision": "32-true"}})
     return partial(make_trainer, settings, logger=False)

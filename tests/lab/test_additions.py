@@ -1,4 +1,4 @@
-"""What is added with ``+`` is read by something, or is one line."""
+"""Settings added with ``+`` are read by something, or refused in one line."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A wrong setting is one clear line and exit code 1: no traceback, nothing half-written."""
+"""A wrong setting gives one clear line and exit code 1: no traceback and no partial output."""
 
 import json
 from pathlib import Path

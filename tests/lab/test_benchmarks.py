@@ -1,4 +1,4 @@
-"""The benchmarks run, and write what is read of them; how fast anything is, no test says."""
+"""The benchmarks run and write the fields that are read later; no test depends on a time."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Calibrated tests on the command line: statistics measured, kept and checked; knobs found for a target."""
+"""Calibrated tests on the command line: statistics are measured, kept and checked; settings are found for a target."""
 
 import json
 import math
@@ -38,14 +38,14 @@ def result_of(run) -> dict:
 
 
 def evaluated(command: CommandLine, *settings: str) -> tuple[dict, str]:
-    """The result of a small evaluation, and what it printed."""
+    """Return the result of a small evaluation, and what it printed."""
     run = command("evaluate.py", *SMALL, *settings)
     assert run.code == 0, run.err
     return result_of(run), run.out
 
 
 def calibrations(cache: Path, inputs: int = 24) -> dict[Path, int]:
-    """Those on so many inputs, which no other file of tests asks for: tests in other processes share the cache."""
+    """Return the calibrations on this number of inputs, which no other test uses: the cache is shared by processes."""
     files = {path: path.stat().st_mtime_ns for path in (cache / "calibrations").glob("gnn-nci-*.safetensors")}
     return {
         path: made for path, made in files.items() if json.loads(load_tensors(path)[1]["about"])["inputs"][0] == inputs
@@ -183,7 +183,7 @@ def test_an_interrupted_search_for_a_knob_goes_on(command: CommandLine, monkeypa
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_noisy_drop_does_not_end_the_search_too_early(seed: int) -> None:
-    """The drop of few inputs goes up and down by more than the target: what is found saves about what it can."""
+    """On few inputs the drop varies by more than the target; the setting found still saves about the maximum."""
     noise = torch.rand(10_000, generator=torch.Generator().manual_seed(seed)) * 0.4 - 0.2
     asked = []
 

@@ -1,4 +1,4 @@
-"""results/make/damage.py: what it adds up of optimal stopping, which it must not change."""
+"""results/make/damage.py: the sums that it adds to optimal stopping, without changing it."""
 
 import importlib
 from types import ModuleType

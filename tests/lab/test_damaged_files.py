@@ -1,4 +1,4 @@
-"""Files that we write and read again, cut at any byte or altered: made anew with a line, or refused in one."""
+"""Files that are cut at any byte or altered are made anew with a warning, or refused in one line."""
 
 import io
 import json
@@ -39,7 +39,7 @@ Damage = tuple[str, bytes]
 
 
 def cuts(file: Path, count: int = 25) -> Iterator[Damage]:
-    """The file cut at its ends and at places between, none of which is the whole of it."""
+    """Yield the file cut at its ends and at places between, always shorter than the whole file."""
     data = file.read_bytes()
     size = len(data)
     for place in sorted({0, 1, 2, size - 2, size - 1, *range(0, size, max(1, size // count))}):
@@ -47,7 +47,7 @@ def cuts(file: Path, count: int = 25) -> Iterator[Damage]:
 
 
 def replace(file: Path, content: bytes) -> None:
-    """Another file in its place: tensors that were read from the old one may still be mapped to it."""
+    """Put another file in its place; tensors read from the old file may still be memory-mapped to it."""
     file.unlink(missing_ok=True)
     file.write_bytes(content)
 
@@ -68,7 +68,7 @@ NO_JSON = [("a list", b"[1]"), ("no UTF-8", b"\xff\xfe\x00"), ("a number", b"1")
 def made_anew(
     file: Path, read: Callable[[], Any], right: Callable[[Any], bool], damage: list[Damage], log: Log
 ) -> None:
-    """Whatever the damage, there is a line that names the file, and what is read is right."""
+    """Whatever the damage, there is a line that names the file, and the result is right."""
     for what, content in damage:
         replace(file, content)
         log.clear()
@@ -80,7 +80,7 @@ def made_anew(
 
 
 def refused(file: Path, read: Callable[[], Any], damage: list[Damage]) -> None:
-    """Whatever the damage, it is one line that names the file."""
+    """Whatever the damage, the error is one line that names the file."""
     for what, content in damage:
         replace(file, content)
         with pytest.raises(SettingError) as raised:
@@ -143,7 +143,7 @@ def test_passes(tmp_path: Path, caplog: Log) -> None:
 
 
 def test_records_of_failed_jobs(tmp_path: Path) -> None:
-    """A job whose record is damaged has failed; the others are listed as ever."""
+    """A job whose record is damaged has failed; the other jobs are listed as usual."""
     for job in (0, 1):
         (tmp_path / str(job)).mkdir()
         (tmp_path / f"{job}/error.json").write_text(json.dumps({"job": job, "overrides": f"a={job}", "error": "b"}))
@@ -340,7 +340,7 @@ def trials(storage: str, more: int = 0) -> int:
 
 
 def test_journals(tmp_path: Path, caplog: Log) -> None:
-    """A record that was cut is dropped with a line, or ended; those before it stay, and more can follow."""
+    """A truncated record is dropped with a warning, or completed; those before it stay, and more can follow."""
     file = tmp_path / "study.journal"
     assert trials(str(file), 3) == 3
     whole = file.read_bytes()
@@ -357,7 +357,7 @@ def test_journals(tmp_path: Path, caplog: Log) -> None:
 
 
 def test_a_worker_that_dies_while_it_writes(tmp_path: Path, caplog: Log) -> None:
-    """Another one that runs meanwhile does not append to the half line."""
+    """Another worker that runs at the same time does not append to the incomplete line."""
     file = tmp_path / "study.journal"
     opened = open_study(config(str(file)), "one", {"model": "gnn"})
     with file.open("ab") as journal:

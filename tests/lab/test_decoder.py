@@ -1,4 +1,4 @@
-"""The loop of our own gives what transformers' OPT gives, of all its shapes, and leaves the network as it was."""
+"""Our own loop gives what transformers' OPT gives, for all its shapes, and leaves the network unchanged."""
 
 from pathlib import Path
 

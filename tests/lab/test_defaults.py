@@ -1,4 +1,4 @@
-"""What the command line takes when it is told nothing is what the library takes."""
+"""The defaults of the command line are the defaults of the library."""
 
 import inspect
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_defaults_are_the_librarys(name: str) -> None:
     assert passed == set(arguments) - {"statistics"}
     knobs = {settings.knob: 0.0} if settings.get("knob") else {}
     heuristic = instantiate(settings.heuristic, _convert_="all", **knobs)
-    for argument in passed - {settings.get("knob")}:  # for the knob the library has no default
+    for argument in passed - {settings.get("knob")}:  # the library has no default for the setting to vary
         default = arguments[argument].default
         given = OmegaConf.select(settings, argument)
         if argument == "stages":

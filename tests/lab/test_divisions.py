@@ -1,4 +1,4 @@
-"""results/make/promise.py: how often a rule's choice exceeds its target on other inputs, on settings made up for it."""
+"""results/make/promise.py: how often a rule's choice exceeds its target on other inputs, with made-up settings."""
 
 import importlib
 import json
@@ -21,7 +21,7 @@ def promise(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def sweep(folder: Path, metric: str, grouped: bool) -> None:
-    """Eight settings that drop more and more, 0 to 2.8 points, on 800 inputs of validation and 1,600 of test."""
+    """Write eight settings with drops from 0 to 2.8 points, on 800 inputs of validation and 1,600 of test."""
     rng = np.random.default_rng(0)
     for split, inputs in (("valid", 800), ("test", 1600)):
         targets = (rng.random(inputs) < 0.5).astype(int)

@@ -1,4 +1,4 @@
-"""``engine=fast`` from the command line: the kernels predict what the simulation predicts; what it refuses."""
+"""``engine=fast`` on the command line: the kernels predict what the simulation predicts; and what is refused."""
 
 import json
 import sys

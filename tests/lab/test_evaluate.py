@@ -25,7 +25,7 @@ from tests.cli import TINY, CommandLine
 
 
 def test_evaluate_trains_once_and_writes_everything(command: CommandLine, session_cache: Path) -> None:
-    """The first run says that it trains; result.json holds what the documentation names, and it adds up."""
+    """The first run says that it trains; result.json contains what the documentation names, and the numbers add up."""
     first = command("evaluate.py", "model=gnn", "exprune.tau=0.1", "seed=1101", "logger=none", *TINY)
     assert first.code == 0, first.err
     assert "no trained weights" in first.out
@@ -67,7 +67,7 @@ def test_evaluate_trains_once_and_writes_everything(command: CommandLine, sessio
 
 
 def test_dense_flops_match_the_accounting(command: CommandLine) -> None:
-    """``exprune=none``: no sites, no drop, and the paper's count of the dense network."""
+    """``exprune=none``: no sites, no drop, and the paper's count for the dense network."""
     outcome = command("evaluate.py", "model=gnn", "exprune=none", "logger=none", *TINY)
     assert outcome.code == 0, outcome.err
     (folder,) = outcome.runs()
@@ -80,7 +80,7 @@ def test_dense_flops_match_the_accounting(command: CommandLine) -> None:
 
 
 def test_a_network_that_says_nothing_of_its_flops(command: CommandLine) -> None:
-    """A network of torchvision as ``model=``: linear algebra is counted, the rest named."""
+    """A network of torchvision as ``model=``: linear algebra is counted, the rest is named."""
     settings = ["model.network._target_=torchvision.models.squeezenet1_1", "+model.network.num_classes=10"]
     gone = ["~model.network.classes", "model.name=squeezenet", "model.epochs=1"]
     tiny = ["data.limit=64", "data.valid=32", "data.size=24", "logger=none"]
@@ -96,7 +96,7 @@ def test_a_network_that_says_nothing_of_its_flops(command: CommandLine) -> None:
 
 
 def test_multirun_sweeps_without_retraining(command: CommandLine) -> None:
-    """One job per value, one training for all; a wrong value is recorded and the others finish."""
+    """One job per value and one training for all; a wrong value is recorded and the other jobs finish."""
     outcome = command("evaluate.py", "-m", "model=gnn", "exprune.tau=0.01,0.7,0.1", "seed=12", "logger=none", *TINY)
     assert outcome.code == 1
     assert outcome.out.count("no trained weights") == 1
@@ -157,14 +157,14 @@ def test_train_writes_where_it_is_told(command: CommandLine) -> None:
 
 @pytest.fixture
 def own_cache(command: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A cache that no other process writes into, for who looks at what an interrupted run leaves in it."""
+    """A cache that no other process writes to, for tests of what an interrupted run leaves in it."""
     cache = tmp_path / "cache"
     monkeypatch.setenv("EXPRUNE_CACHE_DIR", str(cache))
     return cache
 
 
 def test_interrupted_training_resumes(command: CommandLine, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
-    """A training that dies goes on at the epoch it was in, and ends with the same weights as one that did not."""
+    """An interrupted training resumes in its epoch and ends with the same weights as an uninterrupted one."""
 
     settings = ("model=gnn", "seed=13", "logger=none", "data.limit=64", "model.epochs=3", "trainer=cpu")
     step = GraphTask.training_step
@@ -200,7 +200,7 @@ def test_help_names_the_axes(command: CommandLine) -> None:
 
 
 def test_a_sweep_runs_dense_once(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The jobs of a sweep over tau share the dense pass; another network does not. Started again, it repeats none."""
+    """The jobs of a sweep over tau share one dense pass; another network has its own. A second run repeats none."""
     counts, predict, enter = [], lightning.Trainer.predict, ExPrune.__enter__
 
     def counted(*arguments: object, **more: object) -> object:
@@ -229,7 +229,7 @@ def test_a_sweep_runs_dense_once(command: CommandLine, monkeypatch: pytest.Monke
 def test_interrupted_evaluation_goes_on(
     command: CommandLine, monkeypatch: pytest.MonkeyPatch, own_cache: Path, dies_in: str
 ) -> None:
-    """A long evaluation that dies repeats no batch that it kept, and ends with the same result."""
+    """A long evaluation that is interrupted repeats no stored batch, and ends with the same result."""
     settings = ("model=gnn", "seed=1101", "logger=none", *TINY, "data.eval_batch_size=8", "exprune.tau=0.15")
     whole = command("evaluate.py", *settings, "hydra.run.dir=whole")
     assert whole.code == 0, whole.err
@@ -260,7 +260,7 @@ def test_interrupted_evaluation_goes_on(
 
 
 def test_a_limit_names_the_weights_without_it(command: CommandLine, session_cache: Path) -> None:
-    """data.limit trains a network of its own; who wants the other one on few inputs is told how."""
+    """data.limit trains its own network; the message says how to evaluate the full one on few inputs."""
     whole = command("train.py", "model=vgg11_bn", "model.epochs=1", "seed=1108", "logger=none", "trainer=cpu")
     assert whole.code == 0, whole.err
     settings = ("model=vgg11_bn", "model.epochs=1", "seed=1108", "logger=none", "trainer=cpu", "data.limit=64")

@@ -1,4 +1,4 @@
-"""What is remembered is known by all that decides it: another argument, another byte, another key."""
+"""A cached result is identified by all that determines it: another argument or another byte gives another key."""
 
 import importlib
 import inspect
@@ -111,7 +111,7 @@ def test_every_byte_of_the_statistics_is_in_the_key(what: str) -> None:
 
 
 def _with(heuristic: Heuristic, measured: dict[str, SiteStatistics]) -> Heuristic:
-    """Statistics that no run has to accept."""
+    """Return the heuristic with statistics that a run would refuse."""
     other = object.__new__(type(heuristic))
     vars(other).update({k: measured if v is heuristic.statistics else v for k, v in vars(heuristic).items()})
     return other
@@ -136,7 +136,7 @@ def test_the_sites_and_the_gain_ratio_are_in_the_key() -> None:
 
 
 class Mine(Heuristic):
-    """A user's, which keeps what it likes."""
+    """A user's heuristic, which may keep any attribute."""
 
     def __init__(self, rule: Any) -> None:
         super().__init__(None, 2)
@@ -174,7 +174,7 @@ def test_batches_of_graphs_and_networks() -> None:
 
 
 def test_the_code_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also that of a part of it, which a user changes between two runs."""
+    """This includes the code of a part of it, which a user changes between two runs."""
     file, keys = tmp_path / "of_a_user.py", []
     monkeypatch.syspath_prepend(str(tmp_path))
     for slope in (1, 1, 2):
@@ -184,7 +184,7 @@ def test_the_code_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_heuristic_that_goes_on_to_another_run_forgets() -> None:
-    """With another price, and with statistics of another network, though the sites have the same names."""
+    """The other run has another price and statistics of another network, though the sites have the same names."""
     network, x = model(), torch.randn(64, 8)
     sites = find_sites(network, x)
 

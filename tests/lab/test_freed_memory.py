@@ -1,4 +1,4 @@
-"""Freed memory is kept, where the C library can be asked to."""
+"""Freed memory is kept for reuse where the C library supports it."""
 
 import subprocess
 import sys
@@ -34,5 +34,5 @@ def test_the_next_tensor_gets_the_pages_of_the_last() -> None:
 
 def test_nothing_happens_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(freed_memory.sys, "platform", "win32")
-    monkeypatch.setattr(freed_memory.ctypes, "CDLL", None)  # is not called: Windows has none by this name
+    monkeypatch.setattr(freed_memory.ctypes, "CDLL", None)  # not called: Windows has no library of this name
     freed_memory.keep_freed_memory()

@@ -1,4 +1,4 @@
-"""Language models in GGUF files: read once, kept as a folder, and what is refused."""
+"""Language models in GGUF files: read once and kept as a folder, or refused."""
 
 import json
 import sys
@@ -38,7 +38,7 @@ def released_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write_gguf(file: Path, model: LlamaForCausalLM, architecture: str = "llama", tokens: int | None = 4096) -> Path:
-    """A GGUF file as llama.cpp's converter would write it, in float32, with the first so many released tokens."""
+    """Write a GGUF file as llama.cpp's converter would, in float32, with the first released tokens."""
     gguf = pytest.importorskip("gguf")
     pytest.importorskip("accelerate")
     config, writer = model.config, gguf.GGUFWriter(file, architecture)
@@ -84,7 +84,7 @@ def _gguf_name(name: str) -> str | None:
 
 
 def _as_llama_cpp(tensor: torch.Tensor, heads: int | None) -> torch.Tensor:
-    """Rows of queries and keys in its order: the two halves of a head's rotation, one by one."""
+    """Return the rows of queries and keys in llama.cpp's order, which interleaves the halves of a head's rotation."""
     if heads is None:
         return tensor
     return tensor.view(heads, 2, -1, tensor.shape[-1]).transpose(1, 2).reshape(tensor.shape).contiguous()
@@ -112,7 +112,7 @@ def test_a_file_is_read_as_what_was_written(tmp_path: Path, monkeypatch: pytest.
 def test_it_is_made_once_and_anew_where_it_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without the package that reads such files."""
+    """Tests without the package that reads GGUF files."""
     reads: list[Path] = []
 
     def read(file: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:

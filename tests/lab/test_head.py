@@ -1,4 +1,4 @@
-"""``head=dominance`` from the command line: what it says it dropped, and nothing else."""
+"""``head=dominance`` on the command line: the result counts the logits that were dropped, and nothing else."""
 
 import json
 
@@ -17,7 +17,7 @@ OPT = ("data.vocabulary=512", "data.context=32", "model.network.hidden=32", "mod
     ids=["vgg11_bn", "opt"],
 )
 def test_the_head_alone(command: CommandLine, settings: tuple[str, ...], outputs: int, terms: int) -> None:
-    """FLOPs follow from the logits dropped at each stage; the changed predictions are those in examples.parquet."""
+    """The FLOPs follow from the logits dropped at each stage; examples.parquet lists the changed predictions."""
     more = ("exprune=none", "head=dominance", "head.tau=0.2", "head.stages=[4,16]", "logger=none", "seed=2201")
     outcome = command("evaluate.py", *TINY, *settings, *more)
     assert outcome.code == 0, outcome.err
@@ -47,7 +47,7 @@ def test_no_risk_drops_nothing_and_goes_with_pruned_sites(command: CommandLine) 
 
 @pytest.mark.slow
 def test_a_head_whose_logits_are_dropped_is_no_site(command: CommandLine) -> None:
-    """What is saved at the head counts once, and so do the zeros that reach the second layers."""
+    """Savings at the head are counted once, and so are the zeros that reach the second layers."""
     optimal = ("exprune=optimal", "exprune.lam=1e-9", "exprune.stages=[4,16]", "exprune.predict=true", "logger=none")
     scope = ("exprune.order=input", "exprune.scope=all", "seed=2201", "data.limit=400")
     outcome = command("evaluate.py", "-m", *TINY, "model=opt", *OPT, *optimal, *scope, "head=none,dominance")

@@ -1,4 +1,4 @@
-"""What is told without a network is told at once: torch and what stands on it take seconds to import."""
+"""Answers that need no network come at once: importing torch and what uses it takes seconds."""
 
 import subprocess
 import sys

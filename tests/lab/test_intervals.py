@@ -1,4 +1,4 @@
-"""The weighted metric against torchmetrics, the bootstrap against a slow one and against theory."""
+"""Compares the weighted metric with torchmetrics, and the bootstrap with a slow one and with theory."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_bootstrap_covers_as_the_normal_interval() -> None:
 
 
 def test_bootstrap_is_paired_and_repeatable() -> None:
-    """Equal predictions give a drop of exactly 0; the seed fixes the draw, across the chunks too."""
+    """Equal predictions give a drop of exactly 0; the seed determines the draw, also across chunks."""
     rng = np.random.default_rng(0)
     targets = (rng.random(50) < 0.3).astype(int)
     scores, others = rng.random(50), rng.random(50)

@@ -1,4 +1,4 @@
-"""OPT as transformers ships it: its accounting, padding, the embedded text, PIQA's form, and what is refused."""
+"""OPT as transformers provides it: accounting, padding, the embedded text, PIQA's format, and what is refused."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def _data_dir() -> Path:
 
 
 def test_published_flops_of_opt_1_3b_on_piqa() -> None:
-    """The published figure is fc1 alone, of both choices, with a start token each."""
+    """The published figure is fc1 alone, for both choices, with a start token each."""
     folder = _data_dir()
     questions = read_piqa(folder, folder)
     tokenizer = ByteLevelBPETokenizer(str(folder / "gpt2_bpe" / "vocab.json"), str(folder / "gpt2_bpe" / "merges.txt"))
@@ -104,7 +104,7 @@ def padded_batch(lengths: list[int]) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("heuristic", [Threshold(-0.02, n=8), StatsTest(0.3, n=8)], ids=["threshold", "stats"])
 def test_a_padded_batch_is_each_sequence_alone(heuristic: Heuristic) -> None:
-    """Token by token in float64, and count by count."""
+    """Checked token by token in float64, and count by count."""
     network = tiny_opt().double()
     ids, mask = padded_batch([9, 4, 14])
     sites = find_sites(network, ids, mask)
@@ -141,7 +141,7 @@ def test_zeros_that_fc2_reads() -> None:
 
 
 def test_files_stay_on_their_side() -> None:
-    """A file's part follows from its name alone; these are facts, which no version of anything may change."""
+    """A file's part follows from its name alone; these facts must hold in every version."""
     known = {"ast.py": "train", "typing.py": "train", "asyncio/tasks.py": "valid", "enum.py": "test"}
     assert {name: part_of(name) for name in known} == known
     corpus = read_stdlib(Path("unused"), Path("unused"))
@@ -202,7 +202,7 @@ def test_tokenizer_is_trained_once_or_released(tmp_path: Path) -> None:
 
 
 def test_intervals_resample_whole_texts() -> None:
-    """Against the textbook: draw texts, put their tokens together, take the accuracy."""
+    """Compared with the textbook method: draw texts, concatenate their tokens, compute the accuracy."""
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(12), rng.integers(1, 30, 12))
     targets = np.zeros(len(groups), int)
@@ -281,7 +281,7 @@ def test_continuations_are_from_held_out_texts() -> None:
 
 
 def test_choice_is_the_text_with_the_lower_mean_loss() -> None:
-    """Against one sequence at a time; the longest questions come first, the results in the order of the split."""
+    """Compared with one sequence at a time; the longest questions come first, the results in the split's order."""
     network = tiny_opt()
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(3, 40, (length,), generator=generator) for length in (4, 7, 12, 3, 6, 6)]
@@ -309,7 +309,7 @@ def test_choice_is_the_text_with_the_lower_mean_loss() -> None:
 
 
 def test_the_papers_experiment_on_a_folder_of_weights(command: CommandLine, tmp_path: Path) -> None:
-    """As with OPT-1.3B, but for the size: weights and tokenizer in a folder, PIQA in the data directory."""
+    """As with OPT-1.3B, except for the size: weights and tokenizer in a folder, PIQA in the data directory."""
     folder, data = tmp_path / "opt", tmp_path / "data"
     texts = [f"bake the bread {k}" for k in range(6)]
     tokenizer = ByteLevelBPETokenizer()

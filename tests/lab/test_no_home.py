@@ -1,4 +1,4 @@
-"""A container: no home folder, or one that cannot be written to; files and folders that are not what they should be."""
+"""A container: no home folder, or a read-only one; files and folders of the wrong type."""
 
 import pwd
 from pathlib import Path
@@ -13,7 +13,7 @@ GNN = ("model=gnn", *TINY)
 
 
 def _results(outcome: Outcome) -> list[Path]:
-    """The runs' folders; W&B keeps a copy of what it was given in its own."""
+    """Return the runs' folders, without the copies that W&B keeps in its own folder."""
     return [run for run in outcome.runs() if "wandb" not in run.parts]
 
 
@@ -84,7 +84,7 @@ def test_a_folder_is_no_checkpoint(command: CommandLine) -> None:
 
 
 class _Own:
-    """A class of someone's, in a checkpoint."""
+    """A user's class, stored in a checkpoint."""
 
 
 def test_a_checkpoint_with_code(command: CommandLine) -> None:

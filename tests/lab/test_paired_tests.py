@@ -1,4 +1,4 @@
-"""Paired tests of a drop, against brute force, simulation and published data."""
+"""Compares the paired tests of a drop with brute force, simulation and published data."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from exprune.lab.tasks.intervals import paired_bootstrap, weighted_roc_auc
 
 
 def tail(lost: int, mended: int, inputs: int, drop: float, rate: float) -> float:
-    """P(an outcome is at least as good as what was seen), summed over every outcome of the trinomial."""
+    """Return P(an outcome is at least as good as the observed one), summed over every outcome of the trinomial."""
     probability = [rate + drop, rate, max(0.0, 1 - 2 * rate - drop)]
     outcomes = [(a, b) for a, b in itertools.product(range(inputs + 1), repeat=2) if a + b <= inputs]
     of = stats.multinomial.pmf([(a, b, inputs - a - b) for a, b in outcomes], inputs, probability)
@@ -25,7 +25,7 @@ def tail(lost: int, mended: int, inputs: int, drop: float, rate: float) -> float
 
 @lru_cache(None)
 def score(lost: int, mended: int, inputs: int, drop: float) -> float:
-    """Tango's, with the restricted maximum of the likelihood by search."""
+    """Return Tango's p-value, with the restricted maximum of the likelihood found by search."""
 
     def unlikely(rate: float) -> float:
         likelihood = xlogy(mended, rate) + xlogy(lost, rate + drop)
@@ -45,7 +45,7 @@ def test_exact_p_value_is_the_largest_tail(lost: int, mended: int, inputs: int, 
 
 @pytest.mark.parametrize(("rate", "drop"), [(0.0, 0.01), (0.005, 0.01), (0.03, 0.01), (0.08, 0.02)])
 def test_exact_test_keeps_its_error(rate: float, drop: float) -> None:
-    """A true drop that is just not tolerated passes in at most 5 % of all samples, and in not far fewer."""
+    """A true drop just above the tolerated one passes in at most 5 % of all samples, and not in far fewer."""
     outcomes = np.random.default_rng(0).multinomial(2000, [rate + drop, rate, 1 - 2 * rate - drop], size=1000)
     seen, count = np.unique(outcomes[:, :2], axis=0, return_counts=True)
     passed = [ExactAccuracy(*map(int, both), 2000).p_value(drop, 0.05) <= 0.05 for both in seen]
@@ -76,7 +76,7 @@ def test_groups_of_one_size_are_the_t_test() -> None:
 
 
 def test_what_groups_lose_at_one_rate_is_known() -> None:
-    """That texts are of all sizes is no doubt about the rate at which they lose."""
+    """Different text sizes add no uncertainty about the rate at which the texts lose."""
     sizes = np.array([5000.0, 100, 200, 50, 300])
     assert GroupedMean(0.02 * sizes, sizes).p_value(0.021, 0.05) < 1e-6
 
@@ -120,7 +120,7 @@ def test_roc_auc_drop_and_its_deviation() -> None:
 
 
 def test_roc_auc_test_keeps_its_error() -> None:
-    """Of two scores of equal quality, one is shown to be no more than 0 worse in about 5 % of all samples."""
+    """For two scores of equal quality, a limit of 0 is "shown" in about 5 % of all samples."""
     rng, passed = np.random.default_rng(3), 0
     for _ in range(1000):
         targets = (rng.random(300) < 0.3).astype(int)

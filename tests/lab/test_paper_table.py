@@ -1,4 +1,4 @@
-"""The paper's table: which setting is chosen, on which split, and what is said of it."""
+"""The paper's table: which setting is chosen, on which split, and what the table says about it."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.cli import ROOT, TINY, CommandLine
 
 
 def write(folder: Path, split: str, drop: float, saved: float, **other: Any) -> None:
-    """A ``result.json`` as evaluate.py writes it, without what the table does not read. ``saved`` in percent."""
+    """Write a ``result.json`` like evaluate.py, with only what the table reads. ``saved`` is in percent."""
     result = {
         "model": "gnn",
         "data": "ogbg_molhiv",
@@ -92,7 +92,7 @@ def test_none_within_the_limit(tmp_path: Path) -> None:
 
 
 def test_any_knob_tells_settings_apart(tmp_path: Path) -> None:
-    """Also one that this version does not know."""
+    """This also holds for a setting that this version does not know."""
     for lam, valid, on_test in ((1, 2.0, 0.0), (2, 0.0, 0.5)):
         for split, drop in (("valid", valid), ("test", on_test)):
             write(tmp_path, split, drop, 10 * lam, tau=None, lam=lam)
@@ -204,7 +204,7 @@ def table_of(file: Path, rows: list[dict], about: dict) -> pd.DataFrame:
 
 
 def test_what_evaluate_and_pareto_write(command: CommandLine, capfd: pytest.CaptureFixture[str]) -> None:
-    """tau 0 stops nothing, so that the drop is 0 however little the network has learned."""
+    """tau 0 stops nothing, so that the drop is 0 even for an untrained network."""
     for split in ("valid", "test"):
         outcome = command(
             "evaluate.py", "model=gnn", f"split={split}", "exprune.tau=0", f"hydra.run.dir={split}", *TINY
@@ -219,7 +219,7 @@ def test_what_evaluate_and_pareto_write(command: CommandLine, capfd: pytest.Capt
     for row, chosen_on in ((pd.read_csv(csv).iloc[0], "validation"), (table(swept).iloc[0], "test (optimistic)")):
         assert row["chosen_on"] == chosen_on and row["drop_points"] == 0
         assert row["saved_percent"] == pytest.approx(100 * on_test["flops"]["saved"], abs=1e-3)
-        # Nothing that was measured is taken for a knob: valid and test would no longer belong together.
+        # No measured quantity is taken for a setting: otherwise valid and test would no longer match.
         knobs = {"tau", "n", "stages", "order", "predict", "scope", "gain_ratio"}
         assert {"tau"} <= set(json.loads(row["setting"])) <= knobs
 

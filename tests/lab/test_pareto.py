@@ -48,7 +48,7 @@ def test_no_results(tmp_path: Path, content: str | None) -> None:
 
 
 def result(tau: float, drop: float, saved: float, **other: object) -> dict:
-    """What a table needs of a result.json, with a dense metric of 0.8."""
+    """Return what a table needs of a result.json, with a dense metric of 0.8."""
     names = ("model", "data", "split", "static", "seed", "checkpoint", "heuristic")
     about = dict(zip(names, ("gnn", "nci", "test", "none", 0, "gnn.safetensors", "StatsTest"), strict=True))
     pruned = 0.8 - drop / 100
@@ -72,7 +72,7 @@ def test_front_is_what_nothing_of_the_same_network_beats(points: list[tuple[int,
 
 
 def test_the_interactive_chart_marks_dense_and_one_point_below() -> None:
-    """One chart per data set; FLOPs are shares of the dense network's, a network's baseline is its own."""
+    """One chart per data set; FLOPs are shares of the dense network's; each network has its own baseline."""
     results = [
         result(0.1, 0.5, 0.2),
         result(0.2, 2.0, 0.1),  # beaten
@@ -97,7 +97,7 @@ def test_the_interactive_chart_marks_dense_and_one_point_below() -> None:
 
 
 def test_tables_go_into_one_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What was measured apart, read again: the same table as of all results at once."""
+    """Tables of separate measurements, read again, give the same table as all results at once."""
     optimal = result(None, 1.0, 0.4, heuristic="Optimal", lam=1.25e-9)
     parts = {"searched": [result(0.1, 0.5, 0.2)], "beyond": [optimal]}
     for name, results in parts.items():
@@ -123,7 +123,7 @@ def test_tables_go_into_one_plot(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_predictions_and_layers_without_a_relu_are_curves_of_their_own(tmp_path: Path) -> None:
-    """Also beside a table that was made before there were such."""
+    """This also holds next to a table from before these columns existed."""
     optimal = {"heuristic": "Optimal", "order": "input"}
     old = pareto.tabulate([result(0.1, 0.2, 0.3, **optimal)]).drop(columns=["predict", "scope"])
     old.to_csv(tmp_path / "old.csv", index=False)

@@ -1,4 +1,4 @@
-"""PIQA for any causal language model, scored as lm-evaluation-harness 0.4 does."""
+"""PIQA for any causal language model, scored like lm-evaluation-harness 0.4."""
 
 import contextlib
 import itertools
@@ -60,7 +60,7 @@ def small_opt() -> OPTForCausalLM:
 
 
 def saved(model: PreTrainedModel, folder: Path, begins: bool = False) -> Path:
-    """The model in a folder, with the released tokenizer; one that begins each text with a token of its own."""
+    """Return a folder with the model and the released tokenizer, which may begin each text with a token of its own."""
     model.save_pretrained(folder)
     tokenizer: PreTrainedTokenizerFast = released_tokenizer()
     if begins:
@@ -80,7 +80,7 @@ def piqa_data(name: str, data_dir: Path, batch: int = 2, limit: int | None = Non
 def scored(
     model: PreTrainedModel, data: PiqaData, context: Callable[[], Any] = contextlib.nullcontext
 ) -> dict[str, list[Any]]:
-    """Per question of both parts, in the order of the file: log-likelihoods, and what both metrics answer."""
+    """Return log-likelihoods and both metrics' answers for each question of both parts, in the file's order."""
     task, found = ContinuationTask(model), {}
     task.before_pass()
     for batch in itertools.chain(data.val_dataloader(), data.test_dataloader()):
@@ -176,7 +176,7 @@ def test_questions_that_cannot_be_asked(command: CommandLine, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_smollm2_answers_as_in_the_harness(tmp_path: Path) -> None:
-    """100 questions, item by item."""
+    """Compares 100 questions, item by item."""
     harness = pytest.importorskip("lm_eval", reason="pip install lm-eval")
     pytest.importorskip("gguf")
     data = Path(os.environ.get("EXPRUNE_DATA_DIR", "nowhere"))

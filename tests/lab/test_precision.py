@@ -1,4 +1,4 @@
-"""bfloat16 where the device is faster in it; the names of the weights do not depend on that."""
+"""bfloat16 is used where the device is faster in it; the names of the weights do not depend on that."""
 
 import logging
 import re
@@ -40,7 +40,7 @@ def test_what_was_asked_for_by_name_is_kept(monkeypatch: pytest.MonkeyPatch, wan
 
 
 def test_measuring_leaves_everything_as_it_was() -> None:
-    """A training draws the same random numbers with it, on as many threads."""
+    """After a measurement, a training draws the same random numbers on as many threads."""
     precision._times_as_long.cache_clear()
     torch.manual_seed(3)
     threads, expected = torch.get_num_threads(), torch.rand(2)

@@ -1,4 +1,4 @@
-"""Language models of transformers that come with weights of their own: from a folder, in their own tokens."""
+"""Pretrained language models of transformers: read from a folder, with their own tokens."""
 
 import json
 from collections.abc import Callable
@@ -50,7 +50,7 @@ ALBERT = AlbertConfig(
 
 
 def folder_of(model: PreTrainedModel, folder: Path, mask: str | None = None) -> Path:
-    """The model with the released tokenizer, as transformers saves them."""
+    """Return a folder with the model and the released tokenizer, as transformers saves them."""
     model.save_pretrained(folder)
     tokenizer = Tokenizer.from_file(str(ROOT / "checkpoints" / "stdlib-bpe4096.json"))
     marks = {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -95,7 +95,7 @@ def test_evaluate_a_model_from_a_folder(
 
 
 def test_every_job_of_a_sweep_counts_by_length_outside_of_its_pass(command: CommandLine, tmp_path: Path) -> None:
-    """Only the first one has a dense pass of its own, before its pruned one."""
+    """Only the first job runs a dense pass, before its pruned one."""
     torch.manual_seed(0)
     folder = folder_of(
         LlamaForCausalLM(LlamaConfig(**{**LLAMA.to_diff_dict(), "vocab_size": 4096})), tmp_path / "model"

@@ -1,4 +1,4 @@
-"""Promises: a sequence of settings, the grid that they stand in, and what the command line says of them."""
+"""Promises: a sequence of settings, the grid that it is part of, and what the command line reports."""
 
 import itertools
 import json
@@ -48,7 +48,7 @@ def test_the_sequence_ends_at_the_first_failure() -> None:
 
 
 def test_a_promise_is_kept() -> None:
-    """Settings drop by more and more; one beyond the target passes in at most 5 % of all samples."""
+    """The settings have increasing drops; one beyond the target passes in at most 5 % of all samples."""
     rng, drops, target = np.random.default_rng(0), np.linspace(0, 0.02, 21), 0.01
     broken = 0
     for _ in range(400):

@@ -103,7 +103,7 @@ TABLES = (  # what README says of a network: its command's settings, the table, 
 def test_tables_are_reproduced(
     command: CommandLine, settings: list[str], name: str, sites: int, flops: float, least: float
 ) -> None:
-    """The README's command for a network, from the released weights, gives the committed figures."""
+    """The README's command for a network gives the committed figures with the released weights."""
     outcome = command("evaluate.py", *settings, "exprune.tau=0.1", "logger=none")
     assert outcome.code == 0, outcome.err
     assert "training" not in outcome.out
@@ -134,9 +134,9 @@ BEYOND = (
 @pytest.mark.slow
 @pytest.mark.parametrize(("settings", "name"), BEYOND)
 def test_what_lies_beyond_is_reproduced(command: CommandLine, settings: list[str], name: str) -> None:
-    """Calibrated anew, the price that was chosen on validation gives the committed figures.
+    """After a new calibration, the price chosen on validation gives the committed figures.
 
-    On another processor about: where sums are rounded otherwise, other labels are drawn for the Fisher information.
+    On another processor they match only approximately: rounding changes the labels drawn for the Fisher information.
     """
     table = pd.read_csv(ROOT / "results" / name / "beyond.csv")
     row = table[(table["heuristic"] == "Optimal") & (table["order"] == "layer")].iloc[0]
@@ -160,7 +160,7 @@ def test_the_released_opt_can_read_every_question(session_cache: Path, monkeypat
 
 @pytest.mark.slow
 def test_the_released_opt_beats_a_bigram_model(command: CommandLine, session_cache: Path) -> None:
-    """By at least 10 points of next-token accuracy on files that neither has seen."""
+    """At least 10 points of next-token accuracy, on files that neither has seen."""
     outcome = command("evaluate.py", "model=opt", "exprune=none", "logger=none")
     assert outcome.code == 0, outcome.err
     assert "training" not in outcome.out

@@ -1,4 +1,4 @@
-"""The rules to compare with, on the command line: a small Llama, every token pruned."""
+"""The rules for comparison, on the command line: a small Llama, with every token pruned."""
 
 import json
 

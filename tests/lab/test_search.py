@@ -1,4 +1,4 @@
-"""The search of one tau per site: its study, its trials, its front."""
+"""The search for one tau per site: its study, its trials, its front."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -63,7 +63,7 @@ def test_spread_has_the_best_of_each_range_of_saving(points: list[tuple[int, int
 
 
 def test_search_finds_measures_and_writes(command: CommandLine, session_cache: Path) -> None:
-    """The front is chosen on validation, measured once on test; uniform settings come first."""
+    """The front is chosen on validation and measured once on test; uniform settings come first."""
     storage = f"sqlite:///{command.folder / 'study.db'}"
     outcome = command(*SEARCH, "search.trials=12", "search.front=3", f"search.storage={storage}")
     assert outcome.code == 0, outcome.err
@@ -182,7 +182,7 @@ def test_what_an_interrupted_search_measured_is_not_measured_again(
 
 
 def test_two_workers_share_a_study(tmp_path: Path) -> None:
-    """Also when both make it at the same moment; neither repeats the other's settings."""
+    """This also works if both create it at the same moment; neither repeats the other's settings."""
     storage = f"sqlite:///{tmp_path / 'study.db'}"
 
     def worker(number: int) -> None:
@@ -220,7 +220,7 @@ def test_a_storage_that_cannot_be_reached(tmp_path: Path) -> None:
 
 
 def test_hopeless_trials_are_stopped_early(command: CommandLine) -> None:
-    """With no drop allowed, trials end at the batch that shows one; those that never stop a neuron complete."""
+    """If no drop is allowed, a trial ends at the first batch with a drop; trials that stop no neuron complete."""
     storage = f"sqlite:///{command.folder / 'study.db'}"
     settings = [word for word in SEARCH if not word.startswith("search.max_drop")]
     settings += ["search.max_drop=0", "data.eval_batch_size=8", "search.trials=8", "search.front=2"]
@@ -233,7 +233,7 @@ def test_hopeless_trials_are_stopped_early(command: CommandLine) -> None:
 
 
 def test_a_search_is_a_wandb_run_with_its_front(command: CommandLine) -> None:
-    """Offline: the front as a chart, the tables of the front and of the trials, all in the files of the run."""
+    """Offline, the files of the run contain the front as a chart and the tables of the front and the trials."""
     words = ["logger=wandb" if word == "logger=none" else word for word in SEARCH]
     storage = f"sqlite:///{command.folder / 'study.db'}"
     outcome = command(*words, "search.trials=8", "search.front=2", f"search.storage={storage}")

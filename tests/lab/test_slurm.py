@@ -1,6 +1,6 @@
-"""Plain runs inside an allocation; on a real SLURM, where there is one, jobs that reach their time limit and go on.
+"""Plain runs inside an allocation; on a real SLURM, if there is one, jobs that reach their time limit and resume.
 
-On a cluster of several nodes, FOLDER on a shared disk: pytest -m slow tests/lab/test_slurm.py --basetemp=FOLDER
+On a cluster of several nodes, with FOLDER on a shared disk: pytest -m slow tests/lab/test_slurm.py --basetemp=FOLDER
 """
 
 import os
@@ -23,7 +23,7 @@ STARTS = 3
 def test_a_plain_run_inside_an_allocation(
     command: CommandLine, monkeypatch: pytest.MonkeyPatch, tasks_per_node: str | None
 ) -> None:
-    """In the second of four tasks it is no part of a distributed run."""
+    """A run in the second of four tasks is not part of a distributed run."""
     task = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
     for name, value in {**task, "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -37,7 +37,7 @@ def test_a_plain_run_inside_an_allocation(
 
 
 class OneEpochAStart(GraphTask):
-    """Trains an epoch and then waits for the time limit, in all starts of a job but the last."""
+    """Trains one epoch and then waits for the time limit, in all starts of a job but the last."""
 
     def on_train_epoch_start(self) -> None:
         last = int(os.environ.get("SLURM_RESTART_COUNT", 0)) == STARTS - 1
@@ -57,7 +57,7 @@ def slurm_answers() -> bool:
 
 
 def start_sweep(folder: Path, logger: str) -> subprocess.Popen:
-    """Two trainings of three epochs, on as many cores as there are for them."""
+    """Start two trainings of three epochs, on as many cores as there are."""
     (folder / logger).mkdir(parents=True)
     launcher = ("timeout_min=2", "signal_delay_s=1", "mem_gb=2", "cpus_per_task=1")
     settings = (
@@ -79,7 +79,7 @@ def start_sweep(folder: Path, logger: str) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_a_sweep_that_is_put_into_the_queue_twice(tmp_path: Path) -> None:
-    """With W&B and without it, at the same time: W&B's service gets the signals that end the job, too."""
+    """With and without W&B at the same time: W&B's service receives the signals that end the job, too."""
     if not slurm_answers():
         pytest.skip("no SLURM answers here")
     sweeps = {logger: start_sweep(tmp_path, logger) for logger in ("wandb", "none")}

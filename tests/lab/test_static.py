@@ -1,4 +1,4 @@
-"""Static magnitude pruning: the schedules, the masks in checkpoints, and evaluation on what is left."""
+"""Static magnitude pruning: schedules, masks in checkpoints, and evaluation of the remaining weights."""
 
 import itertools
 import json
@@ -48,7 +48,7 @@ def test_gradual_grows_to_the_sparsity_and_stays() -> None:
 
 
 def test_rounds_are_as_many_as_it_takes() -> None:
-    """The paper's 80 rounds of 95 % leave 1.65 % of the weights; 2 % is reached in round 77."""
+    """The paper's 80 rounds that keep 95 % leave 1.65 % of the weights; 2 % is reached in round 77."""
     assert len(phases(configured(schedule="rounds"), 50)) == 77
     eighty = phases(configured(schedule="rounds", rounds=80, epochs=30), 50)
     assert len(eighty) == 80 and {phase.epochs for phase in eighty} == {30}
@@ -99,7 +99,7 @@ def masked_network(amount: float = 0.7) -> nn.Module:
 
 
 def test_masks_survive_a_checkpoint(tmp_path: Path) -> None:
-    """Bit by bit, also where half precision makes a weight that is left zero; the file holds nothing else."""
+    """Masks survive exactly, even if a kept weight becomes zero in half precision; the file contains nothing else."""
     network, loaded = masked_network(), masked_network(0.0)
     network.first.weight_orig.data[network.first.weight_mask.bool()] = 1e-12
     path = tmp_path / "weights.safetensors"
@@ -156,7 +156,7 @@ PRUNE = ("model=gnn", "static=magnitude", "static.sparsity=0.6", "logger=none")
 
 
 def test_evaluate_prunes_statically_first(command: CommandLine, session_cache: Path) -> None:
-    """Dense weights, then the masks, then ExPrune on them: FLOPs over the weights that are left."""
+    """Dense weights, then the masks, then ExPrune: FLOPs are over the remaining weights."""
     outcome = command("evaluate.py", *PRUNE, "exprune.tau=0.2", "exprune.n=8", "seed=31", *TINY)
     assert outcome.code == 0, outcome.err
     result = json.loads((outcome.runs()[0] / "result.json").read_text())
@@ -219,7 +219,7 @@ def test_interrupted_pruning_ends_at_the_same_sparsity(command: CommandLine, mon
 
 
 def test_rounds_go_on_where_they_stopped(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paper's schedule in miniature: a run that dies in round 3 keeps two; more rounds build on those of fewer."""
+    """The paper's schedule in miniature: a run that dies in round 3 keeps two; later runs build on earlier rounds."""
     settings = ("model=gnn", "static=magnitude", "static.schedule=rounds", "static.keep_rate=0.5", "static.epochs=1")
     settings = (*settings, "logger=none", "seed=33", "data.limit=64", "model.epochs=1", "trainer=cpu")
     fit, fitted = static_module.fit, []

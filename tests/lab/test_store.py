@@ -1,4 +1,4 @@
-"""What is measured is kept, and is the same from the cache: also a pass that was ended early, and one that goes on."""
+"""A measurement is kept and is the same from the cache, also for a pass that ended early or resumed."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ SIZE, COUNT = 10, 6  # inputs of a batch, batches
 
 
 class Classify(AccuracyTask):
-    """Counts the batches that it predicts."""
+    """Counts the predicted batches."""
 
     metric_name, unit = "accuracy", "row"
 
@@ -73,7 +73,7 @@ def test_what_is_measured_is_not_measured_again(subject: Any, inputs: Inputs) ->
 
 
 def test_a_pass_that_was_ended_early_goes_on(subject: Any, inputs: Inputs) -> None:
-    """Whatever was measured before, what a limit ends is ended there, and nowhere else."""
+    """Whatever was measured before, a pass that a limit ends is ended at that limit and nowhere else."""
     drop = Curve(subject, inputs).at(BOLD).drop
     fresh = SimpleNamespace(**vars(subject) | {"identity": "elsewhere"})
     early, late = Curve(fresh, inputs, limit=drop / 4), Curve(fresh, inputs, limit=drop / 2)

@@ -18,7 +18,7 @@ GNN = ("model=gnn", *TINY)
 
 
 def test_relative_paths_under_chdir(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are relative to where the command was started, whatever folder its jobs run in."""
+    """They are relative to the folder in which the command was started, whatever folder its jobs run in."""
     chdir = ("logger=none", "hydra.job.chdir=true")
     outcome = command("train.py", *(s for s in GNN if "bootstrap" not in s), *chdir, "checkpoint=a/weights.safetensors")
     assert outcome.code == 0, outcome.err
@@ -47,7 +47,7 @@ def test_relative_paths_under_chdir(command: CommandLine, monkeypatch: pytest.Mo
 def test_wandb_mode(
     command: CommandLine, monkeypatch: pytest.MonkeyPatch, variable: str | None, setting: str | None, runs: str | None
 ) -> None:
-    """What W&B's own variable says holds unless logger.mode was given."""
+    """W&B's own variable takes effect unless logger.mode was given."""
     monkeypatch.delenv("WANDB_MODE", raising=False)
     if variable is not None:
         monkeypatch.setenv("WANDB_MODE", variable)
@@ -83,7 +83,7 @@ def test_a_wrong_wandb_mode(command: CommandLine, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def weights(command: CommandLine) -> dict[str, torch.Tensor]:
-    """Of a trained network."""
+    """Return the weights of a trained network."""
     settings = (s for s in GNN if "bootstrap" not in s)
     assert command("train.py", *settings, "logger=none", "checkpoint=good.safetensors").code == 0
     return load_tensors(command.folder / "good.safetensors")[0]
@@ -107,7 +107,7 @@ def test_checkpoints_of_torch_save(command: CommandLine, weights: dict[str, torc
 
 
 class Harmful:
-    """What would run if it were unpickled."""
+    """An object that would run code if it were unpickled."""
 
     def __reduce__(self) -> tuple:
         return os.mkdir, ("executed",)

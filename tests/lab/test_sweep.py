@@ -1,4 +1,4 @@
-"""Sweeps: what their end gathers, what fails, the launchers, the weights that jobs share."""
+"""Sweeps: what is collected at their end, what fails, the launchers, and the weights that jobs share."""
 
 import json
 import logging
@@ -29,12 +29,12 @@ SWEEP = ("evaluate.py", "-m", "model=gnn", "hydra.sweep.dir=s", *TINY)
 
 
 def logs(folder: Path) -> str:
-    """What the jobs below a folder logged."""
+    """Return what the jobs below a folder logged."""
     return "".join(path.read_text() for path in sorted(folder.rglob("*.log")) if "wandb" not in path.parts)
 
 
 def test_networks_on_different_data_are_one_table(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One W&B run per job and one for the sweep, in one group, all finished; a chart per data set."""
+    """One W&B run per job and one for the sweep, in one group, all finished; one chart per data set."""
     runs, init = [], wandb.init
     monkeypatch.setattr(wandb, "init", lambda **kwargs: runs.append((kwargs, init(**kwargs))) or runs[-1][1])
     outcome = command(
@@ -64,7 +64,7 @@ def test_networks_on_different_data_are_one_table(command: CommandLine, monkeypa
 
 
 def test_a_job_with_a_bug_does_not_lose_the_others(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is listed, its traceback lies in its log; a later sweep in the same folder does not report it again."""
+    """It is listed, and its log contains the traceback; a later sweep in the same folder does not report it again."""
     step, fail = GraphTask.predict_step, [True]
 
     def once(self: GraphTask, batch: object, index: int) -> object:
@@ -128,7 +128,7 @@ def test_a_sweep_over_what_does_not_exist(command: CommandLine, setting: str) ->
 
 
 def test_an_interrupted_sweep_stops(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C is no job's failure; the job in which it came is known not to have ended."""
+    """Ctrl-C is not counted as a failed job; the job that it interrupted is recorded as unfinished."""
 
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
@@ -144,7 +144,7 @@ def test_an_interrupted_sweep_stops(command: CommandLine, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("stop", [SystemExit(-1), KeyboardInterrupt()])
 def test_an_exit_is_no_failure_of_the_job(tmp_path: Path, stop: BaseException) -> None:
-    """Also where another exception takes its place on the way out; one that only follows another is a failure."""
+    """Also if another exception replaces it on the way out; an exception that only follows another is a failure."""
     with pytest.raises(type(stop)) as raised, recorded(tmp_path, 0, "a=1"):
         try:
             raise stop
@@ -161,7 +161,7 @@ def test_an_exit_is_no_failure_of_the_job(tmp_path: Path, stop: BaseException) -
 
 
 def test_a_generator_that_is_closed_is_no_exit(tmp_path: Path) -> None:
-    """Python ends it by an exception that is none of the job's: what is raised meanwhile is a failure."""
+    """Python closes it by GeneratorExit, which is not the job's exit: an exception raised meanwhile is a failure."""
 
     def batches() -> Iterator[int]:
         try:
@@ -178,7 +178,7 @@ def test_a_generator_that_is_closed_is_no_exit(tmp_path: Path) -> None:
 
 @pytest.fixture
 def end_service(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Ends W&B's service, as a cluster does that signals all processes of a job."""
+    """Ends W&B's service, as a cluster does when it signals all processes of a job."""
     wandb.teardown()  # of an earlier test
     services = []
 
@@ -200,7 +200,7 @@ def end_service(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def test_a_job_outlives_the_service_of_wandb(
     command: CommandLine, monkeypatch: pytest.MonkeyPatch, end_service: Callable[[], None]
 ) -> None:
-    """What only tracks fails no job, neither in training nor in the evaluation, and the next job is tracked again."""
+    """A failure of the tracking fails no job, in training or evaluation, and the next job is tracked again."""
     for name in ("training_step", "predict_step"):
         step = getattr(GraphTask, name)
         monkeypatch.setattr(GraphTask, name, lambda *of, step=step: (end_service(), step(*of))[1])
@@ -213,14 +213,14 @@ def test_a_job_outlives_the_service_of_wandb(
 
 
 def test_an_error_without_a_file_says_what_it_says() -> None:
-    """As W&B raises where it has no folder of its own; the system's names the folder."""
+    """W&B raises without a file name where it has no folder of its own; the system's error names the folder."""
     assert known(PermissionError("no folder for staging\nset DIR")) == "no folder for staging set DIR"
     system = PermissionError(13, "Permission denied", "/there")
     assert known(system) == "/there: Permission denied; choose a folder that is writable"
 
 
 def test_a_job_that_cannot_be_tracked_to_its_end(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where HOME cannot be written to, W&B has no folder for tables: a line, and the result."""
+    """Where HOME is read-only, W&B has no folder for tables: the run prints one line, and the result."""
 
     def no_folder(*args: object, **kwargs: object) -> None:
         raise PermissionError("no folder for staging")
@@ -236,7 +236,7 @@ def test_a_job_that_cannot_be_tracked_to_its_end(command: CommandLine, monkeypat
 def test_an_exit_after_the_end_of_the_service_of_wandb(
     command: CommandLine, monkeypatch: pytest.MonkeyPatch, end_service: Callable[[], None]
 ) -> None:
-    """This is how submitit ends a job that SLURM will start again."""
+    """submitit ends a job this way if SLURM will start it again."""
 
     def exits(*args: object) -> None:
         end_service()
@@ -250,7 +250,7 @@ def test_an_exit_after_the_end_of_the_service_of_wandb(
 
 
 def test_a_launcher_that_dies(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker may be killed, and no callback of Hydra comes after that: what is done is gathered all the same."""
+    """A worker may be killed, without any later callback of Hydra: the finished jobs are collected all the same."""
     job = entry.job
 
     def dies(task: str, cfg: DictConfig) -> None:
@@ -268,7 +268,7 @@ def test_a_launcher_that_dies(command: CommandLine, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("ends", ["returns nothing", "exits", "leaves no folder"])
 def test_a_launcher_that_runs_no_job(command: CommandLine, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
-    """Nothing failed, and nothing was done: that is no success."""
+    """Nothing failed and nothing was done: that is not a success."""
 
     def launch(*args: object, **kwargs: object) -> list:
         (command.folder / "s").mkdir(exist_ok=True)
@@ -304,7 +304,7 @@ def test_jobs_in_parallel_train_once(command: CommandLine) -> None:
 
 
 def test_submitit_without_slurm(command: CommandLine) -> None:
-    """Jobs in processes that submitit starts: the failed one is listed, the others are gathered."""
+    """Jobs in processes that submitit starts: the failed one is listed, the others are collected."""
     outcome = command(*SWEEP, "hydra/launcher=submitit_local", "exprune.tau=0.7,0.3", "seed=11", "logger=none")
     assert outcome.code == 1
     (line,) = outcome.err.splitlines()
@@ -322,7 +322,7 @@ def test_who_waits_for_weights_takes_them(command: CommandLine, session_cache: P
     lock.acquire()
 
     class FinishTraining(logging.Handler):
-        """Does what the other job does at its end, as soon as this one says that it waits."""
+        """Does what the other job does at its end, once this one says that it waits."""
 
         def emit(self, record: logging.LogRecord) -> None:
             if "waiting" in record.getMessage():

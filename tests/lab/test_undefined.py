@@ -1,4 +1,4 @@
-"""What is undefined is said in one line, before anything long begins, and is never 0 or NaN in a result."""
+"""Undefined values are reported in one line before anything long begins, and never become 0 or NaN in a result."""
 
 import json
 import math
@@ -28,7 +28,7 @@ SETTINGS = ("model=gnn", "logger=none", "model.epochs=1", "trainer=cpu")
 
 
 def refused(outcome: Outcome, *words: str) -> None:
-    """One line on stderr with these words, exit code 1, and no result."""
+    """Expect one line on stderr with these words, exit code 1, and no result."""
     assert outcome.code == 1
     (line,) = [line for line in outcome.err.splitlines() if line.strip()]
     assert line.startswith("error: ")
@@ -49,7 +49,7 @@ def refused(outcome: Outcome, *words: str) -> None:
     ids=" ".join,
 )
 def test_a_split_of_one_label_is_refused(command: CommandLine, script: str, arguments: list[str]) -> None:
-    """The first 5 molecules that validate raise no alert; of those that test, some do."""
+    """The first 5 molecules of the validation part raise no alert; some of the test part do."""
     outcome = command(script, *SETTINGS, "data.limit=5", "seed=1111", *arguments)
     refused(outcome, "split=valid", "all of its 5 graphs have label 0", "ROC-AUC needs both", "data.limit")
     assert "epoch" not in outcome.out.replace("1 epochs", "")
@@ -82,7 +82,7 @@ def test_a_context_longer_than_the_text_has_no_block() -> None:
 
 
 def test_resamples_of_one_label_are_left_out() -> None:
-    """Of two inputs half of the resamples hold one of them twice; the others give the value of both."""
+    """Half of the resamples of two inputs hold one input twice; the others give the value of both."""
     scores, targets = np.array([0.2, 0.8]), np.array([0, 1])
     intervals = paired_bootstrap(weighted_roc_auc, scores, -scores, targets, 200, seed=0)
     assert (intervals.dense, intervals.pruned, intervals.drop) == ((1.0, 1.0), (0.0, 0.0), (1.0, 1.0))
@@ -97,7 +97,7 @@ def test_the_score_of_one_label_is_unknown() -> None:
 
 
 def test_predictions_that_are_no_numbers_are_counted(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two in each of four batches of 16; the network that is trained before gives numbers."""
+    """Two NaN predictions in each of four batches of 16; the network trained before predicts numbers."""
     settings = (*SETTINGS, "data.limit=64", "data.eval_batch_size=16", "seed=1113", "bootstrap=50")
     assert command("train.py", *settings[:-1]).code == 0
     forward = GCN.forward
@@ -116,7 +116,7 @@ def test_predictions_that_are_no_numbers_are_counted(command: CommandLine, monke
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_each_task_counts_the_inputs_without_a_number(value: float) -> None:
     class Broken(nn.Module):
-        """Gives the second input ``value`` as one of its logits."""
+        """Sets one logit of the second input to ``value``."""
 
         def __init__(self, network: nn.Module) -> None:
             super().__init__()

@@ -47,7 +47,7 @@ def test_dense_flops_are_the_published_ones(
 
 
 def test_augment_crops_and_mirrors_each_image_for_itself() -> None:
-    """Against every possible crop of every image; both mirrorings and many crops occur."""
+    """Compared with every possible crop of every image; both mirrorings and many crops occur."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(40, 2, 6, 5, generator=generator)
     out = augment(images, 2, True, 0, generator)
@@ -84,7 +84,7 @@ def test_cutout_blanks_one_square_of_each_image() -> None:
 
 @pytest.mark.parametrize(("epoch", "size"), [(0, 20), (1, 20), (2, 32), (4, 32)])
 def test_the_first_epochs_see_reduced_images(tmp_path: Path, epoch: int, size: int) -> None:
-    """Two of five epochs; what validates stays as it is."""
+    """Two of five epochs use reduced images; validation images stay unchanged."""
     reduced = {"size": 20, "share": 0.4}
     data = ImageData(read_digits, str(tmp_path), str(tmp_path), 200, 0, False, 0, reduced, 64, 256)
     data.trainer = SimpleNamespace(current_epoch=epoch, max_epochs=5)
@@ -95,7 +95,7 @@ def test_the_first_epochs_see_reduced_images(tmp_path: Path, epoch: int, size: i
 
 
 def rates(steps: int, *restarts: float, tail: dict[str, float] | None = None) -> list[float]:
-    """The learning rate of each step of a training."""
+    """Records the learning rate of each step of a training."""
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     task = SimpleNamespace(trainer=SimpleNamespace(estimated_stepping_batches=steps), lr=0.1)
@@ -173,7 +173,7 @@ def test_a_sharp_closure_leaves_the_gradient_of_the_worst_weights_nearby() -> No
 def test_the_last_epochs_are_sharp(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpu_trainer: Callable[..., lightning.Trainer]
 ) -> None:
-    """Two of five: each of their two steps takes two passes."""
+    """Two epochs of five: each of their two steps takes two passes."""
     data = ImageData(read_digits, str(tmp_path), str(tmp_path), 200, 0, False, 0, None, 64, 256, limit=128)
     task = ImageTask(ResNet18(), "sgd", 0.1, 0.0, 0.9, 0.0, 0.2, 10, None, {"radius": 0.1, "share": 0.4})
     monkeypatch.setattr(task, "network", nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)))
@@ -203,7 +203,7 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
 
 
 class Steps(lightning.Callback):
-    """The weights and the means of a BatchNorm that each step left, and the weights with which the next began."""
+    """Records the weights and a BatchNorm's means after each step, and the weights at the start of the next step."""
 
     def __init__(self) -> None:
         self.left: dict[int, torch.Tensor] = {}
@@ -224,7 +224,7 @@ class Steps(lightning.Callback):
 def test_what_is_kept_is_the_mean_of_the_last_steps(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpu_trainer: Callable[..., lightning.Trainer]
 ) -> None:
-    """Of ten steps, two an epoch, the last three; its BatchNorm has the statistics of the training images."""
+    """Averages the last three of ten steps, two per epoch; the BatchNorm has the training images' statistics."""
     data = ImageData(read_digits, str(tmp_path), str(tmp_path), 200, 0, False, 0, None, 64, 256, limit=128)
 
     def trained(resumed: Path | None) -> tuple[Steps, nn.Module, list[torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""Molecules and graphs that several tests share; whatever takes seconds is made once a session."""
+"""Molecules and graphs that several tests share; whatever takes seconds is made once per session."""
 
 import os
 import shutil
@@ -22,25 +22,25 @@ Refused = Callable[..., AbstractContextManager]
 
 @pytest.fixture(scope="session")
 def nci() -> Molecules:
-    """The molecules that come with RDKit; they need neither folder."""
+    """The molecules that come with RDKit; they need no folder."""
     return read_nci(Path("no folder"), Path("no folder"))
 
 
 @pytest.fixture(scope="session")
 def nci_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder of this session."""
+    """A cache folder for this session."""
     return tmp_path_factory.mktemp("nci_cache")
 
 
 @pytest.fixture(scope="session")
 def nci_split() -> dict[str, Any]:
-    """How conf/data/nci.yaml divides them."""
+    """The split that conf/data/nci.yaml sets."""
     return OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "data" / "nci.yaml").split)
 
 
 @pytest.fixture(scope="session")
 def nci_graphs(nci: Molecules, nci_cache: Path, nci_split: dict[str, Any], session_cache: Path) -> Graphs:
-    """The graphs of :func:`nci`, as they come out of the processing; the commands of later tests find them made."""
+    """The processed graphs of :func:`nci`; the commands of later tests find them in the cache."""
     graphs = cached(nci, "nci", nci_cache, nci_split)
     for file in nci_cache.rglob("*.safetensors"):
         write_whole(session_cache / file.relative_to(nci_cache), partial(shutil.copy, file))
@@ -49,7 +49,7 @@ def nci_graphs(nci: Molecules, nci_cache: Path, nci_split: dict[str, Any], sessi
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The folder of the real data; skips the test where there is none."""
+    """The folder of the real data; skips the test if there is none."""
     folder = os.environ.get("EXPRUNE_DATA_DIR")
     if folder is None or not (Path(folder) / "hiv" / "HIV.csv").is_file():
         pytest.skip("needs MoleculeNet's HIV.csv: set EXPRUNE_DATA_DIR to a folder that holds hiv/HIV.csv")
@@ -64,13 +64,13 @@ def hiv(data_dir: Path) -> Molecules:
 
 @pytest.fixture(scope="session")
 def hiv_graphs(hiv: Molecules, tmp_path_factory: pytest.TempPathFactory) -> Graphs:
-    """The graphs of :func:`hiv`: half a minute or more."""
+    """The graphs of :func:`hiv`, which take half a minute or more."""
     return cached(hiv, "ogbg_molhiv", tmp_path_factory.mktemp("hiv_cache"))
 
 
 @pytest.fixture
 def write_csv(tmp_path: Path) -> Callable[[str | bytes], Path]:
-    """Writes hiv/HIV.csv into a fresh data folder and returns that folder."""
+    """Write hiv/HIV.csv into a new data folder and return the folder."""
 
     def write(content: str | bytes) -> Path:
         path = tmp_path / "data" / "hiv" / "HIV.csv"
@@ -83,7 +83,7 @@ def write_csv(tmp_path: Path) -> Callable[[str | bytes], Path]:
 
 @pytest.fixture
 def refused() -> Refused:
-    """``with refused("a", "b"):`` expects a SettingError of one line that says ``a`` and ``b``."""
+    """``with refused("a", "b"):`` expects a SettingError of one line that contains ``a`` and ``b``."""
 
     @contextmanager
     def expect(*parts: object) -> Iterator[None]:

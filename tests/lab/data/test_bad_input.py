@@ -1,4 +1,4 @@
-"""Files that are missing, broken or out of reach: one line that says which and what to do, and nothing left behind."""
+"""Missing, broken or unreachable files give one line with the cause and the remedy, and leave nothing behind."""
 
 import http.client
 import io
@@ -21,7 +21,7 @@ FEW = Molecules("few", ["CC", "CO", "c1ccccc1"], [0, 1, 0])
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], object]) -> list[str]:
-    """Let every request be answered by ``answer``; returns the list of addresses asked for."""
+    """Let ``answer`` answer every request; return the list of requested addresses."""
     asked: list[str] = []
 
     def urlopen(url: str, *args: object, **kwargs: object) -> object:
@@ -38,7 +38,7 @@ def unreachable() -> object:
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test here reaches the network."""
+    """Keep the tests of this file off the network."""
     serve(monkeypatch, unreachable)
 
 
@@ -146,7 +146,7 @@ def test_download_that_breaks_off(
 
 @pytest.fixture
 def download(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A server with two molecules, whose checksum is taken for HIV's; the addresses asked for."""
+    """Serve two molecules with the checksum of HIV; return the requested addresses."""
     content = (HEADER + "CC,CI,1\nCO,CI,0\n").encode()
     monkeypatch.setattr(smiles_module, "HIV_SHA256", sha256(content).hexdigest())
     return serve(monkeypatch, lambda: io.BytesIO(content))

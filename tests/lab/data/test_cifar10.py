@@ -1,4 +1,4 @@
-"""CIFAR-10's two archives: read as they are, or refused in one line with nothing left behind."""
+"""CIFAR-10's two archives are read correctly, or refused in one line with nothing left behind."""
 
 import hashlib
 import io
@@ -21,7 +21,7 @@ from .conftest import Refused
 
 
 def archive(path: Path, files: Mapping[str, bytes]) -> str:
-    """Write a tar archive (compressed as its name says); returns its SHA-256."""
+    """Write a tar archive, compressed as its name says, and return its SHA-256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, f"w:{path.suffix[1:]}") as tar:
         for name, content in files.items():
@@ -39,7 +39,7 @@ def jpeg(shade: int, size: int = 32) -> bytes:
 
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """The members of a mirror of 20 training and 10 test images; the shade of each tells which it is."""
+    """The members of a mirror with 20 training and 10 test images; the shade of an image identifies it."""
     monkeypatch.setattr(cifar10, "SIZES", {"train": 20, "test": 10})
     files = {}
     for part, each in (("test", 1), ("train", 2)):
@@ -109,7 +109,7 @@ def test_damaged_mirror_is_refused(
 
 @pytest.fixture
 def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An archive in the official layout with 20 training and 10 test images, whose checksums are the known ones."""
+    """An archive in the official layout with 20 training and 10 test images and the expected checksums."""
     generator = np.random.default_rng(0)
 
     def batch(count: int) -> bytes:
@@ -150,7 +150,7 @@ def test_half_an_official_archive_is_refused(tmp_path: Path, official: Path, ref
 def test_official_archive_is_downloaded_whole_or_not_at_all(
     tmp_path: Path, official: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused, served: str
 ) -> None:
-    """A half download and no network both say where the archive may be put; the next try starts afresh."""
+    """A partial download and a missing network both say where to put the archive; the next try starts afresh."""
     source, data_dir, cache = official.rename(tmp_path / "served.tar.gz"), tmp_path / "data", tmp_path / "cache"
 
     class Answer(io.BytesIO):

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and reading tensors without executing code."""
+"""Files are written completely or not at all, and tensors are read without executing code."""
 
 import pickle
 from collections.abc import Callable, Iterator
@@ -79,7 +79,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("below", ["file/out", "file/deep/out", "folder"])
 def test_unwritable_place(writer: str, below: str, tmp_path: Path, refused: Refused) -> None:
-    """Below a regular file, or where a folder stands; permission bits would not stop root."""
+    """Paths below a regular file, or where a folder exists; permission bits would not stop root."""
     (tmp_path / "file").write_text("kept")
     (tmp_path / "folder").mkdir()
     with refused(tmp_path / below, "cannot be written"):
@@ -90,7 +90,7 @@ def test_unwritable_place(writer: str, below: str, tmp_path: Path, refused: Refu
 
 @pytest.fixture
 def small_files_only() -> Iterator[None]:
-    """Files cannot grow above 64 KiB: what a full disk does, without filling one."""
+    """Files cannot grow beyond 64 KiB, which acts like a full disk without filling one."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))

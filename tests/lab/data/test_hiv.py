@@ -24,7 +24,7 @@ def test_molecules(hiv: Molecules) -> None:
 
 
 def test_first_rows(data_dir: Path, write_csv: Callable[[str], Path], tmp_path: Path) -> None:
-    """200 rows, one of them rejected by RDKit's valence rules: seconds instead of a minute."""
+    """200 rows, one of them rejected by RDKit's valence rules; this takes seconds instead of a minute."""
     lines = (data_dir / "hiv" / "HIV.csv").read_text().splitlines(keepends=True)[:201]
     molecules = read_hiv(write_csv("".join(lines)), tmp_path)
     assert molecules.smiles == [line.split(",")[0] for line in lines[1:]]
@@ -39,7 +39,7 @@ def test_first_rows(data_dir: Path, write_csv: Callable[[str], Path], tmp_path: 
 
 @pytest.mark.slow
 class TestAllGraphs:
-    """What takes the whole processing."""
+    """Tests that need the whole processing."""
 
     def test_split(self, hiv: Molecules, hiv_graphs: Graphs) -> None:
         split = hiv_graphs.split

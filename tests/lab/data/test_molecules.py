@@ -98,7 +98,7 @@ def test_features_by_hand(smiles: str) -> None:
 
 
 def test_first_graph_of_ogbg_molhiv() -> None:
-    """What OGB shows of its ``dataset[0]``: 19 nodes, 40 edges, a copper complex."""
+    """The graph that OGB shows as ``dataset[0]``: 19 nodes, 40 edges, a copper complex."""
     molecule, _ = parse("CCC1=[O+][Cu-3]2([O+]=C(CC)C1)[O+]=C(CC)CC(CC)=[O+]2", "here")
     x, edge_index, edge_attr = featurise(molecule)
     assert (x.shape, edge_index.shape, edge_attr.shape) == ((19, 9), (2, 40), (40, 3))
@@ -125,7 +125,7 @@ def test_molecules_that_rdkit_rejects_become_graphs(smiles: str) -> None:
 
 @pytest.mark.parametrize("smiles", REJECTED)
 def test_each_rejected_molecule_is_a_group_of_its_own(smiles: str) -> None:
-    """Two of one skeleton part company; as a group of two they would have no room in valid."""
+    """Two molecules with one scaffold are put into different parts; a group of two would not fit into valid."""
     graphs = process(Molecules("few", [smiles] * 2 + ["c1ccccc1"] * 8, [0] * 10))
     assert graphs.split == {"train": list(range(2, 10)), "valid": [1], "test": [0]}
 

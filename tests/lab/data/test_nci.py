@@ -1,4 +1,4 @@
-"""The data set that comes with RDKit: its molecules, its split, its cache and its batches."""
+"""The data set that comes with RDKit: its molecules, split, cache and batches."""
 
 from itertools import chain
 from pathlib import Path
@@ -27,7 +27,7 @@ FEW = Molecules("few", ["CC", "CO"], [0, 1])
 def module(
     molecules: Molecules, cache_dir: Path, limit: int | None = None, split: dict[str, Any] | None = None
 ) -> MoleculeData:
-    """The data module as its configuration makes it, but for molecules that are read already."""
+    """Return the data module that its configuration creates, for molecules that are already read."""
     return MoleculeData(
         "nci",
         lambda data_dir, cache_dir: molecules,
@@ -62,7 +62,7 @@ def test_split_parts_are_disjoint_and_complete(nci_graphs: Graphs) -> None:
 
 
 def test_parts_are_alike(nci_graphs: Graphs) -> None:
-    """In the scaffolds that one molecule has alone: the benchmark's split would test on nothing else."""
+    """Alike in the share of scaffolds with a single molecule; the benchmark's split would test on nothing else."""
     for part in nci_graphs.split.values():
         _, sizes = nci_graphs.tensors["scaffold"][part].unique(return_counts=True)
         assert (sizes == 1).double().mean().item() == pytest.approx(0.7, abs=0.05)
@@ -181,7 +181,7 @@ def test_the_benchmark_keeps_its_own_split() -> None:
 
 
 def test_dense_flops_of_a_batch(nci: Molecules, nci_cache: Path) -> None:
-    """Linear algebra as PyTorch counts it, the rest as docs/method.md, section 5 lists it."""
+    """Linear algebra as PyTorch counts it; the rest as listed in docs/method.md, section 5."""
     data = module(nci, nci_cache, limit=20)
     data.setup()
     (batch,) = data.test_dataloader()

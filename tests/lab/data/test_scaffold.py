@@ -1,4 +1,4 @@
-"""The scaffold split against a reference that sorts nothing and keeps exact integers."""
+"""Compares the scaffold split with a reference that does not sort and computes with exact integers."""
 
 from itertools import chain
 
@@ -10,7 +10,7 @@ from exprune.lab.examples.molecules.scaffold import scaffold_split
 
 
 def reference(scaffolds: list[str | None]) -> dict[str, list[int]]:
-    """Take the largest group left (the later one of two equals) and try 80 %, then 90 %, then the rest."""
+    """Take the largest remaining group (the later one of a tie) and try 80 %, then 90 %, then the rest."""
     groups = [[i] for i, name in enumerate(scaffolds) if name is None]
     for name in {name for name in scaffolds if name is not None}:
         groups.append([i for i, other in enumerate(scaffolds) if other == name])
@@ -90,7 +90,7 @@ def test_the_seed_draws_the_order() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_parts_are_alike_under_an_order_by_chance(seed: int) -> None:
-    """Of 100 pairs and 100 that stand alone each part has its share; the largest first, test has no pair."""
+    """Each part gets its share of 100 pairs and 100 singles; with the largest first, test would get no pair."""
     scaffolds = [f"{k // 2 if k < 200 else k}" for k in range(300)]
     single = set(range(200, 300))
     by_size, by_chance = scaffold_split(scaffolds, 0.7, 0.1), scaffold_split(scaffolds, 0.7, 0.1, seed)

@@ -4,13 +4,15 @@ import importlib
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from tests.cli import ROOT, TINY
+from tests.cli import ROOT, TINY, CommandLine
 
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
@@ -20,6 +22,10 @@ def reproduce(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "results" / "make"))
     monkeypatch.syspath_prepend(str(ROOT / "results"))
     return importlib.import_module("reproduce")
+
+
+def measurements() -> ModuleType:
+    return importlib.import_module("measurements")
 
 
 def test_the_list(reproduce: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,20 +60,22 @@ def test_every_file_is_made_by_one_entry(reproduce: ModuleType) -> None:
 
 
 def test_commands_are_of_evaluate(reproduce: ModuleType) -> None:
-    """Of every table of the smallest network, and of the first of every other."""
-    seen: set[str] = set()
-    for entry in reproduce.ENTRIES.values():
-        first = entry.name.partition("/")[0] not in seen
-        seen.add(entry.name.partition("/")[0])
-        for line in entry.steps.values():
-            words = shlex.split(line.replace("{work}", "work"))
-            assert (ROOT / words[-1]).exists() or words[0] == "python" or "=" in words[0], line
-            if words[1] != "evaluate.py" or not (first or entry.name.startswith("gnn/")):
+    """Each setting of each network once, whatever its value."""
+    known: set[str] = set()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for line in (line for entry in reproduce.ENTRIES.values() for line in entry.steps.values()):
+            words = [word for word in shlex.split(line) if word != "python"]
+            if words[0] != "evaluate.py":
                 continue
-            overrides = [word for word in words[2:] if word != "-m" and not word.startswith("hydra.")]
+            overrides = [word for word in words[1:] if word != "-m" and not word.startswith("hydra.")]
             single = [word if "[" in word else word.partition(",")[0] for word in overrides]
-            with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            kinds = {
+                word if re.match("model|data|experiment|exprune=", word) else word.partition("=")[0] for word in single
+            }
+            if not kinds <= known:
                 compose("evaluate", single)
+            known |= kinds
+    assert len(known) > 30
 
 
 def test_the_documents_name_what_there_is(reproduce: ModuleType) -> None:
@@ -80,10 +88,8 @@ def test_the_documents_name_what_there_is(reproduce: ModuleType) -> None:
 
 def tiny(reproduce: ModuleType, folder: Path) -> dict:
     """A table and a plot of two runs on embedded data, with a step between that fails until a file is there."""
-    from measurements import sweeps
-
     runs = {"two": f"exprune.tau=0.1,0.3 {' '.join(TINY)}"}
-    entry = sweeps("gnn", "two", "two settings", "1 min", "model=gnn data=nci", runs, plot=True)
+    entry = measurements().sweeps("gnn", "two", "two settings", "1 min", "model=gnn data=nci", runs, plot=True)
     (first, line), (last, table) = entry.steps.items()
     waiting = f"python -c 'import sys; from pathlib import Path; sys.exit(not Path(\"{folder}/there\").exists())'"
     steps = {first: line, "wait": waiting, last: table}
@@ -91,31 +97,60 @@ def tiny(reproduce: ModuleType, folder: Path) -> dict:
 
 
 def test_a_table_is_made_and_goes_on_where_it_was_interrupted(
-    reproduce: ModuleType, tmp_path: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.setenv("EXPRUNE_CACHE_DIR", str(session_cache))
-    entries, arguments = tiny(reproduce, tmp_path), ["gnn/two", "--into", str(tmp_path)]
+    reproduce: ModuleType, tmp_path: Path, command: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries, arguments, outside = tiny(reproduce, tmp_path), ["gnn/two", "--into", str(tmp_path)], reproduce.ran
+    ran: list[str] = []
+
+    def inside(words: Sequence[str], into: Path) -> int:
+        """In this process, which has imported what each command needs; Python itself in one of its own."""
+        ran.append(words[1])
+        if words[1] == "-m":
+            importlib.import_module(words[2]).main(words[3:])
+            return 0
+        return command(*words[1:]).code if words[1] == "evaluate.py" else outside(words, into)
+
+    monkeypatch.setattr(reproduce, "ran", inside)
     with pytest.raises(SystemExit, match=r"^error: gnn/two, 2 of 3 \(wait\): ended with exit code 1; [^\n]*$"):
         reproduce.main(arguments, entries)
     results = sorted(tmp_path.glob("multirun/gnn_two/two/*/result.json"))
     assert [json.loads(file.read_text())["tau"] for file in results] == [0.1, 0.3]
     (tmp_path / "there").touch()
-    capfd.readouterr()
     assert reproduce.main(arguments, entries) == 0
-    assert "1 of 3 (two): measured already" in capfd.readouterr().out
-    import pandas as pd
-
+    assert ran == ["evaluate.py", "-c", "-c", "-m"]  # what had ended is not run again
     assert list(pd.read_csv(tmp_path / "gnn" / "two.csv")["tau"]) == [0.1, 0.3]
     assert (tmp_path / "gnn" / "two.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "multirun" / "gnn_two").exists()
 
 
-def test_nothing_is_out_of_date(reproduce: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    code = reproduce.main(["--check"])
-    *lines, last = capsys.readouterr().out.partition("\n\n")[0].splitlines()
-    missing = [line for line in lines if ": missing; python results/reproduce.py " in line]
-    assert lines == missing and last == f"out of date: {len(missing)}" and code == bool(missing)
+def test_a_changed_command_is_run_again(reproduce: ModuleType, tmp_path: Path) -> None:
+    """In processes of their own, with the folder of the tables and the settings before the command."""
+    code = "import os, sys; open(sys.argv[1], 'a').write(os.environ['SAID'] + os.environ['EXPRUNE_RESULTS_INTO'])"
+    for said in ("one ", "one ", "other "):
+        (tmp_path / "one.csv").unlink(missing_ok=True)
+        steps = {"write": f"SAID='{said}' python -c \"{code}\" {{work}}.txt", "fail": "python -c 'raise SystemExit(3)'"}
+        entry = measurements().Entry("one", "", "", steps, ("one.csv",))
+        with pytest.raises(SystemExit, match="exit code 3"):
+            reproduce.measure(entry, tmp_path, tmp_path / "work")
+    assert (tmp_path / "work.txt").read_text() == f"one {tmp_path}other {tmp_path}"
+
+
+def test_nothing_is_out_of_date(reproduce: ModuleType) -> None:
+    check = importlib.import_module("check")
+    for entry in reproduce.ENTRIES.values():
+        assert entry.name.startswith("language_models") or not list(check._missing(entry)), "being measured"
+        assert not list(check._short(entry))
+    assert not check._nobodys()
+
+
+@pytest.mark.parametrize(
+    "network", [pytest.param("gnn", id="gnn"), pytest.param("[!g]*", id="others", marks=pytest.mark.slow)]
+)
+def test_figures_are_of_their_tables(reproduce: ModuleType, network: str, tmp_path: Path) -> None:
+    check = importlib.import_module("check")
+    entries = [entry for entry in reproduce.chosen([f"{network}/*"], reproduce.ENTRIES) if entry.draws]
+    assert len(entries) >= 3
+    assert [line for entry in entries for line in check._figures(entry, tmp_path)] == []
 
 
 def test_what_is_out_of_date_is_told(

@@ -1,16 +1,7 @@
-<<<<<<< HEAD
-"""The measured networks: their names in the documents, and their settings of evaluate.py.
-
-python results/make/networks.py gnn        prints the settings, for the other scripts here
-python results/make/networks.py gelu without-relu        the same for a network whose activation need not be a ReLU
-python results/make/networks.py gelu feed-forward        the setting that selects its feed-forward layers only
-"""
-=======
-"""The networks that are measured: what the documents call them, and the settings of evaluate.py that mean them."""
+"""The measured networks: their names in the documents, and their settings of evaluate.py."""
 
 import os
 from pathlib import Path
->>>>>>> refs/heads/results
 
 RESULTS = Path(__file__).parents[1]
 INTO = Path(os.environ.get("EXPRUNE_RESULTS_INTO", RESULTS))  # where scripts write; results/reproduce.py --into sets it

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Make a table and a plot of random divisions into validation and unseen inputs; results/make/promise.sh calls this.
-=======
-"""Makes a table and a plot of random divisions into validation and unseen inputs, for results/reproduce.py.
->>>>>>> refs/heads/results
+"""Make a table and a plot of random divisions into validation and unseen inputs, for results/reproduce.py.
 
     python results/make/promise.py SWEEP results/gnn/promise
 

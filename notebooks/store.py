@@ -11,10 +11,13 @@ HERE = Path(__file__).parent
 
 
 def ran(path: Path, where: Path = HERE) -> nbformat.NotebookNode:
-    """A notebook with what it shows when it runs in a folder."""
+    """A notebook with what it shows when it runs in a folder, without what libraries say on the way."""
     notebook = nbformat.read(path, 4)
-    client = NotebookClient(notebook, timeout=600, record_timing=False, resources={"metadata": {"path": str(where)}})
-    return client.execute()
+    NotebookClient(notebook, timeout=600, record_timing=False, resources={"metadata": {"path": str(where)}}).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    return notebook
 
 
 if __name__ == "__main__":

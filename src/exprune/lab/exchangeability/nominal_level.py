@@ -38,7 +38,7 @@ class Tested:
         return (self.centred if centred else self.statistic) < bound
 
 
-def tested(terms: Tensor, rest: Tensor, chosen: Tensor) -> Tested:
+def stats_test(terms: Tensor, rest: Tensor, chosen: Tensor) -> Tested:
     """Test neurons from some of their terms.
 
     Args:

@@ -1,8 +1,8 @@
 """Makes exchangeability/nominal.csv and explained.csv: the level of the test, and what first terms explain.
 
-    python results/nominal_alpha.py              # all networks; what a table has is not measured again
-    python results/nominal_alpha.py vgg11_bn     (or gnn, gnn_80, opt, vgg11_bn_paper, resnet18)
-    python results/nominal_alpha.py --figures    # nominal.png and explained.png, of the tables
+    python results/make/nominal_alpha.py              # all networks; what a table has is not measured again
+    python results/make/nominal_alpha.py vgg11_bn     (or gnn, gnn_80, opt, vgg11_bn_paper, resnet18)
+    python results/make/nominal_alpha.py --figures    # nominal.png and explained.png, of the tables
 
 On the test split, from the released checkpoints, dense: at 4,096 rows of each site (nodes, tokens, or two positions of
 each image, drawn at random) all terms of 64 neurons. The test after 32 terms is made of them in three orders. A row
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from composed import log_probabilities, subject_of
-from networks import SETTINGS, whole
+from networks import INTO, SETTINGS, whole
 from scipy.stats import binom
 from tqdm import tqdm
 
@@ -32,9 +32,9 @@ from exprune.core import ExPrune, Prefix, Site
 from exprune.core.heuristics.heuristic import Heuristic
 from exprune.files import write_whole
 from exprune.lab.evaluation.calibration import statistics_of
-from exprune.lab.exchangeability.nominal_level import Tested, correlation, explained, tested
+from exprune.lab.exchangeability.nominal_level import Tested, correlation, explained, stats_test
 
-FOLDER = Path(__file__).parent / "exchangeability"
+FOLDER = INTO / "exchangeability"
 NOMINAL, EXPLAINED = FOLDER / "nominal.csv", FOLDER / "explained.csv"
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 NETWORKS = {"gnn": 512, "vgg11_bn": 2048, "resnet18": 2048, "opt": 8192, "gnn_80": 512, "vgg11_bn_paper": 2048}
@@ -82,9 +82,10 @@ class Watching(Heuristic):
         r = torch.as_tensor(seen.r).expand_as(full).movedim(1, -1)[at][:, chosen]
         weight = site.module.weight[chosen].flatten(2) if site.spatial_dims else site.module.weight[chosen, :, None]
         terms = torch.einsum("rck,ock->roc", patches, weight)
-        if seen.scale is not None:
-            terms *= seen.scale.flatten()[chosen][:, None]
         z = full.movedim(1, -1)[at][:, chosen]
+        plain = terms.sum(-1)  # z is a line of it: its slope is what BatchNorm multiplies this neuron's terms by
+        squares = (plain * plain).sum(0)
+        terms *= torch.where(squares > 0, (plain * (z - r)).sum(0) / squares, 1)[:, None]
         torch.testing.assert_close(terms.sum(-1) + r, z, rtol=1e-3, atol=1e-3 * float(z.abs().max()))
         size = patches.norm(dim=2) * site.module.weight.flatten(2).norm(dim=(0, 2)) if site.spatial_dims else (
             patches[..., 0].abs() * site.module.weight.norm(dim=0))  # fmt: skip
@@ -177,7 +178,7 @@ def measure(network: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         rho = rho[alive]
         for order, which in orders_of(size, layers[name], generator).items():
             if order != BY_LAYER:
-                found = tested(terms, rest, which[:, :N])
+                found = stats_test(terms, rest, which[:, :N])
                 pooled.setdefault(order, []).append(found)
                 for finite, alpha in itertools.product((False, True), ALPHAS):
                     setting = {"order": order, "finite_population": finite, "alpha": alpha}

@@ -1,7 +1,7 @@
 """Makes exchangeability/theorem.csv and simulation.csv: which of a trained network's parameters are exchangeable.
 
-    python results/exchangeability.py                # both tables; goes on where it was interrupted
-    python results/exchangeability.py --networks 64 --folder /tmp/few
+    python results/make/exchangeability.py                # both tables; goes on where it was interrupted
+    python results/make/exchangeability.py --networks 64 --folder /tmp/few
 
 256 small networks of a kind are trained at once, each from PyTorch's own initialisation: an MLP and a CNN on the digits
 of scikit-learn, each on batches of its own, and a GCN on RDKit's molecules, all on the same batches. Each group is held
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from networks import INTO
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn.datasets import load_digits
@@ -37,7 +38,7 @@ from exprune.lab.examples.molecules.smiles import read_nci
 from exprune.lab.exchangeability.many_networks import Weights, new_networks, outputs, train
 from exprune.lab.exchangeability.permutation_tests import classifier_test, kernel_test
 
-FOLDER = Path(__file__).parent / "exchangeability"
+FOLDER = INTO / "exchangeability"
 NETWORKS, PERMUTATIONS, BATCH, UNITS = 256, 1999, 16, 16
 STEPS = {"MLP": 1000, "CNN": 300, "GCN": 600}
 TESTS = {"kernel": kernel_test, "classifier": classifier_test}

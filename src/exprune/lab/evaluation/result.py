@@ -121,6 +121,7 @@ class Result:
     head: dict[str, Any] | None = None
     engine: dict[str, Any] | None = None
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    finite_population: bool | None = None
     divergence: dict[str, Any] | None = None
 
     def write(self, path: Path) -> None:

@@ -43,7 +43,7 @@ NETWORKS, PERMUTATIONS, BATCH, UNITS = 256, 1999, 16, 16
 STEPS = {"MLP": 1000, "CNN": 300, "GCN": 600}
 TESTS = {"kernel": kernel_test, "classifier": classifier_test}
 OPTIMIZERS: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
-    "SGD": lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9),
+    "SGD": lambda parameters: torch.optim.SGD(parameters, 0.03, momentum=0.9),
     "Adam": lambda parameters: torch.optim.Adam(parameters, 1e-2),
 }
 PYTORCH = "as PyTorch does"
@@ -235,10 +235,10 @@ def trained(kind: Kind, optimizer: str, start: str, networks: int, steps: int) -
             chosen = torch.randint(len(inputs), shape, generator=generator)
             yield inputs[chosen], targets[chosen]
 
-    made = OPTIMIZERS[optimizer]
     by_unit = torch.linspace(0.5, 1.5, UNITS).view(-1, *[1] * (weights["first.weight"].dim() - 2))
     if start == "not trained":
         return network, weights
+    made = OPTIMIZERS[optimizer]
     if start == "scale by unit":
         weights["first.weight"] = weights["first.weight"] * by_unit
     elif start == "learning rate by unit":

@@ -224,6 +224,34 @@ def input_order(network: str, without: Collection[str] = ()) -> Entry:
     return sweeps(network, "input_order", about, _INPUT_ORDER[network], " ".join(SETTINGS[network]), runs)
 
 
+def ladder(network: str) -> Entry:
+    """The steps of docs/exchangeability.md that no other table has."""
+    line = "exprune.order=model exprune.stages=[32]"
+    runs = {
+        "one_tau": "exprune=stats_test exprune.tau=null",
+        "finite": "exprune=stats_test exprune.tau=null exprune.finite_population=true",
+        "line": f"exprune=calibrated {line}",
+        "loss": f"exprune=optimal {line}",
+        "stages": "exprune=optimal exprune.order=model exprune.stages=[32,64,128,192,256]",
+    }
+    runs = {run: f"{overrides} exprune.target_drop=0.1,1" for run, overrides in runs.items()}
+    about = "what each piece of knowledge adds, one setting at a time"
+    return sweeps(network, "ladder", about, _BEYOND[network], " ".join(SETTINGS[network]), runs)
+
+
+def exchangeability() -> Iterator[Entry]:
+    """Of docs/exchangeability.md."""
+    folder, make = "exchangeability", "python results/make"
+    yield script(f"{folder}/theorem", "which parameters are exchangeable, by permutation tests", "~15 min",
+                 f"{make}/exchangeability.py", f"{folder}/theorem.csv", f"{folder}/simulation.csv")  # fmt: skip
+    files = [f"{folder}/{name}" for name in ("nominal.csv", "explained.csv", "nominal.png", "explained.png")]
+    about = "the level of the paper's test; what a neuron's first terms explain"
+    yield script(f"{folder}/nominal", about, "~15 min", f"{make}/nominal_alpha.py", *files)
+    command = f"{make}/ladder.py"
+    makes = (f"{folder}/ladder.csv", f"{folder}/ladder.png")
+    yield Entry(f"{folder}/ladder", "the steps of all networks", "seconds", {"all": command}, makes, draws=command)
+
+
 # --- networks whose activation need not be a ReLU
 
 _HARD = "~1 h"
@@ -384,6 +412,8 @@ def _entries() -> Iterator[Entry]:
     yield from map(divergence, ("gelu", "llama", "rxnmapper"))
     yield script("neurons", "how many neurons are negative, how many units dead", "~15 min",
                  "python results/make/neurons.py", "neurons.csv")  # fmt: skip
+    yield ladder("gnn")
+    yield from exchangeability()
     yield script("method", "one neuron's sums, and where tests stop it", "~1 min",
                  "python results/make/method_figure.py", "method.png")  # fmt: skip
     yield script("own_model", "what README's lines on your own model draw", "1 min",

@@ -38,6 +38,7 @@ FOLDER = INTO / "exchangeability"
 NOMINAL, EXPLAINED = FOLDER / "nominal.csv", FOLDER / "explained.csv"
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 NETWORKS = {"gnn": 512, "vgg11_bn": 2048, "resnet18": 2048, "opt": 8192, "gnn_80": 512, "vgg11_bn_paper": 2048}
+DRAWN_NETWORKS = ("gnn", "vgg11_bn", "resnet18", "opt")  # in the figures
 ROWS, NEURONS, N, NEAR, ENOUGH = 4096, 64, 32, 0.25, 100
 FIRST, DRAWN, BY_SIZE, BY_LAYER = "first", "drawn for each row", "largest of the row first", "order of the layer"
 PREFIXES = (1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384)
@@ -253,15 +254,15 @@ def draw_explained(rows: pd.DataFrame) -> None:
     """The share of a neuron's variance that n terms explain against n / N: a panel a network, the mean of its sites."""
     from matplotlib.figure import Figure
 
-    networks = list(rows.network.unique())
-    figure = Figure(figsize=(3.6 * len(networks), 3.4), layout="constrained")
-    for axes, network in zip(figure.subplots(1, len(networks), sharey=True, squeeze=False)[0], networks, strict=True):
-        of = rows[rows.network == network].assign(share=lambda rows: rows.n / rows.terms)
-        for order, curve in of.groupby("order", sort=False):
-            mean = curve.groupby(pd.cut(curve.share, np.linspace(0, 1, 13)), observed=True)[
-                ["share", "explained_50"]
-            ].mean()
-            axes.plot(mean.share, mean.explained_50, "o-", ms=3, label=order)
+    figure = Figure(figsize=(12, 3.3), layout="constrained")
+    panels, grid = figure.subplots(1, len(DRAWN_NETWORKS), sharey=True), np.linspace(0, 1, 51)
+    for axes, network in zip(panels, DRAWN_NETWORKS, strict=True):
+        for order, of in rows[rows.network == network].groupby("order", sort=False):
+            curves = [
+                np.interp(grid, [0, *(site.n / site.terms), 1], [0, *site.explained_50, 1])
+                for _, site in of.groupby("site")
+            ]
+            axes.plot(grid, np.mean(curves, axis=0), label=order)
         axes.plot([0, 1], [0, 1], "k:", lw=1, label="independent terms")
         axes.set(title=whole(network), xlabel="share of the terms, n / N")
         axes.grid(alpha=0.3)

@@ -17,11 +17,13 @@ from answers import neurons, promises, reproduction
 from networks import ACTIVATIONS, NETWORKS, RESULTS, WITH_RECIPES, whole
 from speed import decoding, kernels, shares
 from table_lines import NOT_YET, heading, line, not_yet
+from theory_tables import THEORY
 
 from exprune.files import write_whole
 from exprune.lab.fronts.paper_table import PUBLISHED, paper_table, read
 
-DOCUMENTS = (*sorted((RESULTS.parent / "docs" / "results").glob("*.md")), RESULTS.parent / "README.md")
+_DOCS = RESULTS.parent / "docs"
+DOCUMENTS = (*sorted((_DOCS / "results").glob("*.md")), _DOCS / "exchangeability.md", RESULTS.parent / "README.md")
 PAPER_TESTS = ("Threshold", "StatsTest")
 BY_LAYER, BY_INPUT = "Optimal, `order=layer`", "Optimal, `order=input`"
 COLUMNS = (
@@ -269,6 +271,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decoding": decoding,
     "decoding, in shares": shares,
     "kernels": kernels,
+    **THEORY,
     **{f"beyond {name}": lambda name=name: beyond(name) for name in NETWORKS},
     **{f"one tau {name}": lambda name=name: one_tau(name) for name in NETWORKS},
 }

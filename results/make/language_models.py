@@ -1,26 +1,26 @@
-"""Make language_models/wikitext2.csv and its table: every rule under one protocol (docs/language_models.md).
+"""Makes the tables in language_models: every rule, under one protocol (docs/language_models.md).
 
-    python results/make/language_models.py smollm2            # WikiText-2; continues an interrupted run
+    python results/make/language_models.py smollm2            # WikiText-2; goes on where it was interrupted
     python results/make/language_models.py smollm2 --piqa     # the settings found there, on PIQA's measured half
+    python results/make/language_models.py smollm2 --division # which layers each rule leaves out
     python results/make/language_models.py llama              # or opt: the embedded networks, on Python's source
-    python results/make/language_models.py --table            # the table and the figure of what is measured so far
 
-Every rule has one setting. For each of four limits of the mean KL(dense || pruned), it is found on 1,022 tokens of the
-validation split, and measured once on at least 20,000 tokens of the test split. Every token is pruned. All rules are
-calibrated on the same 4,096 tokens with seed 0. EXPRUNE_DATA_DIR names the data. This takes some hours on two cores.
+Every rule has one setting. For each of four limits of the mean KL(dense || pruned) it is found on 1,022 tokens of the
+validation split, and measured once on at least 20,000 tokens of the test split; every token is pruned. All rules are
+calibrated on the same 4,096 tokens. Seed 0. EXPRUNE_DATA_DIR names the data. Takes some hours on two cores.
 """
 
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from composed import subject_of
-from networks import INTO
 from tqdm import tqdm
 
 from exprune.core import (
@@ -44,7 +44,9 @@ from exprune.lab.evaluation.result import flops_per_input
 from exprune.lab.evaluation.store import measured
 from exprune.lab.evaluation.subject import Inputs, Subject
 
-TABLE, PIQA = INTO / "language_models" / "wikitext2.csv", INTO / "language_models" / "piqa.csv"
+RESULTS = Path(__file__).parents[1]
+TABLES = RESULTS / "language_models"
+TABLE, PIQA, DIVISION = TABLES / "wikitext2.csv", TABLES / "piqa.csv", TABLES / "division.csv"
 LIMITS = (0.05, 0.02, 0.1, 0.01)  # nats; the order in which they are measured
 OPTIMAL = ("exprune=optimal", "exprune.lam=1e-12", "exprune.predict=true", "exprune.scope=all", "exprune.order=input")
 NETWORKS = {
@@ -62,7 +64,7 @@ Statistics = dict[str, SiteStatistics]
 
 @dataclass(frozen=True)
 class Rule:
-    """One curve: the heuristic at a setting, its settings from cautious to bold, and whether the head is included."""
+    """One curve: the heuristic at a setting, its settings from cautious to bold, and whether the head is in play."""
 
     make: Callable[[Statistics, float], Heuristic]
     settings: list[float]
@@ -74,12 +76,12 @@ RULES = {
     "optimal": Rule(lambda of, lam: Optimal(lam, statistics=of, predict=True), PRICES),
     "wina": Rule(lambda of, tau: Wina(tau), SHARES),
     "teal": Rule(lambda of, tau: Teal(tau, of), SHARES),
-    "optimal, head": Rule(lambda of, lam: Optimal(lam, statistics=of, predict=True), PRICES, head=True),
     "top-k": Rule(lambda of, tau: TopK(tau), SHARES),
     "teal, greedy": Rule(lambda of, tau: Teal(tau, of, divide="greedy"), SHARES),
     "r-sparse, rank 16": Rule(lambda of, tau: RSparse(tau, 16), SHARES),
     "cats": Rule(lambda of, tau: Cats(tau, of), SHARES),
     "chess, feed-forward": Rule(lambda of, tau: Chess(tau, of), SHARES, layers="*mlp*"),
+    "optimal, head": Rule(lambda of, lam: Optimal(lam, statistics=of, predict=True), PRICES, head=True),
     "wina, head": Rule(lambda of, tau: Wina(tau), SHARES, head=True),
 }
 
@@ -87,7 +89,7 @@ RULES = {
 def both_passes(
     subject: Subject, statistics: Statistics, rule: str, setting: float, inputs: Inputs
 ) -> tuple[Pass, Pass, ExPrune]:
-    """The dense pass over some inputs, that of a rule at a setting, and the counts of the latter."""
+    """The dense pass over some inputs, that of a rule at a setting, and what counted in it."""
     of, head = RULES[rule], subject.task.network.get_output_embeddings()
     sites = select_sites(subject.sites, of.layers)
     if not of.head:
@@ -118,7 +120,7 @@ def _sides(dense: Any, pruned: Any) -> list[tuple[str, Any]]:
 
 
 def found(subject: Subject, statistics: Statistics, rule: str) -> dict[float, float]:
-    """The setting for each limit, interpolated over the logarithm of KL on the first batch of validation."""
+    """The setting for each limit, by interpolation over the logarithm of KL on the first batch of validation."""
     inputs, settings, apart = Inputs([next(iter(subject.loader("valid")))]), [], []
     for setting in tqdm(RULES[rule].settings, desc=f"{rule}, validation", disable=None, leave=False):
         settings.append(setting)
@@ -132,36 +134,35 @@ def found(subject: Subject, statistics: Statistics, rule: str) -> dict[float, fl
 
 
 def measure(network: str) -> None:
-    """Add a network's missing rows to the table, one at a time."""
+    """Add what is missing of a network to the table, a row at a time."""
     subject = subject_of(*NETWORKS[network])
     statistics = statistics_of(subject)
     settings = {rule: found(subject, statistics, rule) for rule in RULES if not _skipped(subject, rule)}
-    for limit in LIMITS:
-        for rule in settings:
-            rows = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=["network", "rule", "limit"])
-            there = (rows.network == network) & (rows.rule == rule) & (rows.limit == limit)
-            if there.any() or limit not in settings[rule]:
-                continue
-            inputs = subject.inputs("test")
-            row = {"network": network, "data": subject.cfg.data.name, "rule": rule, "limit": limit}
-            row |= {
-                "setting": settings[rule][limit],
-                **passed(subject, statistics, rule, settings[rule][limit], inputs),
-            }
-            table = pd.concat([rows, pd.DataFrame([row])], ignore_index=True)
-            write_whole(TABLE, lambda partial, table=table: table.to_csv(partial, index=False, float_format="%.6g"))
-            print(
-                f"{network} {rule} {limit}: {row['saved']:.2%} at {row['kl_mean']:.4f}, {row['seconds']} s", flush=True
-            )
+    for rule, limit in sorted(((r, limit) for r in settings for limit in settings[r]), key=_turn):
+        rows = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=["network", "rule", "limit"])
+        if ((rows.network == network) & (rows.rule == rule) & (rows.limit == limit)).any():
+            continue
+        setting = settings[rule][limit]
+        row = {"network": network, "data": subject.cfg.data.name, "rule": rule, "limit": limit, "setting": setting}
+        row |= passed(subject, statistics, rule, setting, subject.inputs("test"))
+        table = pd.concat([rows, pd.DataFrame([row])], ignore_index=True)
+        write_whole(TABLE, lambda partial, table=table: table.to_csv(partial, index=False, float_format="%.6g"))
+        print(f"{network} {rule} {limit}: {row['saved']:.2%} at {row['kl_mean']:.4f}, {row['seconds']} s", flush=True)
+
+
+def _turn(of: tuple[str, float]) -> float:
+    """The first rules get all of their limits before the last ones get their first: a table that was cut is of use."""
+    rule, limit = of
+    return LIMITS.index(limit) + list(RULES).index(rule) / 2
 
 
 def _skipped(subject: Subject, rule: str) -> bool:
-    """Skip CATS, and CHESS of the feed-forward layers only, for layers without a gate."""
+    """CATS, and CHESS of the feed-forward layers alone, are for layers with a gate."""
     return rule in ("cats", "chess, feed-forward") and not any(site.gated for site in subject.sites)
 
 
 def piqa(network: str, limits: tuple[float, ...] = (0.05, 0.02)) -> None:
-    """What the settings found for the limits change on the measured half of PIQA's questions."""
+    """What the settings that were found for the limits do to the measured half of PIQA's questions."""
     subject = subject_of(*(s for s in NETWORKS[network] if not s.startswith("data.limit")), "data=piqa")
     statistics = statistics_of(subject_of(*NETWORKS[network]))
     inputs, rows = subject.inputs("test"), pd.read_csv(TABLE)
@@ -185,48 +186,38 @@ def piqa(network: str, limits: tuple[float, ...] = (0.05, 0.02)) -> None:
         print(new, flush=True)
 
 
-def at_limits(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """For each network and rule, the saving at exactly each limit, interpolated between the nearest points."""
-    for (network, rule), points in rows.groupby(["network", "rule"], sort=False):
-        row: dict[str, Any] = {"network": network, "rule": rule}
-        x, y = np.log(points.kl_mean.to_numpy()), 100 * points.saved.to_numpy()
-        for limit in sorted(LIMITS):
-            near = np.argsort(np.abs(x - math.log(limit)))[:2]
-            if len(near) == 2 and abs(x[near[0]] - math.log(limit)) < math.log(1.5):
-                a, b = near
-                row[f"{limit:g}"] = round(float(y[a] + (y[b] - y[a]) * (math.log(limit) - x[a]) / (x[b] - x[a])), 1)
-        yield row
-
-
-def draw(rows: pd.DataFrame) -> None:
-    """One panel per network: what is saved against KL, one curve per rule."""
-    from matplotlib.figure import Figure
-
-    networks = list(rows.network.unique())
-    figure = Figure(figsize=(5.5 * len(networks), 4.2), layout="constrained")
-    for axes, network in zip(np.ravel(figure.subplots(1, len(networks), squeeze=False)), networks, strict=True):
-        for rule, points in rows[rows.network == network].groupby("rule", sort=False):
-            points, ours = points.sort_values("kl_mean"), rule.startswith("optimal")
-            axes.plot(100 * points.saved, points.kl_mean, "o-", ms=3, lw=2 if ours else 1, label=rule)
-        axes.set(yscale="log", title=network, xlabel="FLOPs of the whole network saved (%)")
-        axes.set_ylabel("mean KL(dense || pruned), nats")
-        axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    write_whole(INTO / "language_models" / "rules.png", lambda partial: figure.savefig(partial, dpi=150, format="png"))
+def division(network: str) -> None:
+    """What share of each kind of layer's FLOPs a rule leaves out, on the tokens that settings are found on."""
+    subject = subject_of(*NETWORKS[network])
+    statistics, rows = statistics_of(subject), []
+    inputs, measured_rows = Inputs([next(iter(subject.loader("valid")))]), pd.read_csv(TABLE)
+    for row in measured_rows[(measured_rows.network == network) & (measured_rows.limit == 0.05)].itertuples():
+        dense, pruned, run = both_passes(subject, statistics, row.rule, row.setting, inputs)
+        change = divergence_of(dense, pruned, 0)
+        assert change is not None
+        kinds: dict[str, list[int]] = {}
+        for count in run.flops.sites:
+            of_kind = kinds.setdefault(count.site.name.rsplit(".", 1)[-1], [0, 0])
+            of_kind[0] += count.dense_flops
+            of_kind[1] += count.dense_flops - count.pruned_flops + count.spared
+        for kind, (flops, saved) in kinds.items():
+            shares = {"of_network": flops / run.flops.dense, "saved": saved / flops}
+            rows.append({"network": network, "rule": row.rule, "kl": change["mean"], "layers": kind, **shares})
+    table = pd.DataFrame(rows)
+    old = pd.read_csv(DIVISION) if DIVISION.exists() else table.iloc[:0]
+    table = pd.concat([old[old.network != network], table], ignore_index=True)
+    write_whole(DIVISION, lambda partial: table.to_csv(partial, index=False, float_format="%.4g"))
+    print(table.pivot_table(index="rule", columns="layers", values="saved").round(3).to_string())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=NETWORKS, nargs="?")
     parser.add_argument("--piqa", action="store_true")
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--division", action="store_true")
     chosen = parser.parse_args()
     if chosen.network:
-        (piqa if chosen.piqa else measure)(chosen.network)
-    if chosen.table:
-        rows = pd.read_csv(TABLE)
-        print(pd.DataFrame(at_limits(rows)).to_markdown(index=False))
-        draw(rows)
+        (piqa if chosen.piqa else division if chosen.division else measure)(chosen.network)
 
 
 if __name__ == "__main__":

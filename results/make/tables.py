@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 from answers import neurons, promises, reproduction
+from language_tables import LANGUAGE
 from networks import ACTIVATIONS, NETWORKS, RESULTS, WITH_RECIPES, whole
 from speed import decoding, kernels, shares
 from table_lines import NOT_YET, heading, line, not_yet
@@ -23,7 +24,8 @@ from exprune.files import write_whole
 from exprune.lab.fronts.paper_table import PUBLISHED, paper_table, read
 
 _DOCS = RESULTS.parent / "docs"
-DOCUMENTS = (*sorted((_DOCS / "results").glob("*.md")), _DOCS / "exchangeability.md", RESULTS.parent / "README.md")
+_PAGES = (*sorted((_DOCS / "results").glob("*.md")), _DOCS / "exchangeability.md", _DOCS / "language_models.md")
+DOCUMENTS = (*_PAGES, RESULTS.parent / "README.md")
 PAPER_TESTS = ("Threshold", "StatsTest")
 BY_LAYER, BY_INPUT = "Optimal, `order=layer`", "Optimal, `order=input`"
 COLUMNS = (
@@ -272,6 +274,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decoding, in shares": shares,
     "kernels": kernels,
     **THEORY,
+    **LANGUAGE,
     **{f"beyond {name}": lambda name=name: beyond(name) for name in NETWORKS},
     **{f"one tau {name}": lambda name=name: one_tau(name) for name in NETWORKS},
 }

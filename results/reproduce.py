@@ -38,7 +38,7 @@ def chosen(patterns: Sequence[str], entries: Mapping[str, Entry]) -> list[Entry]
         names = fnmatch.filter(entries, pattern)
         if not names:
             near = [name for name in entries if set(name.split("/")) & set(pattern.split("/"))]
-            sys.exit(f"error: {pattern}: no such measurement; {', '.join(near) or 'see --list'}")
+            sys.exit(f"error: {pattern or 'no name'}: no such measurement; {', '.join(near) or 'see --list'}")
         found |= {name: entries[name] for name in names}
     return list(found.values())
 
@@ -79,7 +79,11 @@ def told(entry: Entry) -> str:
     """A line of --list."""
     kinds = Counter(Path(file).suffix.lstrip(".") for file in entry.makes)
     files = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    return f"{entry.name:<36}{entry.takes:>8}  {files:<13}{entry.about}"
+    return f"{entry.name:<36} {entry.takes:>7}  {files:<13} {entry.about}"
+
+
+def _work(entry: Entry, into: Path) -> Path:
+    return (ROOT if into == RESULTS else into) / "multirun" / entry.name.replace("/", "_")
 
 
 def main(arguments: Sequence[str], entries: Mapping[str, Entry] = ENTRIES) -> int:
@@ -99,7 +103,8 @@ def main(arguments: Sequence[str], entries: Mapping[str, Entry] = ENTRIES) -> in
         print(*map(told, found), sep="\n")
     elif options.commands:
         for entry in found:
-            print(f"# {entry.name}: {', '.join(entry.makes)}", *entry.steps.values(), sep="\n")
+            lines = [command(line, into, _work(entry, into)) for line in entry.steps.values()]
+            print(f"# {entry.name}: {', '.join(entry.makes)}", *map(shlex.join, lines), sep="\n")
     elif options.check:
         from check import check  # with pandas and matplotlib
 
@@ -112,8 +117,7 @@ def main(arguments: Sequence[str], entries: Mapping[str, Entry] = ENTRIES) -> in
         parser.error("name what to measure; --list says what there is")
     else:
         for entry in found:
-            folder = ROOT if into == RESULTS else into
-            measure(entry, into, folder / "multirun" / entry.name.replace("/", "_"))
+            measure(entry, into, _work(entry, into))
     return 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
-from commands import draw
+from commands import command, draw
 from measurements import ENTRIES, Entry
 from networks import RESULTS
 from PIL import Image
@@ -61,7 +61,8 @@ def _short(entry: Entry) -> Iterator[str]:
 
 def _figures(entry: Entry, folder: Path) -> Iterator[str]:
     """Draw the figures that depend on tables only, and yield a line for each that differs."""
-    if not entry.draws:
+    tables = [Path(word) for word in command(entry.draws, folder, folder) if word.endswith(".csv")]
+    if not entry.draws or not all(table.exists() for table in tables):
         return
     draw(entry.draws, folder)
     for file in _there(entry):

@@ -160,7 +160,7 @@ def search(name: str) -> Entry:
     copies = {f"{name}/search_{test}_{table}.csv": f"{test}/{table}.csv" for test, table in kept}
     return Entry(
         f"{name}/search",
-        f"the paper's tests, one tau for each site, {trials:,} trials each",
+        f"the paper's tests, one tau for each site, {trials:,} trials",
         takes,
         steps,
         (f"{name}/search.csv", f"{name}/search.png", *copies),
@@ -202,7 +202,7 @@ def beyond(network: str, without: Collection[str] = ()) -> Entry:
         "optimal-neuron": f"exprune=optimal {stages} exprune.order=neuron exprune.target_drop=0.1,1",
     }
     runs = {run: overrides for run, overrides in runs.items() if run not in without}
-    about = "calibrated risk, optimal stopping in the layer's order, the oracle"
+    about = "calibrated risk and optimal stopping, layer's order; oracle"
     settings = " ".join(SETTINGS[network])
     plot = network != "vgg11_bn_paper"
     return sweeps(network, "beyond", about, _BEYOND[network], settings, runs, plot)
@@ -296,7 +296,7 @@ def promise(network: str) -> Entry:
 def damage(network: str) -> Entry:
     return script(
         f"{network}/damage",
-        "the damage that optimal stopping expects, and what is measured",
+        "the damage that is expected, and what is measured",
         "~20 min",
         f"python results/make/damage.py {network}",
         f"{network}/damage.csv",

@@ -44,7 +44,7 @@ def main() -> None:
     u = NormalDist().inv_cdf(1 - TAU)
     bounds = ((-of.offset - u * of.sd) / of.slope)[:, NEURON].tolist()
 
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     saved = 0
     for line in sums:
@@ -63,7 +63,7 @@ def main() -> None:
     left.plot([], [], color="tab:blue", label="negative in the end: the ReLU gives 0")
     left.set_xlabel("terms summed, those that vary most first")
     left.set_ylabel("sum so far")
-    left.set_title(f"one neuron of {site.name}, {IMAGES} images: {saved / IMAGES:.0%} of its terms left out")
+    left.set_title(f"one neuron, {IMAGES} images: {saved / IMAGES:.0%} of its terms left out")
     left.legend(fontsize="small")
 
     names, shares = [], []
@@ -75,12 +75,12 @@ def main() -> None:
     places = np.arange(len(names))
     right.barh(places, shares[1], color="lightgrey", label="negative")
     right.barh(places, shares[0], height=0.5, color="tab:blue", label="stopped")
-    right.set_yticks(places, names)
+    right.set_yticks(places, [f"layer {place + 2}" for place in places])
     right.invert_yaxis()
     right.set_xlabel("share of the neurons")
-    right.set_title(f"all sites, {len(images)} images, calibrated tests at risk {TAU:.0%}")
+    right.set_title(f"all layers, {len(images)} images")
     right.legend(fontsize="small", loc="lower right")
-    write_whole(INTO / "method.png", lambda partial: figure.savefig(partial, dpi=110, format="png"))
+    write_whole(INTO / "method.png", lambda partial: figure.savefig(partial, dpi=130, format="png"))
 
 
 if __name__ == "__main__":

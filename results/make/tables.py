@@ -1,4 +1,4 @@
-"""Write the measured tables (results/NETWORK/*.csv) into docs/results.md and README.md.
+"""Writes the measured tables into the pages of docs/results and README.md, from the tables (results/NETWORK/*.csv).
 
 python results/make/tables.py            # rewrites the text between <!-- table: NAME --> and <!-- end -->
 python results/make/tables.py --check    # reports where a document differs from the tables; exit code 1
@@ -6,6 +6,7 @@ python results/make/tables.py --check    # reports where a document differs from
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from table_lines import NOT_YET, heading, line, not_yet
 from exprune.files import write_whole
 from exprune.lab.fronts.paper_table import PUBLISHED, paper_table, read
 
-DOCUMENTS = (RESULTS.parent / "docs" / "results.md", RESULTS.parent / "README.md")
+DOCUMENTS = (*sorted((RESULTS.parent / "docs" / "results").glob("*.md")), RESULTS.parent / "README.md")
 PAPER_TESTS = ("Threshold", "StatsTest")
 BY_LAYER, BY_INPUT = "Optimal, `order=layer`", "Optimal, `order=input`"
 COLUMNS = (
@@ -32,22 +33,38 @@ COLUMNS = (
     "Magnitude",
     "Oracle",
 )
+IN_README = {
+    "vgg11_bn": "VGG11-BN, images",
+    "resnet18": "ResNet18, images",
+    "gnn": "graph network (GCN), molecules",
+    "opt": "small language model (OPT), its `fc1` layers",
+    "vgg11_bn_static": "VGG11-BN with 2 % of its weights left, images",
+    "vgg11_bn_paper": "VGG11-BN trained as in the paper, images",
+    "gnn_80": "GCN trained as in the paper, molecules",
+}
 _MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def headline() -> str:
-    """One row per network: the paper's range, the better of its tests, and ours, with savings at both limits."""
-    columns = ("", "the paper saves", "its tests, searched", "`exprune.order=layer`", "`exprune=optimal`",
-               "`exprune=magnitude`", "oracle")  # fmt: skip
+def readme() -> str:
+    """A row a network: the better of the paper's tests and ours, within a drop of 1 point."""
+    columns = ("network", "the paper's tests", "ours")
+    lines = heading(*columns)
+    for name, network in IN_README.items():
+        chosen, figure = _chosen(name), WITH_RECIPES[name][1]
+        saved = (max(chosen.loc[1.0, test][figure] for test in tests) for tests in (PAPER_TESTS, (BY_INPUT,)))
+        lines.append(line(network, *(f"{percent:.0f}\u00a0%" for percent in saved)))
+    return "\n".join(lines) + "\n"
+
+
+def headline(limit: float) -> str:
+    """A row a network: the better of the paper's tests, and ours, within a drop; savings and intervals."""
+    columns = ("network", "the paper's tests", "`order=layer`", "`optimal`", "`magnitude`", "oracle")
     lines = heading(*columns)
     for name, (network, figure) in WITH_RECIPES.items():
         chosen = _chosen(name)
-        best = [max(PAPER_TESTS, key=lambda test: chosen.loc[limit, test][figure]) for limit in _limits()]
-        oracle = _cell(chosen, 1.0, "Oracle", figure)
-        cells = [
-            _at_both(chosen, two, figure) for two in (best, *([test] * 2 for test in (BY_LAYER, BY_INPUT, "Magnitude")))
-        ]
-        lines.append(line(network, "<br>".join(_published(name, limit) for limit in _limits()), *cells, oracle))
+        best = max(PAPER_TESTS, key=lambda test: chosen.loc[limit, test][figure])
+        cells = [_with_interval(chosen, (limit, test), figure) for test in (best, BY_LAYER, BY_INPUT, "Magnitude")]
+        lines.append(line(network, *cells, _cell(chosen, 1.0, "Oracle", figure)))
     return "\n".join(lines) + "\n"
 
 
@@ -235,7 +252,8 @@ def passes() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "headline": headline,
+    "readme": readme,
+    **{f"headline {limit:g}": lambda limit=limit: headline(limit) for limit in (0.1, 1.0)},
     "tests": tests,
     "searches": searches,
     "passes": passes,
@@ -257,9 +275,15 @@ TABLES: dict[str, Callable[[], str]] = {
 _BESIDE = {"sparsity": "weights left", "site_selection": "sites"}
 
 
-def renewed(document: str) -> str:
-    """A document with every marked table renewed from the measured tables."""
-    return _MARKED.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[3]}", document)
+def renewed(path: Path) -> str:
+    """A document with every marked table as the measured tables give it now."""
+    there = os.path.relpath(RESULTS, path.parent)
+
+    def table(found: re.Match[str]) -> str:
+        lines = TABLES[found[2]]().replace("](../results/", f"]({there}/")
+        return f"{found[1]}\n{lines}\n{found[3]}"
+
+    return _MARKED.sub(table, path.read_text())
 
 
 def _tables(of: str) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -308,21 +332,17 @@ def _published(name: str, limit: float) -> str:
     return PUBLISHED["statically pruned" if name.endswith("_static") else "dense"][limit]
 
 
-def _at_both(chosen: pd.DataFrame, tests: Sequence[str], figure: str) -> str:
-    """What a test saves at each limit (of a dense network that skips zeros), with the interval of the change."""
-    both = list(zip(_limits(), tests, strict=True))
-    if not all(at in chosen.index for at in both):
+def _with_interval(chosen: pd.DataFrame, at: tuple[float, str], figure: str) -> str:
+    """What a test saves (of a dense network that skips zeros), with the interval of the change."""
+    if at not in chosen.index:
         return NOT_YET
-    return "<br>".join(_with_interval(chosen.loc[at], figure) for at in both)
-
-
-def _with_interval(row: pd.Series, figure: str) -> str:
+    row = chosen.loc[at]
     if pd.isna(row["saved_percent"]):
         return "none"
     without = (
         "" if pd.isna(row["without_zeros"]) or figure == "scope_saved_percent" else f" ({row['without_zeros']:.1f})"
     )
-    return f"{row[figure]:.1f}{without} {_interval(row)}"
+    return f"{row[figure]:.1f}{without}<br>{_interval(row)}"
 
 
 def _cell(chosen: pd.DataFrame, limit: float, test: str, figure: str) -> str:
@@ -378,7 +398,7 @@ def _made(table: pd.DataFrame, file: str, command: str) -> str:
 
 def stale() -> list[Path]:
     """The documents that are not what the tables give."""
-    return [path for path in DOCUMENTS if renewed(path.read_text()) != path.read_text()]
+    return [path for path in DOCUMENTS if renewed(path) != path.read_text()]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -389,7 +409,7 @@ def main(arguments: Sequence[str]) -> int:
                 f"error: {path.name}: not what results/*/*.csv give; run python results/make/tables.py", file=sys.stderr
             )
         else:
-            write_whole(path, lambda partial, path=path: partial.write_text(renewed(path.read_text())))
+            write_whole(path, lambda partial, path=path: partial.write_text(renewed(path)))
             print(f"{path.name}: written anew")
     return int("--check" in arguments and bool(found))
 

@@ -1,5 +1,7 @@
 """Print the results of an evaluation, and log them to W&B."""
 
+import re
+import shlex
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +34,15 @@ def print_result(result: Result, console: Console | None = None) -> None:
     console.print("FLOPs are counted; this simulation does not run faster.", highlight=False)
     if result.engine:
         console.print(_engine(result.engine), highlight=False)
+    if result.heuristic in ("Threshold", "StatsTest"):
+        console.print("next, optimal stopping, with the setting found for a drop of at most 1 point:", highlight=False)
+        console.print(f"  {optimal_command(result.command)}", highlight=False, soft_wrap=True)
+
+
+def optimal_command(command: str) -> str:
+    """The command that evaluates the same network under optimal stopping, within a drop of 1 point."""
+    others = [word for word in shlex.split(command) if not re.match(r"\+*(exprune|search)[.=]", word)]
+    return shlex.join([*others, "exprune=optimal", "exprune.target_drop=1"])
 
 
 def promise_line(promise: dict[str, Any], unit: str) -> str:

@@ -11,10 +11,13 @@ HERE = Path(__file__).parent
 
 
 def ran(path: Path, where: Path = HERE) -> nbformat.NotebookNode:
-    """Run a notebook in a folder and return it with its output."""
+    """Run a notebook in a folder and return it with its output, without what libraries write to stderr."""
     notebook = nbformat.read(path, 4)
-    client = NotebookClient(notebook, timeout=600, record_timing=False, resources={"metadata": {"path": str(where)}})
-    return client.execute()
+    NotebookClient(notebook, timeout=600, record_timing=False, resources={"metadata": {"path": str(where)}}).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    return notebook
 
 
 if __name__ == "__main__":

@@ -69,14 +69,19 @@ def threshold_gap(tau: float) -> Gap:
     return lambda seen, total, a, shift: mean_term(seen, total, a, shift) - tau
 
 
-def stats_gap(alpha: float) -> Gap:
-    """StatsTest stops if m / sqrt(v / n) < Phi^-1(alpha); without variance, if m < 0; at alpha = 0, never."""
+def stats_gap(alpha: float, finite_population: bool = False) -> Gap:
+    """StatsTest stops if m / sqrt(v / n) < Phi^-1(alpha); without variance, if m < 0; at alpha = 0, never.
+
+    For a finite population the variance of m is v / (n - 1) * (N - n) / N.
+    """
 
     def gap(seen: list[float], total: int, a: float, shift: float) -> float:
         if alpha == 0:
             return math.inf
         m, v = mean_term(seen, total, a, shift), variance(seen, a)
-        return m if v == 0 else m / math.sqrt(v / len(seen)) - NormalDist().inv_cdf(alpha)
+        n = len(seen)
+        of_mean = v / (n - 1) * max(0, total - n) / total if finite_population else v / n
+        return m if of_mean == 0 else m / math.sqrt(of_mean) - NormalDist().inv_cdf(alpha)
 
     return gap
 

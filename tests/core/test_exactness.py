@@ -247,6 +247,15 @@ def test_every_alpha_matches_brute_force(alpha: float) -> None:
     check(Case("linear", leading=(20,), terms=8, join="z + residual"), StatsTest(alpha, n=4), stats_gap(alpha))
 
 
+@pytest.mark.parametrize("case", [LAYERS[5], LAYERS[15], LAYERS[-1]], ids=lambda case: f"{LAYERS.index(case)}")
+@pytest.mark.parametrize("n", [2, 4, 5])
+def test_a_finite_population_matches_brute_force(case: Case, n: int) -> None:
+    """The estimate is less uncertain than in the published test, so that other neurons stop."""
+    case = Case(**{**case.__dict__, "terms": 6, "leading": (30,)})
+    finite = check(case, StatsTest(0.2, n=n, finite_population=True), stats_gap(0.2, finite_population=True))
+    assert not torch.equal(finite.stopped, check(case, StatsTest(0.2, n=n), stats_gap(0.2)).stopped)
+
+
 @pytest.mark.parametrize("alpha", [1e-6, 0.1, 0.5])
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("layer", ["linear", "conv2d"])

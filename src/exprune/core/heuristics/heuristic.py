@@ -184,13 +184,24 @@ class StatsTest(Heuristic):
     Args:
         tau: The significance level, in [0, 0.5]; 0 never stops. See `Heuristic` for lists and mappings.
         n: The number of terms evaluated before the test.
+        finite_population: Whether the n terms count as a sample without replacement from all N. Then the variance of
+            the estimate is smaller by the factor (N - n) / N. The paper's test, False, does not take N into account.
 
     Raises:
-        SettingError: If ``tau`` is not in [0, 0.5] or ``n`` is below 1.
+        SettingError: If ``tau`` is not in [0, 0.5], ``n`` is below 1, ``finite_population`` is not a bool, or it is
+            True and ``n`` is below 2, so that no variance can be estimated.
     """
 
     needs_squares = True
     tau_range = (0.0, 0.5)
+
+    def __init__(self, tau: Tau | None = None, n: int = 32, finite_population: bool = False) -> None:
+        super().__init__(tau, n)
+        if not isinstance(finite_population, bool):
+            raise SettingError(f"finite_population={finite_population!r} of StatsTest: must be true or false")
+        if finite_population and self.stages[0] < 2:
+            raise SettingError(f"n={n} of StatsTest: must be at least 2 with finite_population, to estimate a variance")
+        self.finite_population = finite_population
 
     def stop(self, seen: Prefix) -> Tensor:
         assert seen.q is not None  # needs_squares
@@ -198,7 +209,11 @@ class StatsTest(Heuristic):
             return torch.zeros_like(seen.s, dtype=torch.bool)
         # s/n + r/N < quantile * sqrt(v/n) is s/n + sqrt(quantile^2 v/n) < -r/N: no division by zero, few passes
         factor = NormalDist().inv_cdf(seen.tau) ** 2 / seen.n**2
-        margin = (seen.q * factor).addcmul_(seen.s, seen.s, value=-factor / seen.n).clamp_(min=0).sqrt_()
+        margin = (seen.q * factor).addcmul_(seen.s, seen.s, value=-factor / seen.n).clamp_(min=0)
+        if self.finite_population:
+            left = 1 - seen.n / torch.as_tensor(seen.terms, dtype=margin.dtype, device=margin.device)
+            margin *= left.clamp(min=0) * seen.n / (seen.n - 1)
+        margin.sqrt_()
         return below(margin.add_(seen.s, alpha=1 / seen.n), -seen.r / seen.terms)
 
     def overhead(self, stage: int, site: Site) -> int:

@@ -71,6 +71,7 @@ def measure(
         lam=getattr(heuristic, "lam", None),
         order=cfg.exprune.get("order"),
         predict=None if heuristic is None else heuristic.predicts,
+        finite_population=getattr(heuristic, "finite_population", None) or None,
         scope=cfg.exprune.get("scope"),
         target=target,
         gain_ratio=gain_ratio,

@@ -23,8 +23,9 @@ from exprune.lab.evaluation.result import read_result
 
 PANEL = ["data", "split", "metric"]  # rows that fit into one plot have these in common
 NETWORK = ["model", "static", "sparsity", "seed", "checkpoint"]  # identifies a dense baseline
-CURVE = [*NETWORK, "site_selection", "scope", "heuristic", "order", "predict"]  # identifies a front
-_SINCE = {"scope": "relu", "predict": False}  # values for older tables without these columns
+# Identifies a front.
+CURVE = [*NETWORK, "site_selection", "scope", "heuristic", "order", "predict", "finite_population"]
+_SINCE = {"scope": "relu", "predict": False, "finite_population": False}  # for older tables without these columns
 _MANY_TAUS = ("{", "[")  # a table's tau begins with one of these if sites have their own
 
 
@@ -104,6 +105,7 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
         "gain_ratio": str(result.get("gain_ratio")),
         "order": result.get("order") or "",
         "predict": bool(result.get("predict")),
+        "finite_population": bool(result.get("finite_population")),
         "scope": result.get("scope") or "relu",
         "target": json.dumps(target) if (target := result.get("target")) else None,
         "metric": metric["name"],
@@ -162,6 +164,7 @@ def curve_label(curve: pd.DataFrame) -> str:
     row, sites = curve.iloc[0], curve["sites"].max()
     order = f", order {row['order']}" if row["order"] else ""
     beside = f"{', predicted' * bool(row['predict'])}{', all layers' * (row['scope'] == 'all')}"
+    beside += ", finite population" * bool(row["finite_population"])
     by_site = ", tau by site" if str(row["tau"]).startswith(_MANY_TAUS) else ""
     return f"{network_label(row)}, {row['heuristic']}, {sites} sites{order}{beside}{by_site}"
 

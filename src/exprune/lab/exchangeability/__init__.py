@@ -1,0 +1,1 @@
+"""Whether members of a group are exchangeable, and what a test that takes them for it does."""

@@ -1,4 +1,4 @@
-"""Runs notebooks and stores what they show: python notebooks/store.py [NAME...]"""
+"""Run notebooks and store their output: python notebooks/store.py [NAME...]"""
 
 import os
 import sys
@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 
 def ran(path: Path, where: Path = HERE) -> nbformat.NotebookNode:
-    """A notebook with what it shows when it runs in a folder, without what libraries say on the way."""
+    """Run a notebook in a folder and return it with its output, without what libraries write to stderr."""
     notebook = nbformat.read(path, 4)
     NotebookClient(notebook, timeout=600, record_timing=False, resources={"metadata": {"path": str(where)}}).execute()
     for cell in notebook.cells:
@@ -21,6 +21,6 @@ def ran(path: Path, where: Path = HERE) -> nbformat.NotebookNode:
 
 
 if __name__ == "__main__":
-    os.environ |= {"OMP_NUM_THREADS": "1"}  # as the tests run them: figures of a training depend on it
+    os.environ |= {"OMP_NUM_THREADS": "1"}  # as in the tests: the result of a training depends on it
     for name in sys.argv[1:] or [path.stem for path in sorted(HERE.glob("*.ipynb"))]:
         nbformat.write(ran(HERE / f"{name}.ipynb"), HERE / f"{name}.ipynb")

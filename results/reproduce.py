@@ -1,12 +1,12 @@
-"""Measures what the documents report, table by table, by the list in results/make/measurements.py.
+"""Measure the tables and figures that the documents report, as listed in results/make/measurements.py.
 
-    python results/reproduce.py --list              # what there is, how long it takes, which files it makes
-    python results/reproduce.py gnn/input_order     # measure it; what was interrupted goes on where it was
-    python results/reproduce.py 'gnn/*' --commands  # the commands that do so, without running them
-    python results/reproduce.py --check             # which tables, figures and documents are out of date
-    python results/reproduce.py --draw              # draw anew all figures that the tables alone decide
+    python results/reproduce.py --list              # the measurements, their times and their files
+    python results/reproduce.py gnn/input_order     # run this one; an interrupted run resumes
+    python results/reproduce.py 'gnn/*' --commands  # print the commands without running them
+    python results/reproduce.py --check             # list tables, figures and documents that are out of date
+    python results/reproduce.py --draw              # redraw all figures that depend on tables only
 
-EXPRUNE_DATA_DIR names the data. A measurement replaces its table in results; --into names another folder, for a
+EXPRUNE_DATA_DIR is the data folder. A measurement replaces its files in results; --into writes to another folder, for
 comparison.
 """
 
@@ -28,10 +28,10 @@ from measurements import ENTRIES, Entry  # noqa: E402
 
 
 def chosen(patterns: Sequence[str], entries: Mapping[str, Entry]) -> list[Entry]:
-    """The entries of these names; ``*`` stands for anything.
+    """Return the entries with these names; ``*`` matches any text.
 
     Raises:
-        SystemExit: a name is of none.
+        SystemExit: If a name matches no entry.
     """
     found: dict[str, Entry] = {}
     for pattern in patterns:
@@ -44,15 +44,15 @@ def chosen(patterns: Sequence[str], entries: Mapping[str, Entry]) -> list[Entry]
 
 
 def measure(entry: Entry, into: Path, work: Path) -> None:
-    """Run what has not ended yet of an entry's steps, and put its files below a folder.
+    """Run the unfinished steps of an entry, and write its files below a folder.
 
     Args:
-        entry: what is measured.
-        into: the folder of its tables.
-        work: the folder of its own, which is removed at the end; what an interrupted run left there is used.
+        entry: the measurement.
+        into: the folder of its tables and figures.
+        work: its working folder. An interrupted run resumes from it; it is removed at the end.
 
     Raises:
-        SystemExit: a step failed.
+        SystemExit: If a step failed.
     """
     for number, (step, line) in enumerate(entry.steps.items(), 1):
         words = command(line, into, work)

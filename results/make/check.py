@@ -1,4 +1,4 @@
-"""What of results and the documents is out of date, as far as that can be told without measuring anything."""
+"""Find what is out of date in results and the documents, as far as possible without measuring."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,15 +14,18 @@ from PIL import Image
 from tables import stale
 
 _CHECKPOINTS = RESULTS.parent / "checkpoints"
-_MAY_DIFFER = 0.002  # of a figure's pixels: processors round differently
+_MAY_DIFFER = 0.002  # share of a figure's pixels: processors round differently
 
 
 def check(entries: Sequence[Entry], documents: bool) -> int:
-    """Print a line for everything that is out of date, and what cannot be told. 1 if anything is, else 0.
+    """Print a line for everything that is out of date, and what cannot be checked this way.
 
     Args:
-        entries: what is looked at.
-        documents: look at the documents, too, and at files of results that no entry makes.
+        entries: the measurements to check.
+        documents: also check the documents, and look for files in results that no entry makes.
+
+    Returns:
+        1 if anything is out of date, else 0.
     """
     lines = [line for entry in entries for line in (*_missing(entry), *_short(entry))]
     with tempfile.TemporaryDirectory() as folder:
@@ -50,14 +53,14 @@ def _missing(entry: Entry) -> Iterator[str]:
 
 
 def _short(entry: Entry) -> Iterator[str]:
-    """A table of sweeps has a row for each of their settings."""
+    """Yield a line if the table of a sweep does not have one row for each setting."""
     file, jobs = entry.makes[0], entry.jobs()
     if jobs and (RESULTS / file).exists() and (rows := len(pd.read_csv(RESULTS / file))) != jobs:
         yield f"{file}: {rows} rows for {jobs} settings; python results/reproduce.py {entry.name} ({entry.takes})"
 
 
 def _figures(entry: Entry, folder: Path) -> Iterator[str]:
-    """What tables alone decide is drawn again and compared."""
+    """Draw the figures that depend on tables only, and yield a line for each that differs."""
     tables = [Path(word) for word in command(entry.draws, folder, folder) if word.endswith(".csv")]
     if not entry.draws or not all(table.exists() for table in tables):
         return
@@ -68,7 +71,7 @@ def _figures(entry: Entry, folder: Path) -> Iterator[str]:
 
 
 def _unlike(stored: Path, drawn: Path) -> str | None:
-    """How a figure differs from what its tables give; None: it does not, or another Matplotlib has drawn it."""
+    """Return how a figure differs from its tables; None if it does not, or if another Matplotlib version drew it."""
     with Image.open(stored) as old, Image.open(drawn) as new:
         if f"version{matplotlib.__version__}," not in old.info.get("Software", ""):
             return None
@@ -85,7 +88,7 @@ def _nobodys() -> list[str]:
 
 
 def _not_released(entries: Sequence[Entry]) -> dict[str, list[str]]:
-    """Of weights that a table names but checkpoints lacks the tables."""
+    """Return the weights that tables name but checkpoints does not contain, each with its tables."""
     found: dict[str, list[str]] = {}
     for file in (file for entry in entries for file in _there(entry) if file.endswith(".csv")):
         names = pd.read_csv(RESULTS / file).get("checkpoint", pd.Series(dtype=str)).unique()

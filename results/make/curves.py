@@ -1,4 +1,4 @@
-"""The measured points of a network by what made them, as curves: for plots in the documents."""
+"""The measured points of a network as one curve per test, for plots in the documents."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from networks import NETWORKS
 RESULTS = Path(__file__).parents[1]
 OURS, MAGNITUDE, ORACLE = "optimal, each input's order", "small inputs left out", "oracle"
 SEARCHED = "the paper's tests, searched"
-# In the order of a legend, with a colour each: blue for the paper's, orange and red for ours, others grey and green.
+# In the order of the legend. The paper's tests are blue, ours orange and red, the others grey and green.
 COLOURS = {
     "Threshold, one tau": "#9ecae1",
     "StatsTest, one tau": "#6baed6",
@@ -30,7 +30,7 @@ _ORDERS = {"layer": "layer's order", "neuron": "each neuron's order", "input": "
 
 @dataclass(frozen=True)
 class Curve:
-    """Points in the order of what they save. saved: percent of the FLOPs; change, low, high: points of the metric."""
+    """Points sorted by savings. saved: percent of the FLOPs; change, low, high: points of the metric."""
 
     name: str
     points: pd.DataFrame
@@ -41,13 +41,13 @@ def networks() -> list[str]:
 
 
 def curves(network: str) -> list[Curve]:
-    """All that was measured of a network with ReLUs on its test split."""
+    """Return all measured curves of a network with ReLUs, on its test split."""
     found = {curve.name: curve for curve in _all(network)}
     return [found[name] for name in COLOURS if name in found]
 
 
 def drawn(network: str) -> dict[str, Any]:
-    """An interactive plot of them, as plotly's JSON."""
+    """Return an interactive plot of a network's curves, as plotly's JSON."""
     data = []
     for curve in curves(network):
         points = curve.points
@@ -116,7 +116,7 @@ def _read(network: str, name: str) -> pd.DataFrame:
 
 
 def _best_on_validation(points: pd.DataFrame) -> pd.DataFrame:
-    """Those that no other beats on the validation split, on which settings are chosen."""
+    """Return the points that no other point beats on the validation split, which is used to choose settings."""
     drop, saved = points["valid_drop"].to_numpy(), points["valid_saved_percent"].to_numpy()
     beaten = ((drop[None] <= drop[:, None]) & (saved[None] > saved[:, None])).any(1)
     return points[~beaten]

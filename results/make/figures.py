@@ -1,4 +1,4 @@
-"""Draws the figures of README and the pages of results, from the measured tables; nothing is measured here.
+"""Draw the figures of README and of the results pages from the measured tables; nothing is measured here.
 
 python results/make/figures.py
 """
@@ -16,7 +16,7 @@ from exprune.files import write_whole
 
 RESULTS = Path(__file__).parents[1]
 README = "vgg11_bn"
-# What the four curves of README are called there, and where: percent saved, points.
+# Labels of the four curves in README, and their positions: percent saved, change in points.
 LABELS = {
     SEARCHED: ("the paper's tests,\nsearched", (1.5, -1.3)),
     MAGNITUDE: ("small inputs\nleft out", (51, -1.3)),
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def _four() -> Figure:
-    """Four curves with their names beside them, large enough to be read at half its size."""
+    """Plot four labelled curves, legible at half the size."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
     found = {curve.name: curve for curve in curves(README)}
@@ -61,7 +61,7 @@ def _whole(network: str) -> Figure:
 
 
 def _parts() -> Figure:
-    """What is saved at equal damage with and without each part of the method."""
+    """Plot the savings at equal damage, with and without each part of the method."""
     shown = {
         "order of each input, 7 stages from 8 terms on": "each input's order",
         "with predictions": "... with predictions",
@@ -86,7 +86,7 @@ def _parts() -> Figure:
 
 
 def _without_relu() -> Figure:
-    """What is saved before other activations at equal change of the predictions."""
+    """Plot the savings of networks with other activations, against the change of their predictions."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     names = ("gelu", "llama", "rxnmapper")
     for axes, network in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
@@ -105,7 +105,7 @@ def _without_relu() -> Figure:
 
 
 def _decoding() -> Figure:
-    """Tokens per second on one thread, as a multiple of the dense loop's."""
+    """Plot the tokens per second on one thread, for each kind of decoding."""
     arms = ("eager", "dense", "zeros", "stopped", "head")
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     machines = {"AMD EPYC": "epyc", "Intel Xeon": "xeon"}

@@ -1,9 +1,9 @@
-"""What is measured: of which network, by which settings, how long it takes, and which files it makes.
+"""The list of measurements: network, settings, duration and the files that each one makes.
 
-``python results/reproduce.py --list`` prints it. In the commands ``{work}`` is a folder for what an entry needs on its
-way, ``{into}`` the folder of the tables (results, unless another is named) and ``{results}`` always results itself.
-Times are of two cores. Those of a search are its trials', as its table has them; those with a ``~`` are estimated
-from the number of passes and what one takes.
+``python results/reproduce.py --list`` prints it. In the commands, ``{work}`` is an entry's working folder, ``{into}``
+the folder of the tables (results by default), and ``{results}`` always the folder results. Durations are for two cores.
+The duration of a search is the sum over the trials in its table; one with a ``~`` is estimated from the number of
+passes and the time of one pass.
 """
 
 import math
@@ -17,16 +17,16 @@ from networks import ACTIVATIONS, FEED_FORWARD, NETWORKS, SETTINGS, STAGES, WITH
 
 @dataclass(frozen=True)
 class Entry:
-    """One table, or figure, or several that are made together.
+    """One table or figure, or several that are made together.
 
     Attributes:
-        name: NETWORK/WHAT, or WHAT alone where it is of several networks.
+        name: NETWORK/WHAT, or WHAT alone for a measurement of several networks.
         about: what it shows.
-        takes: how long, on two cores.
-        steps: command lines by name. One that has ended is not run again when the entry is.
-        makes: the files, below the folder of the tables, in the order of what a reader wants first.
-        copies: which of these are copied from the working folder, and from where; the steps write the others.
-        draws: the command line that draws its figures anew from tables of results; empty: they take more than tables.
+        takes: its duration on two cores.
+        steps: command lines by name. A repeated run of the entry skips the steps that have finished.
+        makes: the files, relative to the folder of the tables, the most important first.
+        copies: the files that are copied from the working folder, with their paths there; the steps write the others.
+        draws: the command line that redraws its figures from tables; empty if the tables do not suffice.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Entry:
     draws: str = ""
 
     def jobs(self) -> int | None:
-        """How many rows its first table has: one a setting of its sweeps. None: it is made of no sweeps alone."""
+        """Return the number of rows of its first table, one per setting of its sweeps; None if it has other steps."""
         *sweeps, last = self.steps.values()
         if not sweeps or "fronts.pareto" not in last or not all(" -m " in step for step in sweeps):
             return None
@@ -46,14 +46,14 @@ class Entry:
 
 
 def _choices(word: str) -> int:
-    """How many values a word of a sweep's command gives to its setting: commas inside of brackets separate none."""
+    """Return the number of values that a word of a command gives to its setting; brackets make one value."""
     return len(re.sub(r"\[.*?\]", "", word).split(",")) if "=" in word else 1
 
 
 def sweeps(
     network: str, what: str, about: str, takes: str, settings: str, runs: Mapping[str, str], plot: bool = False
 ) -> Entry:
-    """Runs of evaluate.py over several settings, gathered in one table, and drawn."""
+    """Run evaluate.py over several settings; collect the results in one table and plot it."""
     name = f"{network}/{what}"
     steps = {
         run: f"python evaluate.py -m {settings} logger=none hydra.sweep.dir={{work}}/{run} {overrides}"
@@ -73,13 +73,13 @@ def sweeps(
 
 
 def _drawn(name: str, *tables: str) -> str:
-    """The command that draws a figure from tables; from that of its own name, if none is given."""
+    """Return the command that draws a figure from tables; by default from the table of the same name."""
     paths = " ".join(f"{{results}}/{table}.csv" for table in tables or (name,))
     return f"python -m exprune.lab.fronts.pareto {paths} --plot {{into}}/{name}.png"
 
 
 def script(name: str, about: str, takes: str, command: str, *makes: str) -> Entry:
-    """One script that writes what it makes, and goes on where it was interrupted if its own text says so."""
+    """Run one script that writes its own files; its docstring says whether it resumes."""
     return Entry(name, about, takes, {"all": command}, makes)
 
 
@@ -132,7 +132,7 @@ def one_tau(network: str) -> Entry:
 
 # --- the paper's tests, one tau for each site, searched on the validation split
 
-_SEARCHES = {  # how long, network, trials, and what else: on how much a trial measures, how many points go to test
+_SEARCHES = {  # duration, network, trials, other settings (the inputs of a trial, the points measured on test)
     "gnn": ("37 min", "gnn", 200, ""),
     "gnn_80": ("64 min", "gnn_80", 200, ""),
     "gnn_2000": ("80 min", "gnn", 2000, "search.limit=1000"),
@@ -170,7 +170,7 @@ def search(name: str) -> Entry:
 
 
 def one_search(network: str, test: str, takes: str, more: str, *tables: str) -> Entry:
-    """The search of one of our tests, whose front alone (and trials) is kept."""
+    """Search with one of our tests; only its front, and optionally its trials, are kept."""
     settings = " ".join(SETTINGS[network])
     command = _SEARCH.format(settings=settings, trials=200, more=more, test=test)
     copies = {f"{network}/search_{test}_{table}.csv": f"{test}/{table}.csv" for table in tables}
@@ -192,7 +192,7 @@ _INPUT_ORDER = {
 
 def beyond(network: str, without: Collection[str] = ()) -> Entry:
     stages, first = "", ""
-    if network == "vgg11_bn_static":  # a neuron has 20 to 80 terms left
+    if network == "vgg11_bn_static":  # 20 to 80 terms are left per neuron
         stages, first = "exprune.stages=[8,16,24,32,48,64,96,128,192,256]", "exprune.n=8"
     runs = {
         "oracle": f"exprune=oracle {first}",
@@ -264,7 +264,8 @@ def _without_relu(network: str, what: str, about: str, runs: Mapping[str, str], 
 
 
 def _predicted(network: str) -> str:
-    # A step of lam's search is up to 8 points of saving, one of tau's half a point: the last one is halved twice.
+    # One step of the search for lam changes the savings by up to 8 points, one for tau by half a point. The last step
+    # of lam is therefore halved twice.
     stages = " ".join(STAGES.get(network, ()))
     return f"exprune=optimal exprune.order=input exprune.predict=true exprune.refine=2 {stages}"
 
@@ -295,7 +296,7 @@ def divergence(network: str) -> Entry:
 
 # --- parts, estimates, promises
 
-_LAMS = {  # half decades from next to nothing to far more than a point
+_LAMS = {  # half decades, from almost no drop to far more than one point
     "gnn": "1e-12,2e-12,5e-12,1e-11,1.5e-11,2e-11,3e-11,4e-11,5e-11,7e-11,1e-10,1.5e-10,2e-10,5e-10",
     "opt": "1e-9,3e-9,1e-8,2e-8,5e-8,1e-7,2e-7,3e-7,5e-7,1e-6",
     "vgg11_bn": "3e-13,1e-12,3e-12,1e-11,2e-11,4e-11,8e-11,1.6e-10,3e-10,1e-9",
@@ -305,7 +306,9 @@ _LAMS = {  # half decades from next to nothing to far more than a point
 
 
 def promise(network: str) -> Entry:
-    order = "input" if network in ("gnn", "opt") else "layer"  # images take a simulation several times as long by input
+    order = (
+        "input" if network in ("gnn", "opt") else "layer"
+    )  # for images, simulating the input order takes much longer
     settings = f"{' '.join(SETTINGS[network])} exprune=optimal exprune.order={order} exprune.lam={_LAMS[network]}"
     rest = "bootstrap=100 logger=none"
     steps = {
@@ -358,13 +361,13 @@ def pruned_passes() -> Entry:
 
 
 def decoding(processor: str) -> Entry:
-    """On a machine with that processor, which should do nothing else meanwhile.
+    """Time decoding on a machine with this processor, which should be idle otherwise.
 
-    The prices are those of opt_wide/optimal.csv at a drop of 0.1 points, and of 1 point; the shares that OPT-1.3B's
-    shape is given are the former's.
+    The prices are those in opt_wide/optimal.csv for drops of 0.1 and 1 points. The shares given to OPT-1.3B's shape are
+    those measured at 0.1 points.
     """
     at, decode = "exprune.lam=1.334e-9", "OMP_WAIT_POLICY=passive python benchmarks/decode.py"
-    # The fifth as on a processor with AVX2 alone: torch, its libraries and numba are told to use nothing beyond.
+    # The fifth run simulates a processor with only AVX2: torch, its libraries and numba may use no later instructions.
     avx2 = (
         "ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 NUMBA_CPU_NAME=haswell "
         "NUMBA_CPU_FEATURES="
@@ -384,7 +387,7 @@ def decoding(processor: str) -> Entry:
     return Entry(f"decoding/{processor}", "what decoding takes on that processor", "~1 h", steps, makes)
 
 
-PROCESSORS = ("epyc", "xeon")  # of another one a name here makes an entry
+PROCESSORS = ("epyc", "xeon")  # add a name to measure on another processor
 
 
 def _entries() -> Iterator[Entry]:
@@ -398,7 +401,9 @@ def _entries() -> Iterator[Entry]:
         yield input_order(network, ["calibrated"] if not_calibrated else [])
     wide = "model=opt_wide checkpoint=checkpoints/opt_wide-stdlib-none-seed0-688fce1e-1of3.safetensors data.limit=200"
     chosen = "exprune=optimal exprune.order=layer exprune.stages=[64,128,256,512] exprune.target_drop=0.1,1"
-    yield sweeps("opt_wide", "optimal", "the prices that decoding is timed with", "~30 min", wide, {"optimal": chosen})
+    yield sweeps(
+        "opt_wide", "optimal", "the prices used in the decoding benchmark", "~30 min", wide, {"optimal": chosen}
+    )
     yield from map(fronts, NETWORKS)
     for network in ("gnn", "vgg11_bn", "resnet18", "opt"):
         yield input_order_ablation(network)
@@ -416,9 +421,9 @@ def _entries() -> Iterator[Entry]:
     yield from exchangeability()
     yield script("method", "one neuron's sums, and where tests stop it", "~1 min",
                  "python results/make/method_figure.py", "method.png")  # fmt: skip
-    yield script("own_model", "what README's lines on your own model draw", "1 min",
+    yield script("own_model", "the figure of README's example with your own model", "1 min",
                  "python results/make/own_model.py", "own_model.png")  # fmt: skip
-    yield script("own_models", "the three calls on five networks that nobody here wrote", "~15 min",
+    yield script("own_models", "the three calls on five networks of other authors", "~15 min",
                  "python results/make/own_models.py", "own_models.csv")  # fmt: skip
     rules = "python results/make/language_models.py"
     yield script("language_models/wikitext2", "every rule on a language model, at equal KL", "~10 h",

@@ -1,4 +1,4 @@
-"""Writes the measured tables into the pages of docs/results and README.md, from the tables (results/NETWORK/*.csv).
+"""Write the measured tables (results/NETWORK/*.csv) into README.md and the pages of docs/results.
 
 python results/make/tables.py            # rewrites the text between <!-- table: NAME --> and <!-- end -->
 python results/make/tables.py --check    # reports where a document differs from the tables; exit code 1
@@ -50,7 +50,7 @@ _MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def readme() -> str:
-    """A row a network: the better of the paper's tests and ours, within a drop of 1 point."""
+    """One row per network: the better of the paper's tests and ours, within a drop of 1 point."""
     columns = ("network", "the paper's tests", "ours")
     lines = heading(*columns)
     for name, network in IN_README.items():
@@ -61,7 +61,7 @@ def readme() -> str:
 
 
 def headline(limit: float) -> str:
-    """A row a network: the better of the paper's tests, and ours, within a drop; savings and intervals."""
+    """One row per network: the better of the paper's tests and ours, within a drop, with savings and intervals."""
     columns = ("network", "the paper's tests", "`order=layer`", "`optimal`", "`magnitude`", "oracle")
     lines = heading(*columns)
     for name, (network, figure) in WITH_RECIPES.items():
@@ -282,7 +282,7 @@ _BESIDE = {"sparsity": "weights left", "site_selection": "sites"}
 
 
 def renewed(path: Path) -> str:
-    """A document with every marked table as the measured tables give it now."""
+    """Return a document with every marked table renewed from the measured tables."""
     there = os.path.relpath(RESULTS, path.parent)
 
     def table(found: re.Match[str]) -> str:
@@ -339,7 +339,7 @@ def _published(name: str, limit: float) -> str:
 
 
 def _with_interval(chosen: pd.DataFrame, at: tuple[float, str], figure: str) -> str:
-    """What a test saves (of a dense network that skips zeros), with the interval of the change."""
+    """Return what a test saves (of a dense network that skips zeros), with the interval of the change."""
     if at not in chosen.index:
         return NOT_YET
     row = chosen.loc[at]
@@ -403,7 +403,7 @@ def _made(table: pd.DataFrame, file: str, command: str) -> str:
 
 
 def stale() -> list[Path]:
-    """The documents that are not what the tables give."""
+    """Return the documents that differ from the tables."""
     return [path for path in DOCUMENTS if renewed(path) != path.read_text()]
 
 

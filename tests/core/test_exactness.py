@@ -250,7 +250,7 @@ def test_every_alpha_matches_brute_force(alpha: float) -> None:
 @pytest.mark.parametrize("case", [LAYERS[5], LAYERS[15], LAYERS[-1]], ids=lambda case: f"{LAYERS.index(case)}")
 @pytest.mark.parametrize("n", [2, 4, 5])
 def test_a_finite_population_matches_brute_force(case: Case, n: int) -> None:
-    """Less is uncertain than of the published test, so that something else stops."""
+    """The estimate is less uncertain than in the published test, so that other neurons stop."""
     case = Case(**{**case.__dict__, "terms": 6, "leading": (30,)})
     finite = check(case, StatsTest(0.2, n=n, finite_population=True), stats_gap(0.2, finite_population=True))
     assert not torch.equal(finite.stopped, check(case, StatsTest(0.2, n=n), stats_gap(0.2)).stopped)

@@ -70,7 +70,7 @@ def test_a_head_whose_logits_are_dropped_is_no_site(command: CommandLine) -> Non
     [
         (("model=gnn", "head=dominance"), "is not judged by its largest logit; use head=none"),
         (("model=vgg11_bn", "head=dominance", "head.tau=0.7"), "tau=0.7 of Dominance: must be a number in [0, 0.5]"),
-        (("model=vgg11_bn", "head=dominance", "head.stages=[600]"), "stages=[600]: ascending"),
+        (("model=vgg11_bn", "head=dominance", "head.stages=[600]"), "stages=[600]: must be ascending"),
         (
             ("model=vgg11_bn", "head=dominance", "search=tpe"),
             "search=tpe: a search covers the sites only; use head=none",

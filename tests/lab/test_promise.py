@@ -164,7 +164,7 @@ def test_the_papers_tests_take_targets(command: CommandLine) -> None:
         (("exprune.confidence=1",), "exprune.confidence=1: must be a probability above 0 and below 1"),
         (("exprune.confidence=0",), "exprune.confidence=0: must be a probability"),
         (("exprune.confidence=sure",), "exprune.confidence='sure': must be a probability"),
-        (("exprune.confidence=0.9", "exprune.grid=1"), "exprune.grid=1: the number of settings to try, at least 2"),
+        (("exprune.confidence=0.9", "exprune.grid=1"), "exprune.grid=1: must be the number of settings"),
         (
             ("exprune.confidence=0.9", "exprune.grid=[1e-9]"),
             "exprune.grid=[1e-09]: must be at least 2 different settings",
@@ -176,7 +176,7 @@ def test_the_papers_tests_take_targets(command: CommandLine) -> None:
         (("exprune.confidence=0.9", "exprune.refine=2"), "exprune.refine=2: exprune.grid says what"),
         (("exprune.confidence=0.9", "exprune.target_drop=null"), "exprune.confidence=0.9: is of a drop"),
         (("exprune.confidence=0.9", "exprune.target_saved=0.3"), "exprune.confidence=0.9: is of a drop"),
-        (("exprune.confidence=0.9", "exprune.lam=1e-9"), "exprune.confidence=0.9: finds lam itself; exprune.lam=null"),
+        (("exprune.confidence=0.9", "exprune.lam=1e-9"), "exprune.confidence=0.9: set exprune.lam=null"),
         (
             ("exprune.confidence=0.95", "exprune.target_drop=0", "exprune.grid=[1e-9,1e-8]"),
             "cannot show a drop of at most 0",

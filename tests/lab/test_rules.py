@@ -53,7 +53,7 @@ def test_the_former_name(command: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        (("exprune=teal", "exprune.tau=0.5", "exprune.divide=best"), "divide='best' of Teal: even or greedy"),
+        (("exprune=teal", "exprune.tau=0.5", "exprune.divide=best"), "divide='best' of Teal: must be even or greedy"),
         (
             ("exprune=r_sparse", "exprune.tau=0.5", "exprune.rank=0"),
             "rank=0 of RSparse: must be a whole number, at least 1",

@@ -198,9 +198,9 @@ class StatsTest(Heuristic):
     def __init__(self, tau: Tau | None = None, n: int = 32, finite_population: bool = False) -> None:
         super().__init__(tau, n)
         if not isinstance(finite_population, bool):
-            raise SettingError(f"finite_population={finite_population!r} of StatsTest: true or false")
+            raise SettingError(f"finite_population={finite_population!r} of StatsTest: must be true or false")
         if finite_population and self.stages[0] < 2:
-            raise SettingError(f"n={n} of StatsTest with finite_population: at least 2 terms, to know their variance")
+            raise SettingError(f"n={n} of StatsTest: must be at least 2 with finite_population, to estimate a variance")
         self.finite_population = finite_population
 
     def stop(self, seen: Prefix) -> Tensor:

@@ -40,7 +40,7 @@ def print_result(result: Result, console: Console | None = None) -> None:
 
 
 def optimal_command(command: str) -> str:
-    """The command that evaluates the same network under optimal stopping, within a drop of 1 point."""
+    """Return the command that evaluates the same network with optimal stopping, for a drop of at most 1 point."""
     others = [word for word in shlex.split(command) if not re.match(r"\+*(exprune|search)[.=]", word)]
     return shlex.join([*others, "exprune=optimal", "exprune.target_drop=1"])
 

@@ -87,6 +87,7 @@ class Result:
             logits were computed. It is included in the metric.
         engine: Results of a part of the inputs run through the kernels of `exprune.fast`; None if not requested.
         metrics: Secondary metrics.
+        finite_population: True if StatsTest treats its terms as a sample of a finite population.
         divergence: KL(dense || pruned) of a language model's predictions in nats, over its tokens: ``mean`` with its
             ``error`` over texts (None if there is one text), ``median``, ``most`` (99th percentile), ``largest``, and
             ``same``, the share of tokens whose most likely token is unchanged. None if nothing was pruned, or if logits

@@ -72,10 +72,9 @@ def sweeps(
     )
 
 
-def _drawn(name: str, *tables: str) -> str:
-    """The command that draws a figure from tables; from that of its own name, if none is given."""
-    paths = " ".join(f"{{results}}/{table}.csv" for table in tables or (name,))
-    return f"python -m exprune.lab.fronts.pareto {paths} --plot {{into}}/{name}.png"
+def _drawn(name: str) -> str:
+    """The command that draws a figure from the table of its name."""
+    return f"python -m exprune.lab.fronts.pareto {{results}}/{name}.csv --plot {{into}}/{name}.png"
 
 
 def script(name: str, about: str, takes: str, command: str, *makes: str) -> Entry:
@@ -311,10 +310,13 @@ def input_order_ablation(network: str, more: str = "") -> Entry:
     )
 
 
-def fronts(network: str) -> Entry:
-    command = _drawn(f"{network}/fronts", *(f"{network}/{of}" for of in ("one_tau", "search", "beyond", "input_order")))
-    about = "all tests of a network in one plot"
-    return Entry(f"{network}/fronts", about, "seconds", {"plot": command}, (f"{network}/fronts.png",), draws=command)
+def figures() -> Entry:
+    makes = (*(f"{network}/fronts.png" for network in NETWORKS), "front.png", "input_order.png", "without_relu.png",
+             "decoding/decoding.png")  # fmt: skip
+    command = "python results/make/figures.py"
+    return Entry(
+        "figures", "the figures of README and the results pages", "seconds", {"draw": command}, makes, draws=command
+    )
 
 
 def pruned_passes() -> Entry:
@@ -371,7 +373,6 @@ def _entries() -> Iterator[Entry]:
     wide = "model=opt_wide checkpoint=checkpoints/opt_wide-stdlib-none-seed0-688fce1e-1of3.safetensors data.limit=200"
     chosen = "exprune=optimal exprune.order=layer exprune.stages=[64,128,256,512] exprune.target_drop=0.1,1"
     yield sweeps("opt_wide", "optimal", "the prices that decoding is timed with", "~30 min", wide, {"optimal": chosen})
-    yield from map(fronts, NETWORKS)
     for network in ("gnn", "vgg11_bn", "resnet18", "opt"):
         yield input_order_ablation(network)
     yield input_order_ablation("vgg11_bn_static", " --only exact")
@@ -386,6 +387,20 @@ def _entries() -> Iterator[Entry]:
                  "python results/make/neurons.py", "neurons.csv")  # fmt: skip
     yield script("method", "one neuron's sums, and where tests stop it", "~1 min",
                  "python results/make/method_figure.py", "method.png")  # fmt: skip
+    yield script("exchangeability/theorem", "which of a trained network's parameters are exchangeable", "~20 min",
+                 "python results/make/exchangeability.py",
+                 *(f"exchangeability/{table}.csv" for table in ("theorem", "simulation")))  # fmt: skip
+    yield Entry(
+        "exchangeability/nominal",
+        "the level of the paper's test, and what a neuron's first terms explain",
+        "~30 min",
+        {
+            "measure": "python results/make/nominal_alpha.py",
+            "draw": "python results/make/nominal_alpha.py --figures",
+        },
+        tuple(f"exchangeability/{name}.{kind}" for kind in ("csv", "png") for name in ("nominal", "explained")),
+    )
+    yield figures()
     yield script("own_model", "what README's lines on your own model draw", "1 min",
                  "python results/make/own_model.py", "own_model.png")  # fmt: skip
     yield script("own_models", "the three calls on five networks that nobody here wrote", "~15 min",

@@ -36,7 +36,7 @@ def check(entries: Sequence[Entry], documents: bool) -> int:
     print(*lines, f"out of date: {len(lines)}", sep="\n")
     print("\nCannot be told without measuring:\n* whether today's code, libraries and data still give the tables")
     if figures := [file for entry in entries if not entry.draws for file in entry.makes if file.endswith(".png")]:
-        print(f"* whether figures that show more than a table holds are true: {', '.join(figures)}")
+        print(f"* whether figures that are drawn while measuring are true: {', '.join(figures)}")
     for weights, files in _not_released(entries).items():
         print(f"* what {weights} gave, which is not in checkpoints: {', '.join(files)}")
     return int(bool(lines))

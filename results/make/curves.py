@@ -3,13 +3,11 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from networks import NETWORKS
+from networks import NETWORKS, RESULTS
 
-RESULTS = Path(__file__).parents[1]
 OURS, MAGNITUDE, ORACLE = "optimal, each input's order", "small inputs left out", "oracle"
 SEARCHED = "the paper's tests, searched"
 # In the order of the legend. The paper's tests are blue, ours orange and red, the others grey and green.

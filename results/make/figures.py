@@ -4,17 +4,15 @@ python results/make/figures.py
 """
 
 import json
-from pathlib import Path
 
 import pandas as pd
 from curves import COLOURS, MAGNITUDE, ORACLE, OURS, SEARCHED, Curve, curves
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from networks import ACTIVATIONS, NETWORKS, whole
+from networks import ACTIVATIONS, INTO, NETWORKS, RESULTS, whole
 
 from exprune.files import write_whole
 
-RESULTS = Path(__file__).parents[1]
 README = "vgg11_bn"
 # Labels of the four curves in README, and their positions: percent saved, change in points.
 LABELS = {
@@ -142,7 +140,7 @@ def _dress(axes: Axes, size: int) -> None:
 
 
 def _written(figure: Figure, name: str) -> None:
-    write_whole(RESULTS / name, lambda partial: figure.savefig(partial, dpi=110, format="png"))
+    write_whole(INTO / name, lambda partial: figure.savefig(partial, dpi=110, format="png"))
 
 
 if __name__ == "__main__":

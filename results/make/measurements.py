@@ -72,10 +72,9 @@ def sweeps(
     )
 
 
-def _drawn(name: str, *tables: str) -> str:
-    """Return the command that draws a figure from tables; by default from the table of the same name."""
-    paths = " ".join(f"{{results}}/{table}.csv" for table in tables or (name,))
-    return f"python -m exprune.lab.fronts.pareto {paths} --plot {{into}}/{name}.png"
+def _drawn(name: str) -> str:
+    """The command that draws a figure from the table of its name."""
+    return f"python -m exprune.lab.fronts.pareto {{results}}/{name}.csv --plot {{into}}/{name}.png"
 
 
 def script(name: str, about: str, takes: str, command: str, *makes: str) -> Entry:
@@ -342,10 +341,13 @@ def input_order_ablation(network: str, more: str = "") -> Entry:
     )
 
 
-def fronts(network: str) -> Entry:
-    command = _drawn(f"{network}/fronts", *(f"{network}/{of}" for of in ("one_tau", "search", "beyond", "input_order")))
-    about = "all tests of a network in one plot"
-    return Entry(f"{network}/fronts", about, "seconds", {"plot": command}, (f"{network}/fronts.png",), draws=command)
+def figures() -> Entry:
+    makes = (*(f"{network}/fronts.png" for network in NETWORKS), "front.png", "input_order.png", "without_relu.png",
+             "decoding/decoding.png")  # fmt: skip
+    command = "python results/make/figures.py"
+    return Entry(
+        "figures", "the figures of README and the results pages", "seconds", {"draw": command}, makes, draws=command
+    )
 
 
 def pruned_passes() -> Entry:
@@ -401,10 +403,7 @@ def _entries() -> Iterator[Entry]:
         yield input_order(network, ["calibrated"] if not_calibrated else [])
     wide = "model=opt_wide checkpoint=checkpoints/opt_wide-stdlib-none-seed0-688fce1e-1of3.safetensors data.limit=200"
     chosen = "exprune=optimal exprune.order=layer exprune.stages=[64,128,256,512] exprune.target_drop=0.1,1"
-    yield sweeps(
-        "opt_wide", "optimal", "the prices used in the decoding benchmark", "~30 min", wide, {"optimal": chosen}
-    )
-    yield from map(fronts, NETWORKS)
+    yield sweeps("opt_wide", "optimal", "the prices that decoding is timed with", "~30 min", wide, {"optimal": chosen})
     for network in ("gnn", "vgg11_bn", "resnet18", "opt"):
         yield input_order_ablation(network)
     yield input_order_ablation("vgg11_bn_static", " --only exact")
@@ -421,7 +420,8 @@ def _entries() -> Iterator[Entry]:
     yield from exchangeability()
     yield script("method", "one neuron's sums, and where tests stop it", "~1 min",
                  "python results/make/method_figure.py", "method.png")  # fmt: skip
-    yield script("own_model", "the figure of README's example with your own model", "1 min",
+    yield figures()
+    yield script("own_model", "what README's lines on your own model draw", "1 min",
                  "python results/make/own_model.py", "own_model.png")  # fmt: skip
     yield script("own_models", "the three calls on five networks of other authors", "~15 min",
                  "python results/make/own_models.py", "own_models.csv")  # fmt: skip
@@ -430,6 +430,13 @@ def _entries() -> Iterator[Entry]:
                  f"{rules} smollm2", "language_models/wikitext2.csv")  # fmt: skip
     yield script("language_models/piqa", "the settings found there, on PIQA's questions", "~5 h",
                  f"{rules} smollm2 --piqa", "language_models/piqa.csv")  # fmt: skip
+    yield script("language_models/division", "which layers each rule leaves out", "~20 min",
+                 f"{rules} smollm2 --division", "language_models/division.csv")  # fmt: skip
+    drawn = "python results/make/language_tables.py"
+    pictures = ("language_models/rules.png", "language_models/division.png")
+    yield Entry(
+        "language_models/figures", "the figures of their page", "seconds", {"all": drawn}, pictures, draws=drawn
+    )
     yield pruned_passes()
     yield from map(decoding, PROCESSORS)
 

@@ -12,7 +12,7 @@ from tests.cli import ROOT
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # Of what is trained on the way, digits depend on the processor; of what is read from tables none does.
-TRAINED = {"sites", "your_own_model"}
+TRAINED = {"exchangeability", "sites", "your_own_model"}
 _NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 
 
@@ -38,7 +38,13 @@ def _numbers(text: str) -> list[float]:
 
 
 def test_there_are_notebooks() -> None:
-    assert {path.stem for path in NOTEBOOKS} >= {"pareto", "sites", "your_own_model", "language_model"}
+    assert {path.stem for path in NOTEBOOKS} >= {
+        "pareto",
+        "sites",
+        "your_own_model",
+        "language_model",
+        "exchangeability",
+    }
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -12,11 +12,11 @@ from exprune.lab.configured import heuristic_of, knob_to_find
 from exprune.lab.decoding.engine import decoded, engine
 from exprune.lab.evaluation.head import dominance
 from exprune.lab.evaluation.measure import measure
-from exprune.lab.evaluation.report import log_result, print_result
+from exprune.lab.evaluation.report import log_result, print_next, print_result
 from exprune.lab.evaluation.result import Result
 from exprune.lab.evaluation.subject import load_data, plain, prepare
 from exprune.lab.selection.tuning import check_tuning, tuned
-from exprune.lab.tracking import tracked
+from exprune.lab.tracking import sweep_name, tracked
 from exprune.lab.training.fit import make_trainer
 from exprune.lab.training.trained import train_weights
 
@@ -46,5 +46,7 @@ def evaluate(cfg: DictConfig) -> Result:
         result.write(folder / "result.json")
         log_result(tracker, result, folder)
     print_result(result)
+    if sweep_name() is None:
+        print_next(result)
     log.info("results: %s", folder)
     return result

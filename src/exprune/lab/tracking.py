@@ -45,7 +45,7 @@ def tracked(cfg: DictConfig, job_type: str) -> AbstractContextManager[Any | None
         SettingError: If the mode is online, but there is no account or no network.
     """
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    return _run(cfg.logger, Path(cfg.paths.output_dir), _sweep(), job_type, config)
+    return _run(cfg.logger, Path(cfg.paths.output_dir), sweep_name(), job_type, config)
 
 
 def tracked_sweep(cfg: DictConfig, folder: Path, config: dict[str, Any]) -> AbstractContextManager[Any | None]:
@@ -53,7 +53,7 @@ def tracked_sweep(cfg: DictConfig, folder: Path, config: dict[str, Any]) -> Abst
     return _run(cfg.logger, folder, folder.name, "sweep", config)
 
 
-def _sweep() -> str | None:
+def sweep_name() -> str | None:
     """The name of the sweep's folder if this job belongs to a sweep."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None

@@ -14,6 +14,11 @@ from rich.table import Table
 from exprune.lab.evaluation.result import Result
 from exprune.lab.tracking import only_tracks
 
+# The settings of a command that are of its heuristic, and those of them that mean the same to another one.
+_HEURISTIC = re.compile(r"\+*(exprune|search)[.=]")
+_LAYERS = re.compile(r"exprune\.sites=")
+_TARGET = re.compile(r"exprune\.(target_\w+|confidence)=(?!null$)")
+
 
 def print_result(result: Result, console: Console | None = None) -> None:
     """Print the result as two tables: the network, and its sites."""
@@ -34,15 +39,32 @@ def print_result(result: Result, console: Console | None = None) -> None:
     console.print("FLOPs are counted; this simulation does not run faster.", highlight=False)
     if result.engine:
         console.print(_engine(result.engine), highlight=False)
+
+
+def print_next(result: Result, console: Console | None = None) -> None:
+    """Print what to run after one of the paper's tests: the command that measures what optimal stopping saves here."""
     if result.heuristic in ("Threshold", "StatsTest"):
-        console.print("next, optimal stopping, with the setting found for a drop of at most 1 point:", highlight=False)
-        console.print(f"  {optimal_command(result.command)}", highlight=False, soft_wrap=True)
+        console = console or Console()
+        command, target = optimal_command(result.command)
+        console.print(f"next, optimal stopping, with the setting found for {target}:", highlight=False, soft_wrap=True)
+        console.print(f"  {command}", highlight=False, soft_wrap=True, markup=False)
 
 
-def optimal_command(command: str) -> str:
-    """Return the command that evaluates the same network with optimal stopping, for a drop of at most 1 point."""
-    others = [word for word in shlex.split(command) if not re.match(r"\+*(exprune|search)[.=]", word)]
-    return shlex.join([*others, "exprune=optimal", "exprune.target_drop=1"])
+def optimal_command(command: str) -> tuple[str, str]:
+    """Return the command that evaluates the same network with optimal stopping, and its target in words.
+
+    A target of the given command is kept; without one it is a drop of 1 point.
+    """
+    words = shlex.split(command)
+    rest = [word for word in words if not _HEURISTIC.match(word)]
+    layers, targets = ([word for word in words if kind.match(word)] for kind in (_LAYERS, _TARGET))
+    if not any(word.startswith("exprune.target") for word in targets):
+        targets.append("exprune.target_drop=1")
+    setting, _, value = next(word for word in targets if word.startswith("exprune.target")).partition("=")
+    following = shlex.join([*rest, "exprune=optimal", *layers, *targets])
+    if setting == "exprune.target_drop":
+        return following, f"a drop of at most {value} point{'' if value == '1' else 's'}"
+    return following, f"{setting}={value}"
 
 
 def promise_line(promise: dict[str, Any], unit: str) -> str:

@@ -103,7 +103,7 @@ def test_a_search_promises_on_what_it_did_not_see(command: CommandLine) -> None:
     ("settings", "words"),
     [
         (("exprune.target_drop=0",), "cannot show a drop of at most 0 points with 0.8 probability; the smallest limit"),
-        (("exprune.target_drop=null",), "exprune.confidence=0.8: is of a drop"),
+        (("exprune.target_drop=null",), "exprune.confidence=0.8: needs a limit on the drop"),
         (("exprune.target_drop=1", "exprune.confidence=2"), "exprune.confidence=2: must be a probability"),
         (
             ("exprune.target_drop=1", "data.eval_batch_size=480"),

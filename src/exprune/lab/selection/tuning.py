@@ -45,9 +45,13 @@ def check_promise(cfg: DictConfig) -> None:
     others = [name for name in ("target_saved", "target_kl") if settings.get(name) is not None]
     if settings.target_drop is None or others:
         other = others[0] if others else "target_saved"
-        raise SettingError(f"exprune.confidence={confidence}: is of a drop; set target_drop=1 and {other}=null")
+        raise SettingError(
+            f"exprune.confidence={confidence}: needs a limit on the drop; set target_drop=1 and {other}=null"
+        )
     if settings.refine:
-        raise SettingError(f"exprune.refine={settings.refine}: exprune.grid says what a promise tries; set refine=0")
+        raise SettingError(
+            f"exprune.refine={settings.refine}: a promise only tries the settings of exprune.grid; set refine=0"
+        )
     _check_target(cfg, "target_drop")
 
 

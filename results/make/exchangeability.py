@@ -1,4 +1,4 @@
-"""Makes exchangeability/theorem.csv and simulation.csv: which of a trained network's parameters are exchangeable.
+"""Make exchangeability/theorem.csv and simulation.csv: which of a trained network's parameters are exchangeable.
 
     python results/make/exchangeability.py                # both tables; goes on where it was interrupted
     python results/make/exchangeability.py --networks 64 --folder /tmp/few
@@ -51,7 +51,7 @@ Group = tuple[str, bool, NDArray]  # its name, whether the theorem holds for it,
 
 
 class Mlp(nn.Module):
-    """64 pixels, two hidden layers, ten digits."""
+    """A network for ten digits of 64 pixels, with two hidden layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Mlp(nn.Module):
 
 
 class Cnn(nn.Module):
-    """8 x 8 pixels, two convolutions, ten digits."""
+    """A network for ten digits of 8 x 8 pixels, with two convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Kind:
     shared: bool = False
 
     def accuracy(self, network: nn.Module, weights: Weights) -> float:
-        """On unseen inputs, the mean over the networks."""
+        """Return the metric on unseen inputs, averaged over the networks."""
         found, targets = outputs(network, weights, self.unseen[0]), self.unseen[1]
         predicted = found.argmax(-1) if found.shape[-1] > 1 else (found > 0).to(targets)
         return float((predicted == targets).double().mean())
@@ -134,7 +134,7 @@ def kind_of(name: str) -> Kind:
 
 
 def _molecules(most: int = 24, count: int = 1600) -> Kind:
-    """The first molecules of RDKit's sample that have no more than so many atoms."""
+    """Return the first molecules of RDKit's sample with at most the given number of atoms."""
     some = read_nci(Path(), Path())
     graphs = process(replace(some, smiles=some.smiles[:count]))
     parts = replace(graphs, division={"train": 0.75, "valid": 0.0, "seed": 0})
@@ -161,7 +161,7 @@ def _molecules(most: int = 24, count: int = 1600) -> Kind:
 
 
 def _joined(*parts: Tensor) -> NDArray:
-    """Features of a group's members, (networks, members, ...) each, side by side."""
+    """Concatenate features of a group's members, each of shape (networks, members, ...)."""
     return torch.cat([part.flatten(2) for part in parts], 2).numpy()
 
 
@@ -198,7 +198,7 @@ def gcn_groups(network: nn.Module, of: Weights, inputs: Tensor) -> Iterator[Grou
 
 
 def _terms(network: nn.Module, of: Weights, one: Tensor) -> NDArray:
-    """Those of one neuron of every network for one and the same input: (networks, terms)."""
+    """Return the terms of one neuron of every network for the same input: (networks, terms)."""
     if isinstance(network, Gcn):  # of the first layer, at the first atom
         before = _call(network, of, "embedded", one)[:, 0, 0]
         return (before * of["first.weight"][:, 0]).numpy()
@@ -264,7 +264,7 @@ RUNS: list[tuple[str, str, str, tuple[str, ...] | None]] = [
 
 
 def theorem(table: Path, networks: int) -> None:
-    """Add the rows that are missing, a run at a time."""
+    """Add the missing rows, one run at a time."""
     for name, optimizer, start, only in RUNS:
         rows = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["network", "optimizer", "start"])
         if ((rows.network == name) & (rows.optimizer == optimizer) & (rows.start == start)).any():
@@ -300,7 +300,7 @@ def designs(rng: np.random.Generator, networks: int, members: int = 8) -> Iterat
 
 
 def simulation(table: Path, networks: tuple[int, ...] = (32, 128), draws: int = 200, alpha: float = 0.05) -> None:
-    """How often each test rejects at that level, with the exact 95 % interval."""
+    """Return how often each test rejects at the level, with the exact 95 % interval."""
     rows = pd.read_csv(table).to_dict("records") if table.exists() else []
     there = {(row["networks"], row["design"]) for row in rows}
     for count in networks:

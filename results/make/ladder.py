@@ -1,4 +1,4 @@
-"""Make exchangeability/ladder.csv and ladder.png: what each piece of knowledge about a neuron's terms adds.
+"""Make exchangeability/ladder.csv and ladder.png: the savings with each more piece of knowledge about the terms.
 
     python results/make/ladder.py
 
@@ -51,7 +51,7 @@ def rows_of(network: str) -> Iterator[dict[str, Any]]:
 
 
 def _row(network: str, table: str, wanted: dict[str, Any], limit: float) -> Any:
-    """The row of a table that was chosen for that limit; None: it has none."""
+    """Return the row of a table that was chosen for the limit, or None."""
     path = RESULTS / network / f"{table}.csv"
     for row in pd.read_csv(path).to_dict("records") if path.exists() else []:
         row["stages"] = json.loads(row["stages"]) if isinstance(row["stages"], str) else None
@@ -62,14 +62,14 @@ def _row(network: str, table: str, wanted: dict[str, Any], limit: float) -> Any:
 
 
 def _searched(network: str, limit: float) -> Any:
-    """The setting of the search's front that saves most on the validation split within that limit."""
+    """Return the setting of the search's front that saves most within the limit on the validation split."""
     found = paper_table(read([RESULTS / network / "search_stats_test_front.csv"])).set_index("drop_limit")
     row = found.loc[limit]
     return None if pd.isna(row["saved_percent"]) else row
 
 
 def draw(rows: pd.DataFrame, path: Path) -> None:
-    """A panel a network: the share saved by step, at both limits."""
+    """Plot one panel per network: the share saved by each step, at both limits."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.9), layout="constrained")

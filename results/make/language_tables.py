@@ -25,7 +25,7 @@ _KINDS = {
 
 
 def at_limits(points: pd.DataFrame) -> dict[float, float]:
-    """What one rule saves, in percent, at each limit of KL: on the line through the two nearest points in log KL.
+    """Return what a rule saves, in percent, at each limit of KL, interpolated between the two nearest points in log KL.
 
     A limit that no measured point is near (a factor of 1.5) has no entry.
     """
@@ -42,7 +42,7 @@ def at_limits(points: pd.DataFrame) -> dict[float, float]:
 
 
 def equal_change() -> str:
-    """A row for each network and rule: what it saves at each KL."""
+    """Return one row per network and rule: the savings at each KL."""
     table = pd.read_csv(FOLDER / "wikitext2.csv")
     lines = heading("network", "rule", *(f"KL {limit:g}" for limit in LIMITS))
     for (network, rule), points in table.groupby(["network", "rule"], sort=False):
@@ -53,7 +53,7 @@ def equal_change() -> str:
 
 
 def settings() -> str:
-    """A row for each setting that was measured."""
+    """Return one row per measured setting."""
     table = pd.read_csv(FOLDER / "wikitext2.csv").sort_values(["network", "rule", "limit"], kind="stable")
     columns = ("FLOPs left out", "mean KL", "99 % of tokens below", "same top token", "perplexity")
     lines = heading("network", "rule", "setting", *columns)
@@ -67,7 +67,7 @@ def settings() -> str:
 
 
 def piqa() -> str:
-    """A row for each setting that was tried on PIQA's measured half, with paired intervals."""
+    """Return one row per setting on the measured half of PIQA, with paired intervals."""
     file = FOLDER / "piqa.csv"
     if not file.exists():
         return NOT_YET + "\n"
@@ -84,7 +84,7 @@ def piqa() -> str:
 
 
 def division() -> str:
-    """A row for each rule: what share of each kind of layer's FLOPs it leaves out."""
+    """Return one row per rule: the share of FLOPs that it leaves out in each kind of layer."""
     table = pd.read_csv(FOLDER / "division.csv").replace({"layers": _KINDS})
     kinds = [kind for kind in _KINDS.values() if kind in set(table.layers)]
     lines = heading("rule", "KL, validation", *kinds)

@@ -1,8 +1,8 @@
-"""Makes exchangeability/nominal.csv and explained.csv: the level of the test, and what first terms explain.
+"""Make exchangeability/nominal.csv and explained.csv: the level of the test, and what first terms explain.
 
-    python results/make/nominal_alpha.py              # all networks; what a table has is not measured again
+    python results/make/nominal_alpha.py              # all networks; existing rows are not measured again
     python results/make/nominal_alpha.py vgg11_bn     (or gnn, gnn_80, opt, vgg11_bn_paper, resnet18)
-    python results/make/nominal_alpha.py --figures    # nominal.png and explained.png, of the tables
+    python results/make/nominal_alpha.py --figures    # draw nominal.png and explained.png from the tables
 
 On the test split, from the released checkpoints, dense: at 4,096 rows of each site (nodes, tokens, or two positions of
 each image, drawn at random) all terms of 64 neurons. The test after 32 terms is made of them in three orders. A row
@@ -167,7 +167,7 @@ def orders_of(size: Tensor, layer: Tensor, generator: torch.Generator) -> dict[s
 
 
 def measure(network: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of both tables."""
+    """Return the rows of both tables."""
     kept, layers = watched(network)
     levels, shares = [], []
     pooled: dict[str, list[Tested]] = {}
@@ -224,7 +224,7 @@ def add(table: Path, new: pd.DataFrame) -> None:
 
 
 def draw_nominal(rows: pd.DataFrame) -> None:
-    """Nominal against measured: a row a network, a column an order."""
+    """Plot the measured level against the nominal one: one row per network, one column per order."""
     from matplotlib.figure import Figure
 
     rows = rows[rows.site == "all"]
@@ -251,7 +251,7 @@ def draw_nominal(rows: pd.DataFrame) -> None:
 
 
 def draw_explained(rows: pd.DataFrame) -> None:
-    """The share of a neuron's variance that n terms explain against n / N: a panel a network, the mean of its sites."""
+    """Plot the share of variance that n terms explain against n / N: one panel per network, averaged over its sites."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.3), layout="constrained")

@@ -12,7 +12,7 @@ _ALPHA = 0.05  # of all tests of the table together
 
 
 def theorem() -> str:
-    """One line per group: what each test found, and what follows, by Holm's correction for the number of tests."""
+    """Return one line per group: each test's result and conclusion, with Holm's correction for the number of tests."""
     table = pd.read_csv(FOLDER / "theorem.csv")
     table["rejected"] = _holm(table.p.to_numpy()) <= _ALPHA
     table["first"] = table.start.map({"as PyTorch does": 0, "not trained": 1}).fillna(2)
@@ -37,7 +37,7 @@ def theorem() -> str:
 
 
 def simulation() -> str:
-    """A line a design: how often each test rejects at 0.05."""
+    """Return one line per design: how often each test rejects at 0.05."""
     table = pd.read_csv(FOLDER / "simulation.csv")
     counts = list(table.networks.unique())
     columns = [f"{test}, {count} networks" for count in counts for test in ("kernel", "classifier")]
@@ -54,7 +54,7 @@ def simulation() -> str:
 
 
 def nominal() -> str:
-    """A line a network and order: at three levels the share stopped at the boundary, over all and by neuron."""
+    """Return one line per network and order: the share stopped at the boundary, at three levels."""
     table = pd.read_csv(FOLDER / "nominal.csv")
     table = table[table.site == "all"]
     levels = (0.01, 0.1, 0.3)
@@ -74,7 +74,7 @@ def nominal() -> str:
 
 
 def levels_by_site() -> str:
-    """A line a site: the level 0.1 over random draws, by both errors, at the boundary and as if all were there."""
+    """Return one line per network and number of terms: the measured level at 0.1, over random draws, by both errors."""
     table = pd.read_csv(FOLDER / "nominal.csv")
     table = table[(table.site != "all") & (table.alpha == 0.1) & (table.order == "drawn for each row")]
     columns = ("", "terms", "sites", "as published", "finite population", "as published, centred", "finite, centred")
@@ -89,7 +89,7 @@ def levels_by_site() -> str:
 
 
 def explained() -> str:
-    """A line a network: what 32 terms explain, by order, and what independent or equally correlated ones would."""
+    """Return one line per network: what 32 terms explain, by order, and what independent or equally correlated terms would."""
     table = pd.read_csv(FOLDER / "explained.csv")
     table = table[table.n == 32]
     orders = list(table.order.unique())
@@ -108,7 +108,7 @@ def explained() -> str:
 
 
 def ladder() -> str:
-    """A line a step: what is saved of the whole network, and the change on the test split."""
+    """Return one line per step: the share of the network saved, and the change on the test split."""
     table = pd.read_csv(FOLDER / "ladder.csv")
     networks = list(table.network.unique())
     columns = [f"{whole(network)}, {limit:g}" for network in networks for limit in (0.1, 1.0)]
@@ -127,7 +127,7 @@ def ladder() -> str:
 
 
 def _holm(p: np.ndarray) -> np.ndarray:
-    """Adjusted p-values of several tests, by Holm's step-down rule."""
+    """Return the p-values of several tests, adjusted by Holm's step-down rule."""
     order, count = np.argsort(p), len(p)
     adjusted = np.maximum.accumulate(p[order] * (count - np.arange(count))).clip(max=1)
     return adjusted[np.argsort(order)]

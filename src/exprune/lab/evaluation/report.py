@@ -14,7 +14,7 @@ from rich.table import Table
 from exprune.lab.evaluation.result import Result
 from exprune.lab.tracking import only_tracks
 
-# The settings of a command that are of its heuristic, and those of them that mean the same to another one.
+# The settings of a heuristic in a command, and those among them that other heuristics share.
 _HEURISTIC = re.compile(r"\+*(exprune|search)[.=]")
 _LAYERS = re.compile(r"exprune\.sites=")
 _TARGET = re.compile(r"exprune\.(target_\w+|confidence)=(?!null$)")
@@ -42,7 +42,7 @@ def print_result(result: Result, console: Console | None = None) -> None:
 
 
 def print_next(result: Result, console: Console | None = None) -> None:
-    """Print what to run after one of the paper's tests: the command that measures what optimal stopping saves here."""
+    """After one of the paper's tests, print the command that evaluates optimal stopping on the same network."""
     if result.heuristic in ("Threshold", "StatsTest"):
         console = console or Console()
         command, target = optimal_command(result.command)

@@ -89,7 +89,7 @@ def levels_by_site() -> str:
 
 
 def explained() -> str:
-    """Return one line per network: what 32 terms explain, by order, and what independent or equally correlated terms would."""
+    """Return one line per network: what 32 terms explain, by order, and what equally correlated terms would."""
     table = pd.read_csv(FOLDER / "explained.csv")
     table = table[table.n == 32]
     orders = list(table.order.unique())

@@ -153,7 +153,7 @@ def measure(network: str) -> None:
 def _turn(of: tuple[str, float]) -> float:
     """The first rules get all of their limits before the last ones get their first: a table that was cut is of use."""
     rule, limit = of
-    return LIMITS.index(limit) + list(RULES).index(rule) / 2
+    return LIMITS.index(limit) + list(RULES).index(rule) / 4
 
 
 def _skipped(subject: Subject, rule: str) -> bool:

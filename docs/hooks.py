@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 PAGES |= {f"notebooks/{path.name}": f"notebooks/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")}
 SOURCES = {page: source for source, page in PAGES.items()}
-_LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
+_LINK = re.compile(r"""(\]\(|<img src=")([^)#\s"]+)((?:#[^)\s]*)?[)"])""")
 _CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.DOTALL)
 _MATHS = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 _FRONT = re.compile(r'<img [^>]*src="[^"]*?(\w+)/fronts\.png"[^>]*>')

@@ -66,7 +66,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
 
 def on_page_content(html: str, page: Page, **_: Any) -> str:
     """Writes formulas as MathML, which browsers draw by themselves, and puts interactive fronts beside still ones."""
-    html = _MATHS.sub(lambda found: convert(_plain(found[2]), display="block" if found[1] == "div" else "inline"), html)
+    html = _MATHS.sub(_formula, html)
     root = "../" * page.url.count("/")
     files = f'data-chart="{root}assets/fronts/{{}}.json" data-library="{root}assets/plotly.min.js"'
     chart = f'<div class="front" {files}></div>'
@@ -87,6 +87,12 @@ def _linked(file: File) -> set[Path]:
     folder, text = _source(file).parent, _CODE.sub("", file.content_string)
     targets = (found[2] for found in _LINK.finditer(text) if ":" not in found[2])
     return {ROOT / normpath(folder / target) for target in targets}
+
+
+def _formula(found: re.Match[str]) -> str:
+    if found[1] == "span":
+        return convert(_plain(found[2]))
+    return f'<div class="formula">{convert(_plain(found[2]), display="block")}</div>'
 
 
 def _plain(text: str) -> str:

@@ -10,8 +10,9 @@ function colours() {
 async function draw(front) {
   const chart = await (await fetch(front.dataset.chart)).json();
   front.classList.add("drawn");
-  await Plotly.newPlot(front, chart.data, chart.layout, { responsive: true, displayModeBar: false });
-  Plotly.relayout(front, colours());
+  await Plotly.newPlot(front, chart.data, chart.layout, { displayModeBar: false });
+  await Plotly.relayout(front, colours());
+  new ResizeObserver(() => Plotly.Plots.resize(front)).observe(front);
 }
 
 if (fronts.length) {

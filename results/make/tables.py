@@ -247,12 +247,12 @@ def passes() -> str:
     """The cost of a pruned pass as a multiple of a dense one in the same run."""
     table = pd.read_csv(RESULTS / "pruned_pass.csv")
     tests = ("Threshold", "StatsTest", "Calibrated", "order=input", "calibration")
-    columns = ("network", "processor, threads", *tests, "command")
-    lines = heading(*columns)
+    lines = heading("network", "processor, threads", *tests)
     for row in table.to_dict("records"):
         times = (NOT_YET if pd.isna(row.get(key, float("nan"))) else f"{row[key]:.2f}" for key in tests)
-        lines.append(line(row["network"], f"{row['processor']}, {row['threads']}", *times, f"`{row['command']}`"))
-    return "\n".join(lines) + "\n"
+        lines.append(line(row["network"], f"{row['processor']}, {row['threads']}", *times))
+    commands = ";\n".join(f"`{command}`" for command in dict.fromkeys(table["command"]))
+    return "\n".join(lines) + f"\n\nCommands: {commands}.\n"
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -176,7 +176,11 @@ def piqa(network: str, limits: tuple[float, ...] = (0.05, 0.02)) -> None:
     subject = subject_of(*(s for s in NETWORKS[network] if not s.startswith("data.limit")), "data=piqa")
     statistics = statistics_of(subject_of(*NETWORKS[network]))
     inputs, rows = subject.inputs("test"), pd.read_csv(TABLE)
-    for row in rows[(rows.network == network) & rows.limit.isin(limits)].sort_values("limit").itertuples():
+    for row in (
+        rows[(rows.network == network) & rows.limit.isin(limits)]
+        .sort_values("limit", ascending=False, kind="stable")
+        .itertuples()
+    ):
         old = pd.read_csv(PIQA) if PIQA.exists() else pd.DataFrame(columns=["network", "rule", "limit"])
         if ((old.network == network) & (old.rule == row.rule) & (old.limit == row.limit)).any():
             continue

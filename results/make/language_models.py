@@ -24,6 +24,7 @@ from composed import subject_of
 from tqdm import tqdm
 
 from exprune.core import (
+    Calibrated,
     Cats,
     Chess,
     ExPrune,
@@ -31,7 +32,9 @@ from exprune.core import (
     Optimal,
     RSparse,
     SiteStatistics,
+    StatsTest,
     Teal,
+    Threshold,
     TopK,
     Wina,
     select_sites,
@@ -57,6 +60,8 @@ NETWORKS = {
             "checkpoint=checkpoints/opt-stdlib-none-seed0-20c82a39.safetensors"),
 }  # fmt: skip
 SHARES = [0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75]
+RISKS = [0.0001, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5]
+BEFORE_RELU = "*fc1"
 PRICES = [1e-10 * 4**step for step in range(12)]
 
 Statistics = dict[str, SiteStatistics]
@@ -82,6 +87,9 @@ RULES = {
     "cats": Rule(lambda of, tau: Cats(tau, of), SHARES),
     "chess, feed-forward": Rule(lambda of, tau: Chess(tau, of), SHARES, layers="*mlp*"),
     "optimal, head": Rule(lambda of, lam: Optimal(lam, statistics=of, predict=True), PRICES, head=True),
+    "calibrated, fc1": Rule(lambda of, tau: Calibrated(tau, statistics=of), RISKS, layers=BEFORE_RELU),
+    "stats_test, fc1": Rule(lambda of, tau: StatsTest(tau), RISKS, layers=BEFORE_RELU),
+    "threshold, fc1": Rule(lambda of, tau: Threshold(tau), [-0.3, -0.1, -0.03, -0.01, -0.003, 0.0], layers=BEFORE_RELU),
     "wina, head": Rule(lambda of, tau: Wina(tau), SHARES, head=True),
 }
 
@@ -157,7 +165,9 @@ def _turn(of: tuple[str, float]) -> float:
 
 
 def _skipped(subject: Subject, rule: str) -> bool:
-    """CATS, and CHESS of the feed-forward layers alone, are for layers with a gate."""
+    """CATS, and CHESS of the feed-forward layers alone, are for layers with a gate; the paper's tests for ReLUs."""
+    if RULES[rule].layers == BEFORE_RELU:
+        return not any(site.rectified for site in select_sites(subject.sites, BEFORE_RELU))
     return rule in ("cats", "chess, feed-forward") and not any(site.gated for site in subject.sites)
 
 

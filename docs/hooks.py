@@ -89,10 +89,16 @@ def _linked(file: File) -> set[Path]:
     return {ROOT / normpath(folder / target) for target in targets}
 
 
+def _table(html: str) -> str:
+    """A table of pandas in the site's own style."""
+    plain = re.sub(r"<style.*?</style>|\n\s*", "", html, flags=re.DOTALL).replace(' border="1" class="dataframe"', "")
+    return plain.replace("<div>", '<div class="wide">', 1)
+
+
 def _formula(found: re.Match[str]) -> str:
     if found[1] == "span":
         return convert(_plain(found[2]))
-    return f'<div class="formula">{convert(_plain(found[2]), display="block")}</div>'
+    return f'<div class="wide">{convert(_plain(found[2]), display="block")}</div>'
 
 
 def _plain(text: str) -> str:
@@ -111,7 +117,7 @@ def _notebook(text: str) -> str:
                 image = "".join(data["image/png"]).replace("\n", "")
                 parts.append(f'<img alt="" src="data:image/png;base64,{image}">')
             elif "text/html" in data:
-                parts.append("".join(data["text/html"]))
+                parts.append(_table("".join(data["text/html"])))
             else:
                 shown = "".join(data["text/plain"])
                 parts.append(f"```text\n{shown}\n```")

@@ -244,7 +244,7 @@ def exchangeability() -> Iterator[Entry]:
     yield script(f"{folder}/theorem", "which parameters are exchangeable, by permutation tests", "~15 min",
                  f"{make}/exchangeability.py", f"{folder}/theorem.csv", f"{folder}/simulation.csv")  # fmt: skip
     files = [f"{folder}/{name}" for name in ("nominal.csv", "explained.csv", "nominal.png", "explained.png")]
-    about = "the level of the paper's test; what a neuron's first terms explain"
+    about = "the level of the paper's test; what the first terms explain"
     steps = {"measure": f"{make}/nominal_alpha.py", "draw": f"{make}/nominal_alpha.py --figures"}
     yield Entry(f"{folder}/nominal", about, "~15 min", steps, tuple(files))
     command = f"{make}/ladder.py"

@@ -15,12 +15,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from composed import subject_of
+from networks import INTO
 from tqdm import tqdm
 
 from exprune.core import (
@@ -47,8 +47,7 @@ from exprune.lab.evaluation.result import flops_per_input
 from exprune.lab.evaluation.store import measured
 from exprune.lab.evaluation.subject import Inputs, Subject
 
-RESULTS = Path(__file__).parents[1]
-TABLES = RESULTS / "language_models"
+TABLES = INTO / "language_models"
 TABLE, PIQA, DIVISION = TABLES / "wikitext2.csv", TABLES / "piqa.csv", TABLES / "division.csv"
 LIMITS = (0.05, 0.02, 0.1, 0.01)  # nats; the order in which they are measured
 OPTIMAL = ("exprune=optimal", "exprune.lam=1e-12", "exprune.predict=true", "exprune.scope=all", "exprune.order=input")

@@ -244,8 +244,9 @@ def exchangeability() -> Iterator[Entry]:
     yield script(f"{folder}/theorem", "which parameters are exchangeable, by permutation tests", "~15 min",
                  f"{make}/exchangeability.py", f"{folder}/theorem.csv", f"{folder}/simulation.csv")  # fmt: skip
     files = [f"{folder}/{name}" for name in ("nominal.csv", "explained.csv", "nominal.png", "explained.png")]
-    about = "the level of the paper's test; what a neuron's first terms explain"
-    yield script(f"{folder}/nominal", about, "~15 min", f"{make}/nominal_alpha.py", *files)
+    about = "the level of the paper's test; what the first terms explain"
+    steps = {"measure": f"{make}/nominal_alpha.py", "draw": f"{make}/nominal_alpha.py --figures"}
+    yield Entry(f"{folder}/nominal", about, "~15 min", steps, tuple(files))
     command = f"{make}/ladder.py"
     makes = (f"{folder}/ladder.csv", f"{folder}/ladder.png")
     yield Entry(f"{folder}/ladder", "the steps of all networks", "seconds", {"all": command}, makes, draws=command)

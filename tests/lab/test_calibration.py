@@ -233,7 +233,7 @@ def test_the_oracle_is_a_ceiling(command: CommandLine) -> None:
         (["exprune.order=best"], "order='best': must be one of model, layer, neuron"),
         (["exprune.inputs=0"], "exprune.inputs=0: must be a whole number of inputs"),
         (["exprune.stages=[64,32]"], "stages=[64, 32]"),
-        (["exprune.inputs=1", "seed=0"], "rows of convolutions.0.linear; at least 100, take more inputs"),
+        (["exprune.inputs=1", "seed=0"], "rows of convolutions.0.linear; at least 100 are needed"),
     ],
 )
 def test_wrong_settings_are_one_line(command: CommandLine, arguments: list[str], words: str) -> None:

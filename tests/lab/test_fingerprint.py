@@ -76,6 +76,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "order": ("model", "input"),
     "divide": ("even", "greedy"),
     "rank": (2, 3),
+    "finite_population": (False, True),
 }
 
 

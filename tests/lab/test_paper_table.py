@@ -220,7 +220,7 @@ def test_what_evaluate_and_pareto_write(command: CommandLine, capfd: pytest.Capt
         assert row["chosen_on"] == chosen_on and row["drop_points"] == 0
         assert row["saved_percent"] == pytest.approx(100 * on_test["flops"]["saved"], abs=1e-3)
         # No measured quantity is taken for a setting: otherwise valid and test would no longer match.
-        knobs = {"tau", "n", "stages", "order", "predict", "scope", "gain_ratio"}
+        knobs = {"tau", "n", "finite_population", "stages", "order", "predict", "scope", "gain_ratio"}
         assert {"tau"} <= set(json.loads(row["setting"])) <= knobs
 
 

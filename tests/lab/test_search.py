@@ -107,7 +107,7 @@ def test_a_search_promises_on_what_it_did_not_see(command: CommandLine) -> None:
         (("exprune.target_drop=1", "exprune.confidence=2"), "exprune.confidence=2: must be a probability"),
         (
             ("exprune.target_drop=1", "data.eval_batch_size=480"),
-            "exprune.confidence=0.8: half of split=valid: there is no",
+            "exprune.confidence=0.8: half of split=valid: it contains no",
         ),
     ],
 )

@@ -56,7 +56,7 @@ NETWORKS = {
     "llama": ("model=llama", "model.epochs=4", *OPTIMAL, "exprune.inputs=16", "data.limit=80",
               "checkpoint=checkpoints/llama-stdlib-none-seed0-ff101a98.safetensors"),
     "opt": ("model=opt", *OPTIMAL, "exprune.inputs=16", "data.limit=80",
-            "checkpoint=checkpoints/opt-stdlib-none-seed0-20c82a39.safetensors"),
+            "checkpoint=checkpoints/opt-stdlib-none-seed0-36dcf850.safetensors"),
 }  # fmt: skip
 SHARES = [0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75]
 RISKS = [0.0001, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5]

@@ -59,7 +59,7 @@ def settings() -> str:
     lines = heading("network", "rule", "setting", *columns)
     for row in table.itertuples():
         name = "price" if row.rule.startswith("optimal") else "share"
-        kl = f"{row.kl_mean:.4f} ± {row.kl_error:.4f}"
+        kl = f"{row.kl_mean:.4f}" + ("" if math.isnan(row.kl_error) else f" ± {row.kl_error:.4f}")
         cells = (f"{100 * row.saved:.1f} %", kl, f"{row.kl_most:.2f}", f"{100 * row.kl_same:.1f} %")
         change = f"{row.perplexity_dense:.2f} → {row.perplexity_pruned:.2f}"
         lines.append(line(NETWORKS[row.network], f"`{row.rule}`", f"{name} {row.setting:.3g}", *cells, change))

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 
 from exprune.lab.evaluation.subject import load_data
 from exprune.lab.examples.language.tokens import START
-from exprune.lab.training.checkpoints import checkpoint_name, find_checkpoint
+from exprune.lab.training.checkpoints import checkpoint_name, find_checkpoint, other_settings
 from tests.cli import ROOT, CommandLine
 
 CONFIGURATIONS = (
@@ -57,6 +57,17 @@ def test_each_released_file_belongs_to_a_configuration(monkeypatch: pytest.Monke
     released = set((ROOT / "checkpoints").glob("*.safetensors"))
     assert all(file.stat().st_size < 26e6 for file in released)
     assert found == {file for file in released if not re.search(r"-([2-9]|\d\d+)of\d+$", file.stem)}
+
+
+def test_weights_of_another_activation_are_named() -> None:
+    """Their tensors fit, and what they compute then means nothing."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("evaluate", ["model=opt", "data.limit=80", "overrides=[]", "paths.output_dir=."])
+    silu, relu = (
+        ROOT / f"checkpoints/opt-stdlib-none-seed0-{digest}.safetensors" for digest in ("20c82a39", "36dcf850")
+    )
+    assert other_settings(silu, cfg) == ["model.network.activation=silu (here null)"]
+    assert other_settings(relu, cfg) == []
 
 
 def _needs(path: str) -> pytest.MarkDecorator:

@@ -18,7 +18,7 @@ from exprune.lab.decoding.check import check_engine
 from exprune.lab.evaluation.head import check_head, without_head
 from exprune.lab.fingerprint import code_digest, fingerprint
 from exprune.lab.tasks.task import Task
-from exprune.lab.training.checkpoints import load_weights
+from exprune.lab.training.checkpoints import load_weights, other_settings
 from exprune.lab.training.fit import make_trainer
 from exprune.lab.training.masks import attach_masks
 from exprune.lab.training.trained import weights_for
@@ -112,6 +112,8 @@ def prepare(cfg: DictConfig, heuristic: Heuristic | None, measured: Sequence[str
         attach_masks(task.network, cfg.static.dense_layers)
     if weights is not None:
         load_weights(weights, task.network, cfg.model.name)
+        if others := other_settings(weights, cfg):
+            log.warning("%s: trained as another network: %s", weights, ", ".join(others))
     return Subject(cfg, trainer, task, data, sites, weights)
 
 

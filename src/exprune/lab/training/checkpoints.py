@@ -155,6 +155,23 @@ def _load(path: Path, network: nn.Module, model_name: str) -> dict[str, str]:
     return metadata
 
 
+def other_settings(path: Path, cfg: DictConfig) -> list[str]:
+    """How the network that a checkpoint of ours was trained as differs from the configured one, setting by setting.
+
+    Dropout is left out: it does nothing in an evaluation. Other files say nothing of their network.
+    """
+    if path.suffix in TORCH_FILES:
+        return []
+    saved = json.loads(load_tensors(path)[1].get("config", "{}")).get("model", {}).get("network")
+    if saved is None:
+        return []
+    own = training_config(cfg)["model"].get("network", {})
+    differ = sorted(
+        name for name in saved.keys() | own.keys() if saved.get(name) != own.get(name) and name != "dropout"
+    )
+    return [f"model.network.{name}={saved.get(name, 'null')} (here {own.get(name, 'null')})" for name in differ]
+
+
 def _torch_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
     """The network's tensors from a file of torch.save. In a Lightning checkpoint, their names begin with ``network.``.
 
